@@ -1,0 +1,12 @@
+//! The CA certificates that a trust domain's SVIDs are verified against.
+
+use rustls_pki_types::CertificateDer;
+
+use super::TrustDomain;
+
+/// Trust anchors of one trust domain. Empty: trusts nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    pub trust_domain: TrustDomain,
+    pub anchors: Vec<CertificateDer<'static>>,
+}

@@ -1,0 +1,79 @@
+//! The answers that the data path asks the snapshot for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Service, Workload};
+use crate::identity::SpiffeId;
+use crate::policy::EffectiveMode;
+
+/// What to do with one outbound connection of an enrolled workload.
+#[derive(Debug, Clone)]
+pub enum OutboundPlan {
+    Connect {
+        /// The endpoint that was chosen.
+        address: SocketAddr,
+        tls: ClientTls,
+        /// The service that the client addressed, if it addressed one.
+        service: Option<Arc<Service>>,
+        /// The workload at `address`, if the mesh knows it.
+        workload: Option<Arc<Workload>>,
+    },
+    /// No endpoint of `service` is ready.
+    NoEndpoint { service: Arc<Service> },
+    /// The address is a service's, the port is not one of its ports.
+    NoSuchPort { service: Arc<Service> },
+}
+
+/// The client side of one connection, DestinationRule over auto mTLS.
+#[derive(Debug, Clone)]
+pub enum ClientTls {
+    Plaintext {
+        /// Which rule decided, as the access log prints it.
+        because: Arc<str>,
+    },
+    IstioMutual {
+        /// Secure naming: the server's SVID must be one of these. Never empty: an endpoint whose
+        /// identity is unknown is expressed as an ID nobody can hold, or refused when planned.
+        expected: Arc<[SpiffeId]>,
+        /// Server name sent in the ClientHello.
+        sni: Arc<str>,
+        because: Arc<str>,
+    },
+}
+
+/// What to do with one inbound connection to a port of an enrolled workload.
+#[derive(Debug, Clone)]
+pub struct InboundPlan {
+    pub mode: EffectiveMode,
+    /// The port is declared HTTP (by a service port's name or protocol).
+    pub declared_http: bool,
+}
+
+/// What the snapshot knows about a connection's source. Sets how long first bytes are awaited,
+/// never the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerKnowledge {
+    SpeaksMtls,
+    Plaintext,
+    Unknown,
+}
+
+/// One row of the kernel's outbound table for a client workload: the decision for a direct
+/// destination, port 0 standing for every port that has no row of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OutboundRow {
+    pub address: std::net::IpAddr,
+    pub port: u16,
+    /// True: the connection stays the application's own, in the clear by policy.
+    pub untouched: bool,
+}
+
+/// The kernel's inbound table for one workload.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InboundTable {
+    /// The answer for ports without a row: true leaves them untouched.
+    pub untouched_by_default: bool,
+    /// Ports whose answer differs from the default.
+    pub exceptions: Vec<u16>,
+}

@@ -1,0 +1,115 @@
+//! Why a connection failed. The access log, the metrics and the command line use this one enum.
+
+use std::net::SocketAddr;
+
+use crate::tls::HandshakeError;
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    None,
+    Client,
+    Server,
+    Policy,
+    Us,
+}
+
+impl Fault {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Policy => "policy",
+            Self::Us => "us",
+        }
+    }
+}
+
+/// A connection that did not end in an orderly close on both sides.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port")]
+    PlaintextRefused { because: String },
+    #[error("the client's mTLS handshake failed: {0}")]
+    ClientHandshake(HandshakeError),
+    #[error("the client's handshake or first bytes did not come in time")]
+    DetectTimeout,
+    #[error("mTLS to {address} failed: {error}")]
+    UpstreamHandshake { address: SocketAddr, error: HandshakeError },
+    #[error("cannot connect to {address}: {error}")]
+    UpstreamConnect { address: SocketAddr, error: std::io::Error },
+    #[error("no SVID for {0} yet: see `mtls-daemon status` for the issuer's last error")]
+    NoIdentity(String),
+    #[error("no endpoint of {0} is ready")]
+    NoEndpoint(String),
+    #[error("{0} has no port {1}")]
+    NoSuchServicePort(String, u16),
+    #[error("the kernel recorded no original destination: not a redirected connection")]
+    NoOriginalDestination,
+    #[error("the destination is the daemon's own listener")]
+    LoopRefused,
+    #[error("cannot take the client's source address: {0}")]
+    SourceBind(std::io::Error),
+    #[error("the client reset the connection: {0}")]
+    ClientReset(std::io::Error),
+    #[error("the server reset the connection: {0}")]
+    UpstreamReset(std::io::Error),
+    #[error("the peer's TLS stream ended without close_notify: possibly truncated")]
+    Truncated,
+    #[error("closed by the daemon's shutdown after the drain time")]
+    Drained,
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Failure {
+    /// Stable reason code for logs and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
+            Self::ClientHandshake(_) => "tls_handshake_failed",
+            Self::DetectTimeout => "detect_timeout",
+            Self::UpstreamHandshake { error: HandshakeError::PeerRefused(_), .. } => {
+                "upstream_identity_refused"
+            }
+            Self::UpstreamHandshake { .. } => "upstream_tls_failed",
+            Self::UpstreamConnect { .. } => "upstream_connect_failed",
+            Self::NoIdentity(_) => "no_identity",
+            Self::NoEndpoint(_) => "no_endpoint",
+            Self::NoSuchServicePort(..) => "no_such_service_port",
+            Self::NoOriginalDestination => "no_original_destination",
+            Self::LoopRefused => "loop_refused",
+            Self::SourceBind(_) => "source_bind_failed",
+            Self::ClientReset(_) => "client_reset",
+            Self::UpstreamReset(_) => "upstream_reset",
+            Self::Truncated => "truncated",
+            Self::Drained => "drained",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::PlaintextRefused { .. } => Fault::Policy,
+            Self::ClientHandshake(HandshakeError::Own(_))
+            | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }
+            | Self::NoIdentity(_)
+            | Self::SourceBind(_)
+            | Self::Drained
+            | Self::Internal(_) => Fault::Us,
+            Self::ClientHandshake(_)
+            | Self::DetectTimeout
+            | Self::NoOriginalDestination
+            | Self::LoopRefused
+            | Self::ClientReset(_) => Fault::Client,
+            Self::UpstreamHandshake { .. }
+            | Self::UpstreamConnect { .. }
+            | Self::NoEndpoint(_)
+            | Self::NoSuchServicePort(..)
+            | Self::UpstreamReset(_)
+            | Self::Truncated => Fault::Server,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The data path: accepts redirected connections, shakes hands, relays.
+
+pub mod failure;

@@ -1,0 +1,1 @@
+//! Istio objects in a directory of YAML files, reloaded when they change.

@@ -1,0 +1,3 @@
+//! Where configuration comes from. Each source ends in the same [`crate::mesh::Snapshot`].
+
+pub mod files;

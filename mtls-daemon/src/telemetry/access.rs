@@ -1,0 +1,3 @@
+//! One JSON line a connection.
+#[derive(Clone)]
+pub struct AccessLog {}

@@ -1,0 +1,61 @@
+//! One connection, as it is logged and counted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::identity::SpiffeId;
+use crate::mesh::{Service, Workload};
+use crate::policy::Mode;
+use crate::proxy::failure::Failure;
+use crate::tls::verify::TlsSummary;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+/// How the bytes crossed the wire between the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Security {
+    MutualTls,
+    Plaintext,
+    /// The application's own TLS, relayed as it is.
+    TlsPassthrough,
+    /// Nothing was relayed.
+    None,
+}
+
+/// Everything known about one connection. The proxy fills it in as it learns.
+#[derive(Debug)]
+pub struct FlowRecord {
+    pub direction: Direction,
+    /// The enrolled workload of this node.
+    pub workload: Arc<Workload>,
+    pub source: SocketAddr,
+    pub source_workload: Option<Arc<Workload>>,
+    /// Authenticated (or own) identity of the client side; None for plaintext.
+    pub source_id: Option<SpiffeId>,
+    /// The destination that the client asked for.
+    pub destination: SocketAddr,
+    /// Where the daemon connected to.
+    pub endpoint: Option<SocketAddr>,
+    pub destination_workload: Option<Arc<Workload>>,
+    pub destination_id: Option<SpiffeId>,
+    pub service: Option<Arc<Service>>,
+    pub mode: Option<Mode>,
+    pub security: Security,
+    /// What decided: the policy object or rule.
+    pub because: Option<Arc<str>>,
+    pub tls: Option<TlsSummary>,
+    pub started: Instant,
+    /// Towards the server.
+    pub sent: u64,
+    /// Back to the client.
+    pub received: u64,
+    pub handshake: Option<std::time::Duration>,
+    pub failure: Option<Failure>,
+    /// `Telemetry::opened` was called.
+    pub opened: bool,
+}

@@ -7,12 +7,15 @@ use tokio::io::unix::AsyncFd;
 /// Follows the programs' log until the runtime ends. A kernel that cannot have it loses log lines,
 /// nothing else.
 pub fn follow(ebpf: &mut Ebpf) {
-    let logger = match EbpfLogger::init(ebpf).map(AsyncFd::new) {
-        Ok(Ok(logger)) => logger,
-        Ok(Err(error)) => return tracing::warn!(%error, "kernel programs' log lines are not read"),
-        Err(error) => return tracing::warn!(%error, "kernel programs' log lines are not read"),
+    let lost = "kernel programs' log lines are not read";
+    let logger = match EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => return tracing::warn!(%error, "{lost}"),
     };
-    let mut logger = logger;
+    let mut logger = match AsyncFd::register(logger) {
+        Ok(logger) => logger,
+        Err(error) => return tracing::warn!(%error, "{lost}"),
+    };
     tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();

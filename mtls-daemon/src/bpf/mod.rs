@@ -126,9 +126,7 @@ impl Kernel {
                 })?;
                 continue;
             }
-            let link = attach_to_cgroup(program, self.cgroup.as_fd()).map_err(|error| {
-                BpfError::Program { program: wanted.name.into(), error }
-            })?;
+            let link = attach_to_cgroup(program, wanted.name, self.cgroup.as_fd())?;
             pin(link, &path)?;
         }
         self.remove_other_abis();
@@ -331,20 +329,27 @@ fn program_fd(program: &Program) -> Result<BorrowedFd<'_>, BpfError> {
 
 fn attach_to_cgroup(
     program: &mut Program,
+    name: &str,
     cgroup: BorrowedFd<'_>,
-) -> Result<FdLink, aya::programs::ProgramError> {
+) -> Result<FdLink, BpfError> {
+    let failed = |error| BpfError::Program { program: name.into(), error };
     // `Single`: a link is multi-attach by its nature, and refuses the flag that says so.
-    match program {
+    let mode = CgroupAttachMode::Single;
+    let link = match program {
         Program::SockOps(program) => {
-            let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-            Ok(program.take_link(id)?.try_into()?)
+            let id = program.attach(cgroup, mode).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
         }
         Program::CgroupSockAddr(program) => {
-            let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-            Ok(program.take_link(id)?.try_into()?)
+            let id = program.attach(cgroup, mode).map_err(failed)?;
+            program.take_link(id).map_err(failed)?.try_into()
         }
-        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
-    }
+        _ => return Err(BpfError::Incomplete { what: "cgroup program", name: name.into() }),
+    };
+    link.map_err(|error| BpfError::Call {
+        what: "attach a cgroup program by link (Linux 5.7)",
+        error: io::Error::other(error),
+    })
 }
 
 /// Kernels before 5.11 account maps against this limit; raising it can be refused (no

@@ -33,7 +33,7 @@ pub struct Connection {
 pub fn sweep(
     namespace: &Namespace,
     own_addresses: &[IpAddr],
-    conforms: impl Fn(&Connection) -> bool + Send,
+    conforms: impl Fn(&Connection) -> bool + Sync,
 ) -> io::Result<Vec<Connection>> {
     namespace.run_apart(|| {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
@@ -160,7 +160,7 @@ fn own_socket_inodes() -> io::Result<HashSet<u32>> {
     let mut inodes = HashSet::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let Ok(target) = std::fs::read_link(entry?.path()) else { continue };
-        let inode = target
+        let inode: Option<u32> = target
             .to_str()
             .and_then(|name| name.strip_prefix("socket:["))
             .and_then(|name| name.strip_suffix(']'))

@@ -8,6 +8,6 @@ pub mod store;
 pub mod svid;
 
 pub use bundle::Bundle;
-pub use spiffe_id::{SpiffeId, TrustDomain};
+pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use store::{IdentitySlot, SvidStore};
 pub use svid::Svid;

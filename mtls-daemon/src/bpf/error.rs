@@ -37,6 +37,10 @@ pub enum BpfError {
          Take the NodeWorkload out of one of them, or run `mtls-daemon cleanup` for a daemon that is gone"
     )]
     ForeignNamespace { path: PathBuf, owner: String },
+    #[error(
+        "another daemon runs as this node: it holds {path}. Stop it, or give this one another --node"
+    )]
+    Claimed { path: PathBuf },
     #[error("no free slot: a node enrols at most {0} workloads")]
     Full(u32),
 }

@@ -12,7 +12,9 @@ pub fn follow(ebpf: &mut Ebpf) {
         Ok(logger) => logger,
         Err(error) => return tracing::warn!(%error, "{lost}"),
     };
-    let mut logger = match AsyncFd::register(logger) {
+    // SAFETY: the logger owns its descriptor and keeps it open as long as it lives; `AsyncFd` owns
+    // the logger and only ever lends it.
+    let mut logger = match unsafe { AsyncFd::register(logger) } {
         Ok(logger) => logger,
         Err(error) => return tracing::warn!(%error, "{lost}"),
     };

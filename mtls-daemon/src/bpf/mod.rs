@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::{CgroupAttachMode, Program};
 use aya::{Ebpf, programs::links::FdLink};
 use mtls_common::names::ABI_VERSION;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 pub use error::BpfError;
 pub use sockets::SocketMaps;
@@ -35,6 +37,8 @@ const NO_SLOT: u32 = u32::MAX;
 /// The loaded programs and pinned maps of one node.
 pub struct Kernel {
     pins: Pins,
+    /// One daemon a node name on this kernel, whatever its run directory.
+    _claim: Flock<fs::File>,
     object: Cow<'static, [u8]>,
     cgroup: OwnedFd,
     ebpf: Ebpf,
@@ -63,6 +67,18 @@ impl Pins {
         }
     }
 
+    /// Locks the node's directory of pins. The lock is on the directory itself: a BPF file system
+    /// has no other files.
+    fn claim(&self) -> Result<Flock<fs::File>, BpfError> {
+        let path = || self.node.clone();
+        let directory = fs::File::open(&self.node)
+            .map_err(|error| BpfError::Path { what: "open", path: path(), error })?;
+        Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => BpfError::Claimed { path: path() },
+            errno => BpfError::Path { what: "lock", path: path(), error: errno.into() },
+        })
+    }
+
     fn namespace_link(&self, netns_cookie: u64) -> PathBuf {
         self.links.join(namespace_link_name(netns_cookie))
     }
@@ -89,6 +105,7 @@ impl Kernel {
         let pins = Pins::new(&mounts::bpffs()?, node);
         make_directory(&pins.maps)?;
         make_directory(&pins.links)?;
+        let claim = pins.claim()?;
         let object = object::bytes()?;
         let mut ebpf = object::load(&object, &pins.maps, NO_SLOT)?;
         object::check_abi(&ebpf)?;
@@ -97,7 +114,7 @@ impl Kernel {
         }
         object::verify_lookup(&mut ebpf)?;
         let tables = Tables::open(&pins.maps)?;
-        Ok(Self { pins, object, cgroup, ebpf, tables })
+        Ok(Self { pins, _claim: claim, object, cgroup, ebpf, tables })
     }
 
     /// Reads the programs' log lines into the daemon's log. Needs a runtime.
@@ -224,38 +241,47 @@ impl Kernel {
         unpin(&self.pins.namespace_link(netns_cookie))
     }
 
-    /// Names and ids of the attached programs, for `status`.
-    pub fn programs(&self) -> Vec<(String, u32)> {
-        self.ebpf
-            .programs()
-            .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.id())))
-            .collect()
+    /// The attached programs and where each is attached, for `status`.
+    pub fn programs(&self) -> Vec<(String, String)> {
+        let pinned = |name: &str| self.pins.links.join(name).exists();
+        let cgroup = object::CGROUP_PROGRAMS
+            .iter()
+            .filter(|program| pinned(program.name))
+            .map(|program| (program.name.to_owned(), "cgroup v2 root".to_owned()));
+        let namespaces = pinned_namespaces(&self.pins).len();
+        let lookup = (object::LOOKUP_PROGRAM.to_owned(), format!("{namespaces} network namespaces"));
+        cgroup.chain([lookup]).collect()
     }
+}
+
+fn pinned_namespaces(pins: &Pins) -> Vec<u64> {
+    let entries = fs::read_dir(&pins.links).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("namespace-")?.parse().ok())
+        .collect()
 }
 
 /// Cookies of the namespaces that a node's pins are attached to, and the way to remove them all.
 /// Works without loading anything, so also after a crash or with another version's pins.
 pub struct Leftovers {
     pins: Pins,
+    _claim: Flock<fs::File>,
 }
 
 impl Leftovers {
     /// None when the node has no pins.
     pub fn find(node: &str) -> Result<Option<Self>, BpfError> {
         let pins = Pins::new(&mounts::bpffs()?, node);
-        Ok(pins.node.is_dir().then_some(Self { pins }))
+        if !pins.node.is_dir() {
+            return Ok(None);
+        }
+        let claim = pins.claim()?;
+        Ok(Some(Self { pins, _claim: claim }))
     }
 
     /// Namespace cookies of the workloads that were enrolled.
     pub fn namespaces(&self) -> Vec<u64> {
-        fs::read_dir(&self.pins.links)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                entry.file_name().to_str()?.strip_prefix("namespace-")?.parse().ok()
-            })
-            .collect()
+        pinned_namespaces(&self.pins)
     }
 
     /// Unpins every link and map: with the last reference gone, the kernel detaches the programs.

@@ -81,3 +81,32 @@ pub struct FlowRecord {
     /// `Telemetry::opened` was called.
     pub opened: bool,
 }
+
+impl FlowRecord {
+    /// A connection of which only this much is known. The source is the unspecified address until
+    /// the proxy sets it.
+    pub fn new(direction: Direction, workload: Arc<Workload>, destination: SocketAddr) -> Self {
+        Self {
+            direction,
+            workload,
+            source: SocketAddr::from(([0; 4], 0)),
+            source_workload: None,
+            source_id: None,
+            destination,
+            endpoint: None,
+            destination_workload: None,
+            destination_id: None,
+            service: None,
+            mode: None,
+            security: Security::None,
+            because: None,
+            tls: None,
+            started: Instant::now(),
+            sent: 0,
+            received: 0,
+            handshake: None,
+            failure: None,
+            opened: false,
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Prometheus metrics, under Istio's standard TCP names where there is one.
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -16,6 +16,7 @@ use prometheus_client::registry::{Metric, Registry};
 use super::tcp::{TcpCollector, TcpMetrics};
 use super::{Direction, FlowRecord};
 use crate::identity::SpiffeId;
+use crate::proxy::failure::Failure;
 
 /// What [`Metrics::encode`] returns, for an HTTP answer's `Content-Type`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -115,13 +116,13 @@ impl Metrics {
     /// their first increment.
     fn start_at_zero(&self) {
         for direction in [Direction::Inbound, Direction::Outbound] {
-            self.open.get_or_create(&label(direction));
+            drop(self.open.get_or_create(&label(direction)));
         }
         for result in ["accepted", "refused"] {
-            self.reloads.get_or_create(&ResultLabel { result });
+            drop(self.reloads.get_or_create(&ResultLabel { result }));
         }
         for result in ["ok", "failed"] {
-            self.svids_issued.get_or_create(&ResultLabel { result });
+            drop(self.svids_issued.get_or_create(&ResultLabel { result }));
         }
     }
 
@@ -139,13 +140,17 @@ impl Metrics {
             self.handshake.get_or_create(&label(flow.direction)).observe(handshake.as_secs_f64());
         }
         if let Some(failure) = &flow.failure {
-            let labels = FailureLabels {
-                direction: flow.direction.as_str(),
-                reason: failure.code(),
-                fault: failure.fault().as_str(),
-            };
-            self.failed.get_or_create(&labels).inc();
+            self.failed(flow.direction, failure);
         }
+    }
+
+    pub(super) fn failed(&self, direction: Direction, failure: &Failure) {
+        let labels = FailureLabels {
+            direction: direction.as_str(),
+            reason: failure.code(),
+            fault: failure.fault().as_str(),
+        };
+        self.failed.get_or_create(&labels).inc();
     }
 
     /// Connections open now, as `status` shows them.
@@ -168,10 +173,12 @@ impl Metrics {
         self.reloads.get_or_create(&ResultLabel { result: "refused" }).inc();
     }
 
-    /// The issuer answered (`issued`) or could not.
-    pub fn svid_issued(&self, issued: bool) {
-        let result = if issued { "ok" } else { "failed" };
-        self.svids_issued.get_or_create(&ResultLabel { result }).inc();
+    /// Totals of what the issuer answered and could not. For an [`Metrics::on_scrape`] hook.
+    pub fn set_svids_issued(&self, ok: u64, failed: u64) {
+        for (result, total) in [("ok", ok), ("failed", failed)] {
+            let counter = self.svids_issued.get_or_create(&ResultLabel { result });
+            counter.inner().store(total, Ordering::Relaxed);
+        }
     }
 
     /// Replaces the expiry times: identities that are no longer held disappear. For an

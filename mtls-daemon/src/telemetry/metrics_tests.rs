@@ -139,8 +139,7 @@ fn the_state_of_configuration_and_svids_is_shown() {
     metrics.config_accepted(3);
     metrics.config_refused();
     metrics.set_workloads_enrolled(2);
-    metrics.svid_issued(true);
-    metrics.svid_issued(false);
+    metrics.set_svids_issued(1, 1);
     let (web, old) = (id("full", "web"), id("full", "old"));
     let now = SystemTime::now();
     metrics.set_svid_expiries([

@@ -12,6 +12,8 @@ pub use flow::{Direction, FlowRecord, Security};
 use std::io;
 use std::sync::Arc;
 
+use crate::proxy::failure::Failure;
+
 /// Where finished connections are reported. Cheap to clone, shared by all threads.
 #[derive(Clone)]
 pub struct Telemetry {
@@ -30,10 +32,15 @@ impl Telemetry {
         Ok(Self { metrics, access })
     }
 
-    /// Counts a connection whose peer and policy are settled. The caller sets `flow.opened` so that
-    /// [`Telemetry::closed`] counts the end of exactly the connections counted here.
-    pub fn opened(&self, flow: &FlowRecord) {
+    /// Counts a connection whose peer and policy are settled.
+    pub fn opened(&self, flow: &mut FlowRecord) {
+        flow.opened = true;
         self.metrics.opened(flow);
+    }
+
+    /// Counts a connection that was ended before anything was known of it.
+    pub fn refused(&self, direction: Direction, failure: &Failure) {
+        self.metrics.failed(direction, failure);
     }
 
     /// Counts the end of a connection and writes its access log line. Never blocks the data path.

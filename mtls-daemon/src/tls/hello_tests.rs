@@ -45,6 +45,26 @@ fn feed(bytes: &[u8], step: usize) -> (Seen, usize) {
     }
 }
 
+/// What `openssl s_client -alpn istio -servername httpbin.foo` of OpenSSL 3.0 sends.
+const OPENSSL: &str = concat!(
+    "16030101440100014003032654103fdbdb8b061cc7a8fce78c45be4d02b2f118be55a9287ec531d71c69df20b1dc",
+    "aaf07474d4234752103883cf0d1afc0100964298c20a1149e5dedeaaf145003e130213031301c02cc030009fcca9",
+    "cca8ccaac02bc02f009ec024c028006bc023c0270067c00ac0140039c009c0130033009d009c003d003c0035002f",
+    "00ff010000b900000010000e00000b6874747062696e2e666f6f000b000403000102000a00160014001d0017001e",
+    "00190018010001010102010301040023000000100008000605697374696f0016000000170000000d002a00280403",
+    "05030603080708080809080a080b080408050806040105010601030303010302040205020602002b000908030403",
+    "0303020301002d00020101003300260024001d0020a6f6a718be7b59ae68a5ebe628b675a26aef72ecdda27d12f4",
+    "d7d7225012f059",
+);
+
+#[test]
+fn openssls_hello_is_read() {
+    let digits = |at: usize| u8::from_str_radix(&OPENSSL[at..at + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..OPENSSL.len()).step_by(2).map(digits).collect();
+    let expected = Hello { mesh_alpn: true, sni: Some("httpbin.foo".to_owned()) };
+    assert_eq!(feed(&bytes, 100), (Seen::Hello(expected), bytes.len()));
+}
+
 #[test]
 fn every_mesh_protocol_is_seen_wherever_it_stands_in_the_list() {
     for name in MESH_ALPN {

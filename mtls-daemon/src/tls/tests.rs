@@ -255,7 +255,7 @@ async fn connect_stranger(client: &TlsIdentity, leaf: Leaf, expected: &[&str]) -
     let expected = expecting(expected);
     let result = tokio::time::timeout(LIMIT, connect(stream, client, &expected, SNI)).await;
     server.abort();
-    result.expect("in time").err().expect("must be refused")
+    result.expect("in time").expect_err("must be refused")
 }
 
 fn refused(error: &HandshakeError) -> &str {
@@ -265,7 +265,7 @@ fn refused(error: &HandshakeError) -> &str {
     }
 }
 
-/// A way to spoil a certificate, and what the refusal of it says.
+/// A way to spoil a certificate, and what the refusal of it says (or its alert).
 type Spoil = (fn(&mut CertificateParams), &'static str);
 
 const SPOILT: &[Spoil] = &[
@@ -496,7 +496,7 @@ async fn a_client_without_a_certificate_is_refused() {
 async fn each_refusal_has_its_alert() {
     let ca = TestCa::new();
     let server = ca.identity(SERVER);
-    let cases: [(fn(&mut CertificateParams), &str); 4] = [
+    let cases: [Spoil; 4] = [
         (|p| p.key_usages = Vec::new(), "bad_certificate"),
         (
             |p| p.not_after = OffsetDateTime::now_utc() - Duration::from_secs(5),

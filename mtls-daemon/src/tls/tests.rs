@@ -542,6 +542,33 @@ async fn an_alias_is_trusted_and_an_empty_bundle_trusts_nothing() {
 }
 
 #[tokio::test]
+async fn a_chain_with_an_intermediate_verifies_while_two_roots_are_trusted() {
+    let (root, new_root) = (TestCa::new(), TestCa::new());
+    let issuer = root.sign("spiffe://cluster.local/node", |p| {
+        p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        p.distinguished_name.push(DnType::OrganizationName, "intermediate");
+    });
+    let key = KeyPair::try_from(issuer.key.secret_der()).unwrap();
+    let intermediate = TestCa { certificate: issuer.certificate, key };
+    let mut svid = intermediate.sign(SERVER, |_| {}).svid(SERVER);
+    svid.chain.push(intermediate.certificate.clone());
+
+    // Both roots have the same name, as before and after a change of the CA's key.
+    let mut bundles = new_root.bundles(&["cluster.local"]);
+    bundles[0].anchors.push(root.certificate.clone());
+    let server = TlsIdentity::new(&svid, &bundles).unwrap();
+    let client = new_root.sign(CLIENT, |_| {}).svid(CLIENT);
+    let client = TlsIdentity::new(&client, &bundles).unwrap();
+    let (near, far) = pair().await;
+    let expected = expecting(&[SERVER]);
+    let (connected, accepted) =
+        tokio::join!(connect(near, &client, &expected, SNI), accept(Replay::new(far), &server));
+    assert_eq!(connected.unwrap().1.id(), &id(SERVER));
+    assert_eq!(accepted.unwrap().1.id(), &id(CLIENT));
+}
+
+#[tokio::test]
 async fn a_ca_speaks_for_its_own_trust_domain_only() {
     let (ours, partner) = (TestCa::new(), TestCa::new());
     let mut bundles = ours.bundles(&["cluster.local"]);

@@ -59,7 +59,7 @@ pub fn documents(text: &[u8], limits: &Limits, report: &mut Report) -> Option<Ve
             let error = error.without_snippet();
             let line = error.location().map_or(0, |at| at.line());
             let line = u32::try_from(line).unwrap_or(u32::MAX);
-            let code = match error {
+            let code = match cause(error) {
                 Error::Budget { .. }
                 | Error::AliasReplayLimitExceeded { .. }
                 | Error::AliasReplayStackDepthExceeded { .. }
@@ -92,8 +92,20 @@ fn options(limits: &Limits) -> Options {
             max_total_replayed_events: limits.max_nodes,
             max_replay_stack_depth: 16,
         },
+        // YAML 1.2: a label `on` or a name `n` is a string.
+        strict_booleans: true,
         with_snippet: false,
     }
+}
+
+/// The error itself, where it came up inside an alias.
+fn cause(mut error: &Error) -> &Error {
+    while let Error::AliasError { error: inner, .. } | Error::WithSnippet { error: inner, .. } =
+        error
+    {
+        error = inner;
+    }
+    error
 }
 
 fn one_line(text: &str) -> String {

@@ -248,17 +248,13 @@ fn headless_services_carry_rules_to_their_endpoints_own_addresses() {
     let client = snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap();
     let address: IpAddr = "10.0.0.3".parse().unwrap();
     let row = |port, untouched| OutboundRow { address, port, untouched };
-    assert_eq!(
-        snapshot.outbound_rows(client),
-        [row(0, true), row(80, false), row(9000, false)]
-    );
+    assert_eq!(snapshot.outbound_rows(client), [row(0, true), row(80, false), row(9000, false)]);
 }
 
 #[test]
 fn outbound_rows_leave_in_the_clear_what_policy_leaves_in_the_clear() {
-    let client = |snapshot: &Snapshot| {
-        snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap().clone()
-    };
+    let client =
+        |snapshot: &Snapshot| snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap().clone();
     let row = |address: &str, port, untouched| OutboundRow {
         address: address.parse().unwrap(),
         port,
@@ -364,19 +360,37 @@ fn conflicts_name_both_sides() {
     };
     for (extra, code, places) in [
         (
-            copy("name: server, namespace: full}\nspec: {address", "name: again, namespace: full}\nspec: {address"),
+            copy(
+                "name: server, namespace: full}\nspec: {address",
+                "name: again, namespace: full}\nspec: {address",
+            ),
             "E_CONFLICT",
-            vec!["1.yaml:2: WorkloadEntry full/again: spec.address", "WorkloadEntry full/server (0.yaml:"],
+            vec![
+                "1.yaml:2: WorkloadEntry full/again: spec.address",
+                "WorkloadEntry full/server (0.yaml:",
+            ],
         ),
         (
-            copy("name: server, namespace: full}\nspec:\n", "name: again, namespace: full}\nspec:\n"),
+            copy(
+                "name: server, namespace: full}\nspec:\n",
+                "name: again, namespace: full}\nspec:\n",
+            ),
             "E_CONFLICT",
-            vec!["0.yaml:22: ServiceEntry full/server: spec.addresses[0]: 10.96.0.1:8000", "ServiceEntry full/again (1.yaml:2)"],
+            vec![
+                "0.yaml:22: ServiceEntry full/server: spec.addresses[0]: 10.96.0.1:8000",
+                "ServiceEntry full/again (1.yaml:2)",
+            ],
         ),
         (
-            copy("metadata: {name: client, namespace: full}\nspec: {node: a", "metadata: {name: again, namespace: full}\nspec: {node: a"),
+            copy(
+                "metadata: {name: client, namespace: full}\nspec: {node: a",
+                "metadata: {name: again, namespace: full}\nspec: {node: a",
+            ),
             "E_CONFLICT",
-            vec!["spec.networkNamespace: /run/netns/client", "spec.workloadEntries: WorkloadEntry full/client"],
+            vec![
+                "spec.networkNamespace: /run/netns/client",
+                "spec.workloadEntries: WorkloadEntry full/client",
+            ],
         ),
         (
             copy("name: plain, namespace: full", "name: server, namespace: full"),
@@ -384,7 +398,9 @@ fn conflicts_name_both_sides() {
             vec!["1.yaml:2: WorkloadEntry full/server: metadata.name", "first at 0.yaml:"],
         ),
         (
-            copy("workloadEntries: [client]", "workloadEntries: [nobody]").replace("name: client,", "name: x,").replace("networkNamespace: client", "networkNamespace: x"),
+            copy("workloadEntries: [client]", "workloadEntries: [nobody]")
+                .replace("name: client,", "name: x,")
+                .replace("networkNamespace: client", "networkNamespace: x"),
             "E_REFERENCE",
             vec!["spec.workloadEntries[0]: there is no WorkloadEntry full/nobody"],
         ),
@@ -401,12 +417,20 @@ fn conflicts_name_both_sides() {
 fn wrong_objects_are_refused_with_line_field_and_code() {
     for (from, to, expected) in [
         ("10.96.0.1,", "10.96.0.0/24,", "spec.addresses[0]: \"10.96.0.0/24\" is a range"),
-        ("address: 10.0.0.3", "address: host.example", "spec.address: \"host.example\" is not an IP"),
+        (
+            "address: 10.0.0.3",
+            "address: host.example",
+            "spec.address: \"host.example\" is not an IP",
+        ),
         ("networkNamespace: client", "cgroup: /x.slice", "spec.cgroup: a cgroup is not supported"),
         ("networkNamespace: client", "networkNamespace: ../x", "is neither an absolute path"),
         ("number: 8000", "number: 0", "spec.ports[0].number: 0 is not a port"),
         ("resolution: STATIC", "resolution: DNS", "spec.resolution: DNS is not supported"),
-        ("address: 10.0.0.2, serviceAccount: server,", "address: 10.0.0.2,", "spec.serviceAccount: is required"),
+        (
+            "address: 10.0.0.2, serviceAccount: server,",
+            "address: 10.0.0.2,",
+            "spec.serviceAccount: is required",
+        ),
         ("kind: NodeWorkload", "kind: AuthorizationPolicy", "AuthorizationPolicy is not supported"),
         ("networking.istio.io/v1\n", "networking.istio.io/v2\n", "has no version \"v2\""),
     ] {

@@ -82,9 +82,7 @@ impl DestinationRules {
         } else {
             self.in_namespace(client, host, |_| true)
         };
-        let exported = |namespace: &str| {
-            self.exported(namespace, client, host)
-        };
+        let exported = |namespace: &str| self.exported(namespace, client, host);
         own.or_else(|| exported(service)).or_else(|| exported(root))
     }
 

@@ -24,13 +24,17 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_bytes: 4 * 1024 * 1024,
-            max_depth: 48,
+            max_depth: 32,
             max_nodes: 500_000,
             max_documents: 20_000,
             max_aliases: 1_000,
         }
     }
 }
+
+/// Stack of the thread that parses. A level of nesting takes up to 80 KiB in an unoptimised build
+/// (measured), so `max_depth` levels would not fit a thread of unknown size.
+const PARSER_STACK: usize = 16 * 1024 * 1024;
 
 /// The documents of one file; empty ones are left out. None: an error was reported.
 pub fn documents(text: &[u8], limits: &Limits, report: &mut Report) -> Option<Vec<Node>> {
@@ -53,7 +57,27 @@ pub fn documents(text: &[u8], limits: &Limits, report: &mut Report) -> Option<Ve
             return None;
         }
     };
-    match serde_saphyr::from_multiple_with_options::<Node>(text, options(limits)) {
+    let parsed = std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("parse-yaml".to_owned())
+            .stack_size(PARSER_STACK)
+            .spawn_scoped(scope, || {
+                serde_saphyr::from_multiple_with_options::<Node>(text, options(limits))
+            })
+            .map(|thread| thread.join())
+    });
+    let parsed = match parsed {
+        Ok(Ok(parsed)) => parsed,
+        Ok(Err(_)) => {
+            report.error(0, "", Code::YamlSyntax, "the parser failed on this file");
+            return None;
+        }
+        Err(error) => {
+            report.error(0, "", Code::FileRead, format!("no thread to parse on: {error}"));
+            return None;
+        }
+    };
+    match parsed {
         Ok(documents) => Some(documents),
         Err(error) => {
             let error = error.without_snippet();

@@ -57,8 +57,10 @@ fn rules_1_1_to_1_4_scopes_inherit_from_mesh_to_namespace_to_workload() {
     let mesh = authn("m", "root", "", "{mtls: {mode: STRICT}}");
     let unset = authn("n", "foo", "", "{}");
     let namespace = authn("n", "foo", "", "{mtls: {mode: DISABLE}}");
-    let workload = authn("w", "foo", "", "{selector: {matchLabels: {app: a}}, mtls: {mode: PERMISSIVE}}");
-    let others = authn("o", "foo", "", "{selector: {matchLabels: {app: b}}, mtls: {mode: DISABLE}}");
+    let workload =
+        authn("w", "foo", "", "{selector: {matchLabels: {app: a}}, mtls: {mode: PERMISSIVE}}");
+    let others =
+        authn("o", "foo", "", "{selector: {matchLabels: {app: b}}, mtls: {mode: DISABLE}}");
     let elsewhere = authn("e", "bar", "", "{mtls: {mode: DISABLE}}");
     let root_selector =
         authn("r", "root", "", "{selector: {matchLabels: {app: a}}, mtls: {mode: DISABLE}}");
@@ -121,9 +123,21 @@ fn rules_1_7_and_2_1_5_and_2_3_wrong_objects_are_refused_with_their_field() {
     let tls = |spec: &str| d(&format!("trafficPolicy: {{tls: {spec}}}"));
     for (yaml, field, code) in [
         (a("{portLevelMtls: {80: {mode: STRICT}}}"), "spec.portLevelMtls", Code::FieldValue),
-        (a("{selector: {matchLabels: {a: b}}, portLevelMtls: {}}"), "spec.portLevelMtls", Code::FieldValue),
-        (a("{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {}}}"), "spec.portLevelMtls[0]", Code::FieldValue),
-        (a("{selector: {matchLabels: {a: b}}, portLevelMtls: {65536: {}}}"), "spec.portLevelMtls[65536]", Code::FieldValue),
+        (
+            a("{selector: {matchLabels: {a: b}}, portLevelMtls: {}}"),
+            "spec.portLevelMtls",
+            Code::FieldValue,
+        ),
+        (
+            a("{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {}}}"),
+            "spec.portLevelMtls[0]",
+            Code::FieldValue,
+        ),
+        (
+            a("{selector: {matchLabels: {a: b}}, portLevelMtls: {65536: {}}}"),
+            "spec.portLevelMtls[65536]",
+            Code::FieldValue,
+        ),
         (a("{selector: {matchLabels: {a: 'b*'}}}"), "spec.selector.matchLabels", Code::FieldValue),
         (a("{selector: {matchLabels: {'': b}}}"), "spec.selector.matchLabels[]", Code::FieldValue),
         (a("{selector: {matchLabels: {a: 1}}}"), "spec.selector.matchLabels[a]", Code::FieldType),
@@ -133,7 +147,11 @@ fn rules_1_7_and_2_1_5_and_2_3_wrong_objects_are_refused_with_their_field() {
         (d("exportTo: ['*', a]"), "spec.exportTo", Code::FieldValue),
         (d("exportTo: [a, a]"), "spec.exportTo", Code::FieldValue),
         (d("exportTo: ['.', foo]"), "spec.exportTo", Code::FieldValue),
-        (d("exportTo: ['*'], workloadSelector: {matchLabels: {a: b}}"), "spec.exportTo", Code::FieldValue),
+        (
+            d("exportTo: ['*'], workloadSelector: {matchLabels: {a: b}}"),
+            "spec.exportTo",
+            Code::FieldValue,
+        ),
         (rule("x", "foo", "{host: ''}"), "spec.host", Code::FieldValue),
         (rule("x", "foo", "{host: 'a*b'}"), "spec.host", Code::FieldValue),
         (rule("x", "foo", "{}"), "spec.host", Code::FieldMissing),
@@ -142,9 +160,21 @@ fn rules_1_7_and_2_1_5_and_2_3_wrong_objects_are_refused_with_their_field() {
         (tls("{mode: SIMPLE}"), "spec.trafficPolicy.tls.mode", Code::Unsupported),
         (tls("{mode: MUTUAL}"), "spec.trafficPolicy.tls.mode", Code::Unsupported),
         (tls("{mode: NONE}"), "spec.trafficPolicy.tls.mode", Code::FieldValue),
-        (tls("{mode: ISTIO_MUTUAL, caCertificates: x}"), "spec.trafficPolicy.tls.caCertificates", Code::FieldValue),
-        (tls("{mode: ISTIO_MUTUAL, insecureSkipVerify: true}"), "spec.trafficPolicy.tls.insecureSkipVerify", Code::FieldValue),
-        (d("trafficPolicy: {portLevelSettings: [{port: {number: 0}}]}"), "spec.trafficPolicy.portLevelSettings[0].port.number", Code::FieldValue),
+        (
+            tls("{mode: ISTIO_MUTUAL, caCertificates: x}"),
+            "spec.trafficPolicy.tls.caCertificates",
+            Code::FieldValue,
+        ),
+        (
+            tls("{mode: ISTIO_MUTUAL, insecureSkipVerify: true}"),
+            "spec.trafficPolicy.tls.insecureSkipVerify",
+            Code::FieldValue,
+        ),
+        (
+            d("trafficPolicy: {portLevelSettings: [{port: {number: 0}}]}"),
+            "spec.trafficPolicy.portLevelSettings[0].port.number",
+            Code::FieldValue,
+        ),
     ] {
         let (_, _, report) = read(&yaml);
         let found: Vec<_> = report.errors.iter().map(|e| (e.field.as_str(), e.code)).collect();
@@ -178,21 +208,34 @@ spec:
     let text = |list: &[ConfigError]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(
         text(&report.errors),
-        ["f.yaml:18: PeerAuthentication default/two: spec.mtls.mode: \"Nope\" is not one of UNSET, \
-          DISABLE, PERMISSIVE, STRICT [E_FIELD_VALUE]"]
+        [
+            "f.yaml:18: PeerAuthentication default/two: spec.mtls.mode: \"Nope\" is not one of UNSET, \
+          DISABLE, PERMISSIVE, STRICT [E_FIELD_VALUE]"
+        ]
     );
     let warnings = text(&report.warnings);
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].starts_with("f.yaml:10: PeerAuthentication default/one: spec.selector: is empty"));
-    assert!(warnings[1].starts_with("f.yaml:9: PeerAuthentication default/one: spec.mtls.unknown:"));
+    assert!(
+        warnings[0]
+            .starts_with("f.yaml:10: PeerAuthentication default/one: spec.selector: is empty")
+    );
+    assert!(
+        warnings[1].starts_with("f.yaml:9: PeerAuthentication default/one: spec.mtls.unknown:")
+    );
 }
 
 #[test]
 fn rule_2_1_6_rules_of_one_host_are_merged_and_2_2_levels_are_chosen() {
     let (_, rules, report) = read(
-        &(rule("a", "foo", "{host: h, subsets: [{name: s, trafficPolicy: {tls: {mode: DISABLE}}}]}")
-            + &rule("b", "foo", "{host: h, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 81}, tls: {mode: DISABLE}}, {port: {number: 82}}]}, subsets: [{name: s}, {name: t}]}")
-            + &rule("c", "foo", "{host: h, trafficPolicy: {tls: {mode: DISABLE}}}")),
+        &(rule(
+            "a",
+            "foo",
+            "{host: h, subsets: [{name: s, trafficPolicy: {tls: {mode: DISABLE}}}]}",
+        ) + &rule(
+            "b",
+            "foo",
+            "{host: h, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 81}, tls: {mode: DISABLE}}, {port: {number: 82}}]}, subsets: [{name: s}, {name: t}]}",
+        ) + &rule("c", "foo", "{host: h, trafficPolicy: {tls: {mode: DISABLE}}}")),
     );
     assert_eq!(report.errors, []);
     let all = DestinationRules::new("root", rules);

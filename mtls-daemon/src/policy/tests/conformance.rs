@@ -135,12 +135,10 @@ fn client_tls_for_endpoints() {
         let rules = DestinationRules::new(root, rules);
         let (service, endpoint) = (&row["service"], &row["endpoint"]);
         let namespace = text(endpoint, "namespace");
-        let found =
-            rules.find(text(&row["client"], "namespace"), namespace, text(service, "host"));
+        let found = rules.find(text(&row["client"], "namespace"), namespace, text(service, "host"));
         let rule = found.and_then(|found| found.otherwise);
         let port = u16::try_from(service["port"].as_u64().unwrap()).unwrap();
-        let setting =
-            rule.as_ref().and_then(|rule| rule.tls(port, service["subset"].as_str()));
+        let setting = rule.as_ref().and_then(|rule| rule.tls(port, service["subset"].as_str()));
         let mtls = match setting {
             Some(tls) => tls.mode == TlsMode::IstioMutual,
             None => {
@@ -150,7 +148,12 @@ fn client_tls_for_endpoints() {
                 endpoint["tls_mode_label"] == "istio" && modes.at(port).mode != Mode::Disable
             }
         };
-        assert_eq!(if mtls { "mtls" } else { "plaintext" }, text(row, "expected"), "{}", row["name"]);
+        assert_eq!(
+            if mtls { "mtls" } else { "plaintext" },
+            text(row, "expected"),
+            "{}",
+            row["name"]
+        );
     }
 }
 

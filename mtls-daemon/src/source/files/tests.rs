@@ -71,7 +71,10 @@ fn oversized_files_fifos_and_missing_directories_are_refused() {
 }
 
 /// Runs `change` on a watched directory and gives back what the watch told, with the time it took.
-async fn after(dir: &std::path::Path, change: impl FnOnce()) -> (Result<Loaded, LoadError>, Duration) {
+async fn after(
+    dir: &std::path::Path,
+    change: impl FnOnce(),
+) -> (Result<Loaded, LoadError>, Duration) {
     let loaded = load(dir, "n", &settings(), 1).unwrap();
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let watching = tokio::spawn(watch(

@@ -25,7 +25,7 @@ impl Default for Limits {
         Self {
             max_bytes: 4 * 1024 * 1024,
             max_depth: 32,
-            max_nodes: 500_000,
+            max_nodes: 250_000,
             max_documents: 20_000,
             max_aliases: 1_000,
         }

@@ -283,7 +283,7 @@ fn hostile_yaml_is_refused_clearly() {
         ("a: 1\na: 2\n".to_owned(), Code::YamlSyntax),
         ("a: *nothing\n".to_owned(), Code::YamlSyntax),
         ("#".repeat(5 << 20), Code::FileSize),
-        ("- 1\n".repeat(600_000), Code::YamlLimit),
+        ("- 1\n".repeat(300_000), Code::YamlLimit),
     ] {
         let mut report = Report::new("f.yaml");
         let found = documents(yaml.as_bytes(), &Limits::default(), &mut report);

@@ -117,30 +117,43 @@ fn client_key(ctx: &SockOpsContext) -> FlowKey {
 /// Local address and port, remote address and port; ports in host byte order.
 #[inline(always)]
 fn tuple(ops: *mut bpf_sock_ops) -> (Address, u16, Address, u16) {
-    let (local, remote) = if field!(ops, family) == AF_INET {
-        (Address::from_v4(field!(ops, local_ip4)), Address::from_v4(field!(ops, remote_ip4)))
+    let (mut local, mut remote) = (Address::default(), Address::default());
+    if field!(ops, family) == AF_INET {
+        addresses4(ops, &mut local, &mut remote);
     } else {
-        (
-            Address {
-                words: [
-                    field!(ops, local_ip6[0]),
-                    field!(ops, local_ip6[1]),
-                    field!(ops, local_ip6[2]),
-                    field!(ops, local_ip6[3]),
-                ],
-            },
-            Address {
-                words: [
-                    field!(ops, remote_ip6[0]),
-                    field!(ops, remote_ip6[1]),
-                    field!(ops, remote_ip6[2]),
-                    field!(ops, remote_ip6[3]),
-                ],
-            },
-        )
-    };
+        addresses6(ops, &mut local, &mut remote);
+    }
     let local_port = field!(ops, local_port) as u16;
     // network byte order in all 32 bits, unlike everywhere else
     let remote_port = u32::from_be(field!(ops, remote_port)) as u16;
     (local, local_port, remote, remote_port)
+}
+
+// Not inlined: the compiler would fold the two into loads at a computed offset, and the verifier
+// allows the context at constant offsets only.
+
+#[inline(never)]
+fn addresses4(ops: *mut bpf_sock_ops, local: &mut Address, remote: &mut Address) {
+    *local = Address::from_v4(field!(ops, local_ip4));
+    *remote = Address::from_v4(field!(ops, remote_ip4));
+}
+
+#[inline(never)]
+fn addresses6(ops: *mut bpf_sock_ops, local: &mut Address, remote: &mut Address) {
+    *local = Address {
+        words: [
+            field!(ops, local_ip6[0]),
+            field!(ops, local_ip6[1]),
+            field!(ops, local_ip6[2]),
+            field!(ops, local_ip6[3]),
+        ],
+    };
+    *remote = Address {
+        words: [
+            field!(ops, remote_ip6[0]),
+            field!(ops, remote_ip6[1]),
+            field!(ops, remote_ip6[2]),
+            field!(ops, remote_ip6[3]),
+        ],
+    };
 }

@@ -91,31 +91,12 @@ impl Syn {
     #[inline(always)]
     fn read(lookup: *mut bpf_sk_lookup) -> Self {
         let ipv6 = field!(lookup, family) != AF_INET;
-        let (local, remote) = if ipv6 {
-            (
-                Address {
-                    words: [
-                        field!(lookup, local_ip6[0]),
-                        field!(lookup, local_ip6[1]),
-                        field!(lookup, local_ip6[2]),
-                        field!(lookup, local_ip6[3]),
-                    ],
-                },
-                Address {
-                    words: [
-                        field!(lookup, remote_ip6[0]),
-                        field!(lookup, remote_ip6[1]),
-                        field!(lookup, remote_ip6[2]),
-                        field!(lookup, remote_ip6[3]),
-                    ],
-                },
-            )
+        let (mut local, mut remote) = (Address::default(), Address::default());
+        if ipv6 {
+            addresses6(lookup, &mut local, &mut remote);
         } else {
-            (
-                Address::from_v4(field!(lookup, local_ip4)),
-                Address::from_v4(field!(lookup, remote_ip4)),
-            )
-        };
+            addresses4(lookup, &mut local, &mut remote);
+        }
         Self {
             ipv6,
             local,
@@ -125,6 +106,34 @@ impl Syn {
             interface: field!(lookup, ingress_ifindex),
         }
     }
+}
+
+// Not inlined, as in `established`.
+
+#[inline(never)]
+fn addresses4(lookup: *mut bpf_sk_lookup, local: &mut Address, remote: &mut Address) {
+    *local = Address::from_v4(field!(lookup, local_ip4));
+    *remote = Address::from_v4(field!(lookup, remote_ip4));
+}
+
+#[inline(never)]
+fn addresses6(lookup: *mut bpf_sk_lookup, local: &mut Address, remote: &mut Address) {
+    *local = Address {
+        words: [
+            field!(lookup, local_ip6[0]),
+            field!(lookup, local_ip6[1]),
+            field!(lookup, local_ip6[2]),
+            field!(lookup, local_ip6[3]),
+        ],
+    };
+    *remote = Address {
+        words: [
+            field!(lookup, remote_ip6[0]),
+            field!(lookup, remote_ip6[1]),
+            field!(lookup, remote_ip6[2]),
+            field!(lookup, remote_ip6[3]),
+        ],
+    };
 }
 
 /// Gives the connection to one of the daemon's listeners, the same for the same client port: a SYN

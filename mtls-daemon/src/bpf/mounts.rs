@@ -105,7 +105,7 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 /// Where a BPF file system is mounted that lives as long as the host does.
 ///
 /// One that exists only in a private mount namespace (`ip netns exec`, a sandboxed systemd unit)
-/// dies with it, and with it everything pinned there: refused, or mounted in PID 1's namespace.
+/// dies with it, and with it everything pinned there: refused, or mounted in the host's namespace.
 pub fn bpffs() -> Result<PathBuf, BpfError> {
     if let Some(path) = lasting_bpffs()? {
         return Ok(path);
@@ -119,10 +119,11 @@ pub fn bpffs() -> Result<PathBuf, BpfError> {
         })?;
     }
     tracing::info!("mounting a BPF file system at {BPFFS}");
-    if in_host_mount_namespace() {
+    let host = host_process();
+    if in_mount_namespace_of(&host) {
         mount_bpffs(&path)?;
     } else {
-        mount_in_host_namespace(&path)?;
+        mount_in_namespace_of(&host, &path)?;
     }
     lasting_bpffs()?.ok_or(BpfError::PrivateMount { path })
 }
@@ -131,23 +132,41 @@ fn lasting_bpffs() -> Result<Option<PathBuf>, BpfError> {
     let mut here: Vec<Mount> = mounts(&read_mountinfo("self")?);
     here.retain(|mount| mount.kind == "bpf" && mount.root == "/");
     here.sort_by_key(|mount| mount.point != Path::new(BPFFS));
-    if in_host_mount_namespace() {
+    let host = host_process();
+    if in_mount_namespace_of(&host) {
         return Ok(here.into_iter().next().map(|mount| mount.point));
     }
-    // The same file system, seen from PID 1, has the same device number.
-    let host = mounts(&read_mountinfo("1")?);
+    // The same file system, seen from the host, has the same device number.
+    let theirs = mounts(&read_mountinfo(&host)?);
     let lasting = here.iter().find(|mount| {
-        host.iter().any(|theirs| theirs.kind == "bpf" && theirs.device == mount.device)
+        theirs.iter().any(|other| other.kind == "bpf" && other.device == mount.device)
     });
     Ok(lasting.map(|mount| mount.point.clone()))
 }
 
-fn in_host_mount_namespace() -> bool {
-    match (fs::read_link("/proc/self/ns/mnt"), fs::read_link("/proc/1/ns/mnt")) {
-        (Ok(own), Ok(host)) => own == host,
-        // Without the right to look, PID 1 is somebody else's: be careful.
-        _ => false,
+/// The process whose mount namespace stands for the host's: PID 1, or, where a process with fewer
+/// capabilities may not look at that, its oldest ancestor that it may look at.
+fn host_process() -> String {
+    let readable = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok();
+    if readable("1") {
+        return "1".into();
     }
+    let mut oldest = "self".to_owned();
+    while let Some(parent) = parent(&oldest).filter(|parent| readable(parent)) {
+        oldest = parent;
+    }
+    oldest
+}
+
+fn parent(pid: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_owned();
+    (parent != "0").then_some(parent)
+}
+
+fn in_mount_namespace_of(process: &str) -> bool {
+    let own = fs::read_link("/proc/self/ns/mnt").ok();
+    own.is_some() && own == fs::read_link(format!("/proc/{process}/ns/mnt")).ok()
 }
 
 fn mount_bpffs(path: &Path) -> Result<(), BpfError> {
@@ -155,16 +174,18 @@ fn mount_bpffs(path: &Path) -> Result<(), BpfError> {
         .map_err(|error| BpfError::Path { what: "mount bpf at", path: path.into(), error: error.into() })
 }
 
-fn mount_in_host_namespace(path: &Path) -> Result<(), BpfError> {
-    let host = Path::new("/proc/1/ns/mnt");
-    let namespace = fs::File::open(host)
-        .map_err(|error| BpfError::Path { what: "open", path: host.into(), error })?;
+fn mount_in_namespace_of(process: &str, path: &Path) -> Result<(), BpfError> {
+    let host = PathBuf::from(format!("/proc/{process}/ns/mnt"));
+    let namespace = match fs::File::open(&host) {
+        Ok(namespace) => namespace,
+        Err(error) => return Err(BpfError::Path { what: "open", path: host, error }),
+    };
     let path = path.to_owned();
     // A thread of its own: its file system view is unshared and moved, then thrown away.
     std::thread::spawn(move || {
         let call = |what| move |error: nix::Error| BpfError::Call { what, error: error.into() };
         unshare(CloneFlags::CLONE_FS).map_err(call("unshare(CLONE_FS)"))?;
-        setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(call("setns to PID 1's mounts"))?;
+        setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(call("setns to the host's mounts"))?;
         mount_bpffs(&path)
     })
     .join()

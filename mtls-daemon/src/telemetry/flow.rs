@@ -16,6 +16,16 @@ pub enum Direction {
     Outbound,
 }
 
+impl Direction {
+    /// As logs and metrics spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
 /// How the bytes crossed the wire between the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Security {
@@ -25,6 +35,18 @@ pub enum Security {
     TlsPassthrough,
     /// Nothing was relayed.
     None,
+}
+
+impl Security {
+    /// As the access log spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::Plaintext => "plaintext",
+            Self::TlsPassthrough => "tls_passthrough",
+            Self::None => "none",
+        }
+    }
 }
 
 /// Everything known about one connection. The proxy fills it in as it learns.

@@ -2,11 +2,14 @@
 
 pub mod access;
 pub mod flow;
+mod line;
 pub mod logs;
 pub mod metrics;
+mod tcp;
 
 pub use flow::{Direction, FlowRecord, Security};
 
+use std::io;
 use std::sync::Arc;
 
 /// Where finished connections are reported. Cheap to clone, shared by all threads.
@@ -17,13 +20,28 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Counts a connection whose peer and policy are settled.
-    pub fn opened(&self, _flow: &FlowRecord) {
-        todo!()
+    /// Opens the access log at `sink` (its thread starts here) and empty metrics.
+    ///
+    /// # Errors
+    /// The sink cannot be opened; the error names the file.
+    pub fn new(node: &str, sink: &access::Sink) -> io::Result<Self> {
+        let metrics = Arc::new(metrics::Metrics::new(node));
+        let access = access::AccessLog::open(sink, node, metrics.access_log_dropped.clone())?;
+        Ok(Self { metrics, access })
+    }
+
+    /// Counts a connection whose peer and policy are settled. The caller sets `flow.opened` so that
+    /// [`Telemetry::closed`] counts the end of exactly the connections counted here.
+    pub fn opened(&self, flow: &FlowRecord) {
+        self.metrics.opened(flow);
     }
 
     /// Counts the end of a connection and writes its access log line. Never blocks the data path.
-    pub fn closed(&self, _flow: &FlowRecord) {
-        todo!()
+    pub fn closed(&self, flow: &FlowRecord) {
+        self.metrics.closed(flow);
+        self.access.write(flow);
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -98,9 +98,6 @@ pub struct RunArgs {
     #[command(flatten)]
     pub node: NodeArgs,
 
-    #[command(flatten)]
-    pub mesh: MeshArgs,
-
     /// Directory of *.yaml and *.yml files with workloads, services and policies; changes in it take
     /// effect at once
     #[arg(
@@ -199,6 +196,10 @@ pub struct RunArgs {
         value_parser = drain
     )]
     pub drain: Duration,
+
+    // Last: the flags after it would stand under its heading.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
 }
 
 /// `--http-address`: an address, or none.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::{self, Admin, AdminError, Readiness};
 use crate::bpf::{BpfError, Kernel};
+use crate::cli::Exit;
 use crate::config::Config;
 use crate::drain::{self, Signals};
 use crate::identity::SvidStore;
@@ -18,7 +19,7 @@ use crate::mesh::Snapshot;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Direction, Telemetry, access};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -46,6 +47,18 @@ pub enum RunError {
     Admin(#[from] AdminError),
     #[error("{what}: {error}")]
     Io { what: String, error: std::io::Error },
+}
+
+impl RunError {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config { .. } => Exit::Config,
+            Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
+            Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(_) => Exit::Busy,
+            Self::Admin(AdminError::Busy(_)) => Exit::Busy,
+            Self::Kernel(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => Exit::Failure,
+        }
+    }
 }
 
 impl From<BpfError> for RunError {
@@ -104,7 +117,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     )?;
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
-    let mut kernel = Kernel::open(&node_name)?;
+    let mut kernel = Kernel::open(&config.node.pin_name())?;
     refuse_without_sock_destroy()?;
     kernel.follow_log();
 
@@ -143,6 +156,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         config,
     });
     tokio::spawn(store.run());
+    tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
     let generation = snapshot.generation;
     app.clone().accept(snapshot, warnings).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
@@ -297,8 +311,8 @@ impl App {
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {
-                open_inbound: metrics.open_connections(crate::telemetry::Direction::Inbound),
-                open_outbound: metrics.open_connections(crate::telemetry::Direction::Outbound),
+                open_inbound: metrics.open_connections(Direction::Inbound),
+                open_outbound: metrics.open_connections(Direction::Outbound),
             },
         }
     }

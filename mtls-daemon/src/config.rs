@@ -61,7 +61,7 @@ pub struct NodePaths {
 pub struct Config {
     pub node: NodeName,
     pub config_dir: PathBuf,
-    /// `<state-dir>/<node>`, which the daemon creates.
+    /// One daemon's: it locks it. Created when it is not there.
     pub state_dir: PathBuf,
     /// `<run-dir>/<node>`, which the daemon creates.
     pub run_dir: PathBuf,
@@ -81,18 +81,6 @@ pub struct Config {
     pub drain: Duration,
 }
 
-impl Config {
-    /// The lock file that keeps a second daemon from this node's running state.
-    pub fn run_lock(&self) -> PathBuf {
-        self.run_dir.join("lock")
-    }
-
-    /// The lock file that keeps a second daemon from this node's kept state.
-    pub fn state_lock(&self) -> PathBuf {
-        self.state_dir.join("lock")
-    }
-}
-
 impl TryFrom<RunArgs> for Config {
     type Error = ConfigError;
 
@@ -101,7 +89,7 @@ impl TryFrom<RunArgs> for Config {
         Ok(Self {
             config_dir: args.config_dir,
             ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
-            state_dir: args.state_dir.join(node.as_str()),
+            state_dir: args.state_dir,
             node,
             run_dir,
             admin_socket,

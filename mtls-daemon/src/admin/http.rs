@@ -113,9 +113,7 @@ fn answer(method: &Method, path: &str, door: Door, state: &State) -> Response<Fu
         return response;
     }
     match (path, door) {
-        ("/metrics", _) => {
-            reply(StatusCode::OK, metrics::CONTENT_TYPE, state.metrics.encode())
-        }
+        ("/metrics", _) => reply(StatusCode::OK, metrics::CONTENT_TYPE, state.metrics.encode()),
         ("/healthz/live", _) => text(StatusCode::OK, "live\n".into()),
         ("/healthz/ready", _) => readiness(state),
         ("/status", Door::Socket) => status(state),

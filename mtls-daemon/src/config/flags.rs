@@ -98,9 +98,6 @@ pub struct RunArgs {
     #[command(flatten)]
     pub node: NodeArgs,
 
-    #[command(flatten)]
-    pub mesh: MeshArgs,
-
     /// Directory of *.yaml and *.yml files with workloads, services and policies; changes in it take
     /// effect at once
     #[arg(
@@ -112,7 +109,12 @@ pub struct RunArgs {
     pub config_dir: PathBuf,
 
     /// Directory of state that outlives the daemon
-    #[arg(long, env = "MTLS_STATE_DIR", value_name = "DIR", default_value = "/var/lib/mtls-daemon")]
+    #[arg(
+        long,
+        env = "MTLS_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/mtls-daemon"
+    )]
     pub state_dir: PathBuf,
 
     /// Directory of the embedded CA's key and certificate; made when it is not there. Nodes that
@@ -167,16 +169,17 @@ pub struct RunArgs {
     pub http_address: HttpAddress,
 
     /// Where to write one JSON line per connection: stdout, off, or a file (opened anew on SIGHUP)
-    #[arg(
-        long,
-        env = "MTLS_ACCESS_LOG",
-        value_name = "stdout|off|FILE",
-        default_value = "stdout"
-    )]
+    #[arg(long, env = "MTLS_ACCESS_LOG", value_name = "stdout|off|FILE", default_value = "stdout")]
     pub access_log: access::Sink,
 
     /// Format of the daemon's own log, on stderr
-    #[arg(long, env = "MTLS_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "text")]
+    #[arg(
+        long,
+        env = "MTLS_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "text"
+    )]
     pub log_format: logs::Format,
 
     /// Level of the daemon's own log, or directives such as info,mtls_daemon::proxy=debug [default:
@@ -193,6 +196,10 @@ pub struct RunArgs {
         value_parser = drain
     )]
     pub drain: Duration,
+
+    // Last: the flags after it would stand under its heading.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
 }
 
 /// `--http-address`: an address, or none.
@@ -206,9 +213,9 @@ impl FromStr for HttpAddress {
         if text == "off" {
             return Ok(Self(None));
         }
-        text.parse().map(|address| Self(Some(address))).map_err(|_| {
-            "expected ADDRESS:PORT, for example 127.0.0.1:15020 or [::1]:15020, or off"
-        })
+        text.parse().map(|address| Self(Some(address))).map_err(
+            |_| "expected ADDRESS:PORT, for example 127.0.0.1:15020 or [::1]:15020, or off",
+        )
     }
 }
 
@@ -217,11 +224,14 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 }
 
 fn cidr(text: &str) -> Result<IpNet, String> {
-    let range: IpNet = text.parse().map_err(|_| {
-        "expected an address range such as 10.0.0.0/8 or fd00::/8".to_owned()
-    })?;
+    let range: IpNet = text
+        .parse()
+        .map_err(|_| "expected an address range such as 10.0.0.0/8 or fd00::/8".to_owned())?;
     if range.trunc() != range {
-        return Err(format!("it has address bits beyond its prefix; did you mean {}?", range.trunc()));
+        return Err(format!(
+            "it has address bits beyond its prefix; did you mean {}?",
+            range.trunc()
+        ));
     }
     Ok(range)
 }

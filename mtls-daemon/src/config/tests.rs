@@ -29,12 +29,10 @@ fn refused(args: &[&str], parts: &[&str]) {
 fn the_defaults_are_those_of_the_help_text() {
     let config = config(&["--node", "node-1"]).expect("defaults");
     assert_eq!(config.config_dir, Path::new("/etc/mtls-daemon/config.d"));
-    assert_eq!(config.state_dir, Path::new("/var/lib/mtls-daemon/node-1"));
-    assert_eq!(config.state_lock(), Path::new("/var/lib/mtls-daemon/node-1/lock"));
+    assert_eq!(config.state_dir, Path::new("/var/lib/mtls-daemon"));
     assert_eq!(config.run_dir, Path::new("/run/mtls-daemon/node-1"));
     assert_eq!(config.admin_socket, Path::new("/run/mtls-daemon/node-1/admin.sock"));
-    assert_eq!(config.run_lock(), Path::new("/run/mtls-daemon/node-1/lock"));
-    assert_eq!(config.ca_dir, Path::new("/var/lib/mtls-daemon/ca"), "shared by nodes of a host");
+    assert_eq!(config.ca_dir, Path::new("/var/lib/mtls-daemon/ca"));
     assert_eq!(config.mesh.trust_domain.as_str(), "cluster.local");
     assert_eq!(&*config.mesh.root_namespace, "istio-system");
     assert!(config.mesh.enable_auto_mtls);

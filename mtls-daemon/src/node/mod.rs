@@ -17,6 +17,7 @@ pub use sweep::can_destroy;
 use std::path::Path;
 
 use crate::bpf::Leftovers;
+use crate::config::NodeName;
 
 /// What `cleanup` found and took away.
 #[derive(Debug, Default)]
@@ -29,12 +30,28 @@ pub struct CleanupReport {
     pub problems: Vec<String>,
 }
 
+impl std::fmt::Display for CleanupReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.pins == 0 && self.namespaces == 0 {
+            return f.write_str("nothing was left in the kernel");
+        }
+        write!(
+            f,
+            "removed {} links and maps; took back rules and routes in {} network namespaces",
+            self.pins, self.namespaces
+        )?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\nproblem: {problem}"))
+    }
+}
+
 /// Removes everything that a node's daemon left in the kernel: links, maps, rules and routes. From
 /// then on its workloads' traffic is no longer intercepted. Refused while a daemon runs.
-pub fn cleanup(node: &str, run_dir: &Path) -> anyhow::Result<CleanupReport> {
-    let _lock = NodeLock::take(&run_dir.join(node))?;
+///
+/// `run_dir` is the directory of all nodes.
+pub fn cleanup(node: &NodeName, run_dir: &Path) -> anyhow::Result<CleanupReport> {
+    let _lock = NodeLock::take(&run_dir.join(node.as_str()))?;
     let mut report = CleanupReport::default();
-    let Some(leftovers) = Leftovers::find(node)? else { return Ok(report) };
+    let Some(leftovers) = Leftovers::find(&node.pin_name())? else { return Ok(report) };
     let cookies = leftovers.namespaces();
     for namespace in known_namespaces() {
         if cookies.contains(&namespace.cookie()) {

@@ -22,11 +22,20 @@ const LINGER_BYTES: u64 = 1024 * 1024;
 /// Ends `client` because of `failure`. Unless it is answered here, dropping it resets it.
 pub async fn refuse(mut client: TcpStream, failure: &Failure) {
     if let Ok(Ok(true)) = timeout(FIRST_BYTES, speaks_http1(&mut client)).await {
-        let answered = timeout(LINGER, answer(&mut client, failure)).await;
-        if let Ok(Err(error)) = answered {
-            tracing::debug!(%error, "could not deliver a 503");
-        }
+        unavailable(client, failure).await;
     }
+}
+
+/// Answers an HTTP/1 request, of which at least the first line was read, and ends `client`.
+pub async fn unavailable(mut client: TcpStream, failure: &Failure) {
+    if let Ok(Err(error)) = timeout(LINGER, answer(&mut client, failure)).await {
+        tracing::debug!(%error, "could not deliver a 503");
+    }
+}
+
+/// Whether a client's first bytes are a whole HTTP/1 request line.
+pub fn is_http1_request(bytes: &[u8]) -> bool {
+    request_line(bytes) == RequestLine::Http1
 }
 
 /// Reads the first line. True: it is an HTTP/1 request line.

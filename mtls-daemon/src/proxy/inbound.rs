@@ -194,22 +194,22 @@ impl Inbound<'_> {
             Ok(result) => result.map_err(Failure::ClientHandshake)?,
             Err(_) => return Err(Failure::DetectTimeout),
         };
-        let (client, peer, summary) = shaken;
+        let (mut client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
-        let application = match application {
+        let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
-        relay(client, application, tally).await
+        relay(&mut client, &mut application, tally).await
     }
 
     async fn plaintext(
         &self,
-        client: Replay<TcpStream>,
+        mut client: Replay<TcpStream>,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -217,12 +217,12 @@ impl Inbound<'_> {
         if flow.security == Security::None {
             flow.security = Security::Plaintext;
         }
-        let application = match application {
+        let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
-        relay(client, application, tally).await
+        relay(&mut client, &mut application, tally).await
     }
 
     async fn reach_application(&self) -> Result<TcpStream, Failure> {

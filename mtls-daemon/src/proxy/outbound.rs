@@ -86,19 +86,27 @@ async fn run(
     worker: &Worker,
     pod: &Pod,
     current: &Current,
-    client: TcpStream,
+    mut client: TcpStream,
     destination: SocketAddr,
     flow: &mut FlowRecord,
     tally: &Tally,
 ) -> Result<(), Failure> {
     match open(worker, pod, current, destination, flow).await {
-        Ok(Upstream::Plain(server)) => {
+        Ok(Upstream::Plain(mut server)) => {
             worker.shared.telemetry.opened(flow);
-            relay(client, server, tally).await
+            relay(&mut client, &mut server, tally).await
         }
-        Ok(Upstream::Mutual(server)) => {
+        Ok(Upstream::Mutual(mut server)) => {
             worker.shared.telemetry.opened(flow);
-            relay(client, *server, tally).await
+            let result = relay(&mut client, &mut *server, tally).await;
+            // TLS 1.3: the server judges our certificate after we are done with the handshake.
+            if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
+                && tally.received.get() == 0
+                && tally.http1.get()
+            {
+                http_error::unavailable(client, failure).await;
+            }
+            result
         }
         Err(failure) => {
             http_error::refuse(client, &failure).await;

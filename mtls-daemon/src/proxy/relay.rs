@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -13,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::failure::Failure;
+use super::http_error::is_http1_request;
 use crate::node::dial::close_in_order;
-use crate::tls::Replay;
+use crate::tls::{HandshakeError, Replay};
 use crate::tls::accept::ServerStream;
 use crate::tls::connect::ClientStream;
 
@@ -61,25 +63,35 @@ pub struct Tally {
     pub sent: Cell<u64>,
     /// Back to the client.
     pub received: Cell<u64>,
+    /// The client's first bytes were an HTTP/1 request line.
+    pub http1: Cell<bool>,
 }
 
-/// Relays until both sides have ended in order, or one of them broke. Either way both are closed:
-/// in order after an orderly end, by reset otherwise (their linger is zero from birth).
+/// Relays until both sides have ended in order, or one of them broke. After an orderly end both
+/// may be closed; otherwise closing them resets them (their linger is zero from birth).
 pub async fn relay<C: Side, S: Side>(
-    mut client: C,
-    mut server: S,
+    client: &mut C,
+    server: &mut S,
     tally: &Tally,
 ) -> Result<(), Failure> {
     let mut up = Half::default();
     let mut down = Half::default();
     poll_fn(|cx| {
         // Both are polled every time: each direction registers its own wake-ups.
-        let sent = up.poll(cx, &mut client, &mut server, &tally.sent);
-        let received = down.poll(cx, &mut server, &mut client, &tally.received);
+        let sent = up.poll(cx, client, server, &tally.sent, |first| {
+            tally.http1.set(is_http1_request(first));
+        });
+        let received = down.poll(cx, server, client, &tally.received, |_| {});
         match (sent, received) {
+            (Poll::Ready(Err(Broken::To(error))), _) => {
+                // What the server said before it hung up explains more than that it did.
+                let said = last_words(cx, server);
+                Poll::Ready(Err(server_broke(said.unwrap_or(error), server)))
+            }
             (Poll::Ready(Err(Broken::From(error))), _) => Poll::Ready(Err(client_broke(error))),
-            (Poll::Ready(Err(Broken::To(error))), _) => Poll::Ready(Err(server_broke(error))),
-            (_, Poll::Ready(Err(Broken::From(error)))) => Poll::Ready(Err(server_broke(error))),
+            (_, Poll::Ready(Err(Broken::From(error)))) => {
+                Poll::Ready(Err(server_broke(error, server)))
+            }
             (_, Poll::Ready(Err(Broken::To(error)))) => Poll::Ready(Err(client_broke(error))),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
             _ => Poll::Pending,
@@ -90,6 +102,14 @@ pub async fn relay<C: Side, S: Side>(
     close_in_order(server.tcp()).map_err(Failure::UpstreamReset)
 }
 
+fn last_words<S: Side>(cx: &mut Context<'_>, server: &mut S) -> Option<io::Error> {
+    let mut space = [0; 256];
+    match Pin::new(server).poll_read(cx, &mut ReadBuf::new(&mut space)) {
+        Poll::Ready(Err(error)) => Some(error),
+        _ => None,
+    }
+}
+
 fn client_broke(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Failure::Truncated,
@@ -97,7 +117,12 @@ fn client_broke(error: io::Error) -> Failure {
     }
 }
 
-fn server_broke(error: io::Error) -> Failure {
+fn server_broke<S: Side>(error: io::Error, server: &S) -> Failure {
+    if let Some(refusal) = HandshakeError::from_established(&error) {
+        let unknown = SocketAddr::from(([0; 4], 0));
+        let address = server.tcp().peer_addr().unwrap_or(unknown);
+        return Failure::UpstreamHandshake { address, error: refusal };
+    }
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Failure::Truncated,
         _ => Failure::UpstreamReset(error),
@@ -120,6 +145,7 @@ struct Half {
     unflushed: bool,
     ended: bool,
     done: bool,
+    begun: bool,
 }
 
 impl Half {
@@ -130,7 +156,9 @@ impl Half {
         from: &mut F,
         to: &mut T,
         moved: &Cell<u64>,
+        first: impl FnOnce(&[u8]),
     ) -> Poll<Result<(), Broken>> {
+        let mut first = Some(first);
         if self.done {
             return Poll::Ready(Ok(()));
         }
@@ -160,6 +188,11 @@ impl Half {
                     Poll::Ready(Ok(())) => {
                         let filled = bytes.filled();
                         self.ended = filled.is_empty();
+                        if !std::mem::replace(&mut self.begun, true)
+                            && let Some(first) = first.take()
+                        {
+                            first(filled);
+                        }
                         let count = self.write(cx, to, filled, moved)?;
                         self.pending.extend_from_slice(&filled[count..]);
                         Poll::Ready(Ok(()))

@@ -63,7 +63,9 @@ impl AccessLog {
         let (out, path): (Box<dyn Write + Send>, _) = match sink {
             Sink::Off => return Ok(Self { queue: None, node: node.into() }),
             // A descriptor of our own: the process' stdout flushes line by line under a lock.
-            Sink::Stdout => (Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)), None),
+            Sink::Stdout => {
+                (Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)), None)
+            }
             Sink::File(path) => (Box::new(append(path)?), Some(path.clone())),
         };
         Self::start(out, path, node, dropped, CAPACITY)

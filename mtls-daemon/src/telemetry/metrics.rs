@@ -173,7 +173,7 @@ impl Metrics {
         self.reloads.get_or_create(&ResultLabel { result: "refused" }).inc();
     }
 
-    /// Totals of what the issuer answered and could not. For an [`Metrics::on_scrape`] hook.
+    /// Totals of what the issuer answered and could not. For a [`Metrics::on_scrape`] hook.
     pub fn set_svids_issued(&self, ok: u64, failed: u64) {
         for (result, total) in [("ok", ok), ("failed", failed)] {
             let counter = self.svids_issued.get_or_create(&ResultLabel { result });
@@ -183,7 +183,10 @@ impl Metrics {
 
     /// Replaces the expiry times: identities that are no longer held disappear. For an
     /// [`Metrics::on_scrape`] hook, so that the seconds left are current. Negative once expired.
-    pub fn set_svid_expiries<'a>(&self, svids: impl IntoIterator<Item = (&'a SpiffeId, SystemTime)>) {
+    pub fn set_svid_expiries<'a>(
+        &self,
+        svids: impl IntoIterator<Item = (&'a SpiffeId, SystemTime)>,
+    ) {
         self.svid_expiry.clear();
         let now = SystemTime::now();
         for (id, not_after) in svids {

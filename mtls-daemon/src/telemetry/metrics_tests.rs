@@ -27,8 +27,7 @@ fn settled(direction: Direction) -> FlowRecord {
 }
 
 fn live(telemetry: &Telemetry, mut flow: FlowRecord, sent: u64, received: u64) {
-    telemetry.opened(&flow);
-    flow.opened = true;
+    telemetry.opened(&mut flow);
     flow.handshake = Some(Duration::from_micros(700));
     (flow.sent, flow.received) = (sent, received);
     telemetry.closed(&flow);
@@ -109,8 +108,7 @@ fn a_refused_connection_is_a_failure_with_its_fault_and_no_open_one() {
 fn open_connections_are_those_not_closed() {
     let telemetry = telemetry();
     let mut flow = flow(Direction::Outbound);
-    telemetry.opened(&flow);
-    flow.opened = true;
+    telemetry.opened(&mut flow);
     assert_eq!(telemetry.metrics.open_connections(Direction::Outbound), 1);
     assert_eq!(telemetry.metrics.open_connections(Direction::Inbound), 0);
     telemetry.closed(&flow);

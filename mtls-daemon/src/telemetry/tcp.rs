@@ -161,12 +161,17 @@ fn security_policy(flow: &FlowRecord) -> &'static str {
 fn response_flags(flow: &FlowRecord) -> &'static str {
     let Some(failure) = &flow.failure else { return "-" };
     match failure.code() {
-        "plaintext_refused" | "no_such_service_port" | "no_original_destination"
+        "plaintext_refused"
+        | "no_such_service_port"
+        | "no_original_destination"
         | "loop_refused" => "NR",
         "no_endpoint" => "UH",
         "tls_handshake_failed" | "peer_identity_refused" | "detect_timeout" => "DPE",
-        "upstream_tls_failed" | "upstream_identity_refused" | "upstream_connect_failed"
-        | "no_identity" | "source_bind_failed" => "UF",
+        "upstream_tls_failed"
+        | "upstream_identity_refused"
+        | "upstream_connect_failed"
+        | "no_identity"
+        | "source_bind_failed" => "UF",
         "client_reset" => "DC",
         "upstream_reset" | "truncated" => "UC",
         // Ended by this daemon itself.

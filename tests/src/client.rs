@@ -170,3 +170,71 @@ pub fn raise_descriptor_limit() {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
+
+/// Whether a whole conversation through a new connection is possible, or how it fails.
+///
+/// # Errors
+/// When it fails in a way that is neither refusal, reset nor silence.
+pub fn converse(to: SocketAddr, text: &str) -> Result<Conversation> {
+    let stream = match TcpStream::connect_timeout(&to, Duration::from_secs(3)) {
+        Ok(stream) => stream,
+        Err(_) => return Ok(Conversation::NoConnection),
+    };
+    let mut stream = limited(stream)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    if let Err(error) = stream.write_all(text.as_bytes()) {
+        return Ok(Conversation::Ended(End::of(error)?));
+    }
+    let mut back = vec![0; text.len()];
+    let mut held = 0;
+    while held < back.len() {
+        match stream.read(&mut back[held..]) {
+            Ok(0) => return Ok(Conversation::Ended(End::Clean)),
+            Ok(read) => held += read,
+            Err(error) => return Ok(Conversation::Ended(End::of(error)?)),
+        }
+    }
+    ensure!(back == text.as_bytes(), "another echo: {:?}", String::from_utf8_lossy(&back));
+    Ok(Conversation::Echoed {
+        local: crate::apps::plain(stream.local_addr()?),
+        peer: crate::apps::plain(stream.peer_addr()?),
+    })
+}
+
+/// What came of [`converse`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conversation {
+    /// The echo came back; the client's getsockname and getpeername.
+    Echoed { local: SocketAddr, peer: SocketAddr },
+    /// Connected, and then ended without the echo.
+    Ended(End),
+    /// connect() failed or timed out.
+    NoConnection,
+}
+
+impl Conversation {
+    pub fn worked(self) -> bool {
+        matches!(self, Self::Echoed { .. })
+    }
+}
+
+/// Ports that somebody listens on in the calling thread's network namespace.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn listening_ports() -> Result<Vec<u16>> {
+    let mut ports = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}"))?;
+        for line in text.lines().skip(1) {
+            let mut fields = line.split_whitespace();
+            let (local, state) = (fields.nth(1), fields.nth(1));
+            if state == Some("0A")
+                && let Some((_, port)) = local.and_then(|local| local.rsplit_once(':'))
+            {
+                ports.push(u16::from_str_radix(port, 16)?);
+            }
+        }
+    }
+    Ok(ports)
+}

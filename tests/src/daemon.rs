@@ -88,9 +88,10 @@ impl DaemonSpec {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(self) -> Result<Daemon> {
+        let command = self.command()?;
         // Noted before it can pin anything: whoever finds the note cleans up.
         fs::write(self.nodes.join(&self.name), "")?;
-        let process = Process::start(format!("mtls-daemon of {}", self.name), self.command()?)?;
+        let process = Process::start(format!("mtls-daemon of {}", self.name), command)?;
         Ok(Daemon { spec: self, process })
     }
 

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("\nThe demo failed: {error:#}");
+            eprintln!("\nThe demo could not be completed: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -80,8 +80,20 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let started = Instant::now();
     let mut world = World::new()?;
     println!("Both daemons are ready after {:.1} s.", started.elapsed().as_secs_f32());
-    let capture = Capture::start(world.node(0))?;
+    let result = matrices(&mut world, family);
+    if let Err(error) = &result {
+        // Said before the cleanup, which may have words of its own.
+        eprintln!("\n{error:#}");
+    }
+    if arguments.keep {
+        keep(&world);
+    }
+    println!("\nCleaning up...");
+    result
+}
 
+fn matrices(world: &mut World, family: Family) -> Result<bool> {
+    let capture = Capture::start(world.node(0))?;
     let mut agree = true;
     let mut seen: Vec<Attempt> = Vec::new();
     for (number, phase) in phases().into_iter().enumerate() {
@@ -90,22 +102,17 @@ fn run(arguments: &Arguments) -> Result<bool> {
             world.change(phase.change)?;
         }
         for row in &phase.rows {
-            let attempt = attempt(&world, &capture, row, family)?;
+            let attempt = attempt(world, &capture, row, family)?;
             let (line, agrees) = report::line(row, &attempt);
             println!("{line}");
             agree &= agrees;
             seen.push(attempt);
         }
         if number == 0 {
-            agree &= both_endpoints(&world, &capture, family)?;
+            agree &= both_endpoints(world, &capture, family)?;
         }
     }
-    agree &= proof(&seen)?;
-    if arguments.keep {
-        keep(&world);
-    }
-    println!("\nCleaning up...");
-    Ok(agree)
+    Ok(agree & proof(&seen)?)
 }
 
 /// Ten requests to the service with an endpoint of each kind: the answer is per connection.

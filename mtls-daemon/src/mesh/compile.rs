@@ -170,8 +170,7 @@ impl Policy<'_> {
             .iter()
             .map(|port| {
                 let host = service.hosts.first().map_or("", |host| host);
-                let sni =
-                    naming::service_sni(port.number, host, &service.name, &service.namespace);
+                let sni = naming::service_sni(port.number, host, &service.name, &service.namespace);
                 let (mut v4, mut v6) = (Vec::new(), Vec::new());
                 let ready = service.endpoints.iter().zip(servers).filter(|(e, _)| e.ready);
                 for (endpoint, server) in ready {

@@ -89,7 +89,9 @@ impl Members {
         let here = |object: &NodeWorkloadEntry| object.node.as_deref().is_none_or(|n| n == node);
         // This node's first: where two nodes name one entry, each calls it by its own name.
         let mut objects: Vec<&NodeWorkloadEntry> = node_workloads.iter().collect();
-        objects.sort_by_key(|object| (!here(object), object.meta.namespace.clone(), object.meta.name.clone()));
+        objects.sort_by_key(|object| {
+            (!here(object), object.meta.namespace.clone(), object.meta.name.clone())
+        });
         for object in objects {
             let origin = &object.meta.origin;
             let Some(chosen) = choose(object, entries, errors) else { continue };

@@ -61,8 +61,11 @@ impl Objects {
             }
         };
         if !versions.contains(&document.version) {
-            let reason =
-                format!("{kind} has no version {:?}: use {}", document.version, versions.join(", "));
+            let reason = format!(
+                "{kind} has no version {:?}: use {}",
+                document.version,
+                versions.join(", ")
+            );
             report.error(line, "apiVersion", Code::ObjectKind, reason);
             return;
         }

@@ -38,17 +38,17 @@ impl ServiceEntry {
         let mut fields = spec.fields(report)?;
         let hosts =
             fields.need(report, "hosts").map(|f| read_hosts(&f, report)).unwrap_or_default();
-        let addresses =
-            fields.take(report, "addresses").map(|f| read_addresses(&f, report)).unwrap_or_default();
+        let addresses = fields
+            .take(report, "addresses")
+            .map(|f| read_addresses(&f, report))
+            .unwrap_or_default();
         let ports =
             fields.need(report, "ports").map(|f| read_ports(&f, report)).unwrap_or_default();
         let external = fields.take(report, "location").is_none_or(|f| read_external(&f, report));
         let endpoints_field = fields.take(report, "endpoints");
         let endpoints = endpoints_field
             .as_ref()
-            .map(|f| {
-                f.list(report).iter().filter_map(|e| EndpointSpec::read(e, report)).collect()
-            })
+            .map(|f| f.list(report).iter().filter_map(|e| EndpointSpec::read(e, report)).collect())
             .unwrap_or_default();
         let selector_field = fields.take(report, "workloadSelector");
         let selector = selector_field.as_ref().and_then(|f| read_selector(f, report));
@@ -57,8 +57,7 @@ impl ServiceEntry {
         }
         let has_endpoints = endpoints_field.is_some() || selector_field.is_some();
         read_resolution(&mut fields, has_endpoints, report);
-        let export_to =
-            ExportTo::read(fields.take(report, "exportTo"), &meta.namespace, report);
+        let export_to = ExportTo::read(fields.take(report, "exportTo"), &meta.namespace, report);
         let subject_alt_names = fields
             .take(report, "subjectAltNames")
             .map(|f| f.texts(report).into_iter().map(|(_, text)| text.to_owned()).collect())

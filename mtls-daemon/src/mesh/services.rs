@@ -127,6 +127,8 @@ fn check_addresses(
                 let claim = SocketAddr::new(*address, port.number);
                 if let Some(other) = claims.insert(claim, entry) {
                     conflict(format!("{claim} is also of {}", other.meta.origin.place()));
+                    // The other ports usually conflict as well: once an address is enough.
+                    break;
                 }
             }
         }

@@ -177,8 +177,7 @@ impl Snapshot {
             },
             // A workload of an older snapshot, still served: its policy as of now.
             None => {
-                let modes =
-                    self.authentications.workload_modes(&server.namespace, &server.labels);
+                let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
                 InboundPlan { mode: modes.at(port).clone(), declared_http: false }
             }
         }

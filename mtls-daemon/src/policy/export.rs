@@ -47,7 +47,10 @@ impl ExportTo {
             [] | ["*"] => Self::All,
             ["."] => Self::Own,
             names => Self::Names(
-                names.iter().map(|name| if *name == "." { own.into() } else { (*name).into() }).collect(),
+                names
+                    .iter()
+                    .map(|name| if *name == "." { own.into() } else { (*name).into() })
+                    .collect(),
             ),
         }
     }

@@ -85,7 +85,11 @@ impl<'n> Field<'n> {
             Value::Integer(number) => match u16::try_from(*number) {
                 Ok(port) if port > 0 => Some(port),
                 _ => {
-                    self.error(report, Code::FieldValue, format!("{number} is not a port, 1-65535"));
+                    self.error(
+                        report,
+                        Code::FieldValue,
+                        format!("{number} is not a port, 1-65535"),
+                    );
                     None
                 }
             },
@@ -116,7 +120,9 @@ impl<'n> Field<'n> {
                 let reason = if text.contains('/') && !text.starts_with("unix:") {
                     format!("{text:?} is a range: list each address")
                 } else {
-                    format!("{text:?} is not an IP address; host names and sockets are not resolved")
+                    format!(
+                        "{text:?} is not an IP address; host names and sockets are not resolved"
+                    )
                 };
                 self.error(report, Code::FieldValue, reason);
                 None
@@ -266,7 +272,12 @@ impl<'n> Fields<'n> {
         for (seen, entry) in self.seen.iter().zip(self.entries) {
             if !seen {
                 let path = self.path_of(&entry.key);
-                report.warn(entry.line, &path, Code::WarnIgnored, "is not known here and is ignored");
+                report.warn(
+                    entry.line,
+                    &path,
+                    Code::WarnIgnored,
+                    "is not known here and is ignored",
+                );
             }
         }
     }

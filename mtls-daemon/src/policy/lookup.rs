@@ -9,11 +9,14 @@ use super::effective::selects;
 use super::export::ExportTo;
 use super::host;
 
+/// One namespace's rules by host, oldest first.
+type Hosts = BTreeMap<Arc<str>, Vec<Arc<DestinationRule>>>;
+
 /// All rules, oldest first within a namespace and host.
 #[derive(Debug, Clone, Default)]
 pub struct DestinationRules {
     root_namespace: Arc<str>,
-    by_namespace: HashMap<Arc<str>, BTreeMap<Arc<str>, Vec<Arc<DestinationRule>>>>,
+    by_namespace: HashMap<Arc<str>, Hosts>,
 }
 
 /// The rules that apply to one client and host, merged.
@@ -30,7 +33,8 @@ pub struct ResolvedRule {
 pub struct Candidates {
     /// With a `workloadSelector`, oldest first: the first that selects the client wins.
     pub selected: Vec<(BTreeMap<String, String>, Arc<ResolvedRule>)>,
-    /// For every other client.
+    /// For every other client. None: the namespace's only rules select other clients; as in
+    /// Istio, the search still ends here, and auto mTLS decides.
     pub otherwise: Option<Arc<ResolvedRule>>,
 }
 
@@ -82,9 +86,7 @@ impl DestinationRules {
         } else {
             self.in_namespace(client, host, |_| true)
         };
-        let exported = |namespace: &str| {
-            self.exported(namespace, client, host)
-        };
+        let exported = |namespace: &str| self.exported(namespace, client, host);
         own.or_else(|| exported(service)).or_else(|| exported(root))
     }
 

@@ -85,9 +85,9 @@ fn read_metadata(
 pub fn name_of(field: &Field<'_>, report: &mut Report) -> Option<Arc<str>> {
     let text = field.text(report)?;
     let fine = text.len() <= 253
-        && text.bytes().all(|b| {
-            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.')
-        })
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.ends_with(|c: char| c.is_ascii_alphanumeric());
     if !fine {
@@ -110,7 +110,11 @@ fn timestamp(field: &Field<'_>, report: &mut Report) -> Option<SystemTime> {
             Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
         }
         Err(error) => {
-            field.error(report, Code::FieldValue, format!("{text:?} is not an RFC 3339 time: {error}"));
+            field.error(
+                report,
+                Code::FieldValue,
+                format!("{text:?} is not an RFC 3339 time: {error}"),
+            );
             None
         }
     }

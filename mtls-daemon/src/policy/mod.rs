@@ -12,6 +12,8 @@ pub mod metadata;
 pub mod mode;
 pub mod parse;
 pub mod peer_authentication;
+#[cfg(test)]
+mod tests;
 pub mod yaml;
 
 pub use destination_rule::{DestinationRule, TlsMode, TlsSettings};

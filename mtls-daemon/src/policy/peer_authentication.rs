@@ -79,20 +79,18 @@ fn read_selector(field: &Field<'_>, report: &mut Report) -> BTreeMap<String, Str
 
 fn read_mtls(field: &Field<'_>, report: &mut Report) -> Option<Mode> {
     let mut fields = field.fields(report)?;
-    let mode = fields.take(report, "mode").and_then(|mode| {
-        match mode.string(report)? {
-            "UNSET" => None,
-            "DISABLE" => Some(Mode::Disable),
-            "PERMISSIVE" => Some(Mode::Permissive),
-            "STRICT" => Some(Mode::Strict),
-            other => {
-                mode.error(
-                    report,
-                    Code::FieldValue,
-                    format!("{other:?} is not one of UNSET, DISABLE, PERMISSIVE, STRICT"),
-                );
-                None
-            }
+    let mode = fields.take(report, "mode").and_then(|mode| match mode.string(report)? {
+        "UNSET" => None,
+        "DISABLE" => Some(Mode::Disable),
+        "PERMISSIVE" => Some(Mode::Permissive),
+        "STRICT" => Some(Mode::Strict),
+        other => {
+            mode.error(
+                report,
+                Code::FieldValue,
+                format!("{other:?} is not one of UNSET, DISABLE, PERMISSIVE, STRICT"),
+            );
+            None
         }
     });
     fields.finish(report);

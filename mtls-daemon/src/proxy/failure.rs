@@ -29,7 +29,9 @@ impl Fault {
 /// A connection that did not end in an orderly close on both sides.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    #[error("plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port")]
+    #[error(
+        "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
+    )]
     PlaintextRefused { because: String },
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),

@@ -58,7 +58,8 @@ impl Toolchain {
         if let Some(ready) = Self::ready(workspace) {
             return Ok(ready);
         }
-        let ways: [(&str, fn(&Workspace) -> Result<Self>); 3] = [
+        type Install = fn(&Workspace) -> Result<Toolchain>;
+        let ways: [(&str, Install); 3] = [
             ("an installed rustup toolchain", rustup::install_linker),
             ("the distribution's rustc-web and LLVM", distribution::install),
             ("a nightly from rustup", rustup::install),
@@ -111,6 +112,8 @@ impl Toolchain {
             "-Cdebuginfo=2".to_owned(),
             format!("-Clinker={}", self.linker.display()),
             "-Clink-arg=--btf".to_owned(),
+            // Said aloud, so that a misspelt `cfg` is still a warning.
+            format!("--check-cfg=cfg(bpf_target_arch,values(\"{}\"))", std::env::consts::ARCH),
         ]
     }
 

@@ -49,7 +49,7 @@ impl DaemonSpec {
             name: node.name.clone(),
             node,
             config: bed.config_directory(),
-            state: bed.directory.join("state"),
+            state: bed.directory.join("state").join(&bed.nodes[index].name),
             run: leftovers::run_directory(&bed.directory),
             ca: bed.directory.join("ca"),
             arguments: Vec::new(),

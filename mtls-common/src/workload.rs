@@ -17,6 +17,10 @@ pub struct Workload {
     pub workers: u16,
     /// 1: inbound ports without a row in `INBOUND` are untouched; 0: they are the daemon's.
     pub inbound_untouched: u16,
+    /// What enrolment changed in the namespace and cleanup has to take back, as bits that only the
+    /// daemon reads.
+    pub changed: u32,
+    pub _padding: u32,
 }
 
 /// Key of `OUTBOUND`: a destination as seen from one client workload. Port 0 is every port that
@@ -74,7 +78,7 @@ impl ListenerTag {
 }
 
 const _: () = {
-    assert!(size_of::<Workload>() == 48 && align_of::<Workload>() == 8);
+    assert!(size_of::<Workload>() == 56 && align_of::<Workload>() == 8);
     assert!(size_of::<OutboundKey>() == 24);
     assert!(size_of::<InboundKey>() == 8);
     assert!(size_of::<OwnAddressKey>() == 20);

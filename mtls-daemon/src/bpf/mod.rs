@@ -14,6 +14,7 @@ mod sockets;
 mod tables;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -279,9 +280,15 @@ impl Leftovers {
         Ok(Some(Self { pins, _claim: claim }))
     }
 
-    /// Namespace cookies of the workloads that were enrolled.
-    pub fn namespaces(&self) -> Vec<u64> {
-        pinned_namespaces(&self.pins)
+    /// The namespaces of the workloads that were enrolled, by cookie, and what enrolment changed in
+    /// each (nothing where the maps are another version's and cannot be read).
+    pub fn namespaces(&self) -> HashMap<u64, u32> {
+        let mut found: HashMap<u64, u32> =
+            pinned_namespaces(&self.pins).into_iter().map(|cookie| (cookie, 0)).collect();
+        if let Ok(tables) = Tables::open(&self.pins.maps) {
+            found.extend(tables.workloads().map(|(_, entry)| (entry.netns_cookie, entry.changed)));
+        }
+        found
     }
 
     /// Unpins every link and map: with the last reference gone, the kernel detaches the programs.

@@ -6,12 +6,14 @@ mod enrol;
 mod listeners;
 mod lock;
 mod netns;
+mod ports;
 mod setup;
 mod sweep;
 
 pub use enrol::{Node, WorkloadState, WorkloadStatus};
 pub use lock::{Busy, NodeLock};
 pub use netns::Namespace;
+pub use ports::ClientPorts;
 pub use sweep::can_destroy;
 
 use std::path::Path;
@@ -52,10 +54,10 @@ pub fn cleanup(node: &NodeName, run_dir: &Path) -> anyhow::Result<CleanupReport>
     let _lock = NodeLock::take(&run_dir.join(node.as_str()))?;
     let mut report = CleanupReport::default();
     let Some(leftovers) = Leftovers::find(&node.pin_name())? else { return Ok(report) };
-    let cookies = leftovers.namespaces();
+    let changed = leftovers.namespaces();
     for namespace in known_namespaces() {
-        if cookies.contains(&namespace.cookie()) {
-            match setup::restore(&namespace) {
+        if let Some(changed) = changed.get(&namespace.cookie()) {
+            match setup::restore(&namespace, *changed) {
                 Ok(()) => report.namespaces += 1,
                 Err(error) => report.problems.push(error.to_string()),
             }

@@ -192,14 +192,11 @@ async fn reach(
 ) -> Result<TcpStream, Failure> {
     let failed = |error| Failure::UpstreamConnect { address, error };
     let hairpin = workload.addresses.contains(&address.ip());
-    let dial = dial::outbound(&pod.namespace, &mut worker.maps.borrow_mut(), address, hairpin)
-        .map_err(|error| Failure::Internal(format!("cannot open a socket: {error}")))?;
-    match timeout(limit, dial.connect()).await {
+    let dial = dial::outbound(&pod.namespace, &worker.maps, address, hairpin);
+    match timeout(limit, dial).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(dial::DialError::Connect(error) | dial::DialError::Socket(error))) => {
-            Err(failed(error))
-        }
-        Ok(Err(dial::DialError::Source(error))) => Err(Failure::SourceBind(error)),
+        Ok(Err(dial::DialError::Connect(error))) => Err(failed(error)),
+        Ok(Err(error)) => Err(Failure::Internal(format!("cannot open a socket: {error}"))),
         Err(_) => Err(failed(std::io::ErrorKind::TimedOut.into())),
     }
 }

@@ -47,9 +47,10 @@ impl DaemonSpec {
         let node = bed.nodes[index].clone();
         Self {
             name: node.name.clone(),
-            node,
             config: bed.config_directory(),
-            state: bed.directory.join("state"),
+            // One daemon's alone, as it would be on two machines.
+            state: bed.directory.join("state").join(&node.name),
+            node,
             run: leftovers::run_directory(&bed.directory),
             ca: bed.directory.join("ca"),
             arguments: Vec::new(),

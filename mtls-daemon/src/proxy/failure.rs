@@ -29,7 +29,9 @@ impl Fault {
 /// A connection that did not end in an orderly close on both sides.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    #[error("plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port")]
+    #[error(
+        "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
+    )]
     PlaintextRefused { because: String },
     #[error(
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"

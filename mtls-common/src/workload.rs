@@ -89,10 +89,12 @@ const _: () = {
 mod pod {
     use crate::flow::{Address, Destination, Flow, FlowKey};
 
-    // SAFETY: these are `repr(C)`, `Copy`, made of integers only, and have no implicit padding
-    // (the size asserts above and in `flow`), so any bytes are a value and every byte is written.
     macro_rules! plain {
-        ($($name:ty),+) => { $(unsafe impl aya::Pod for $name {})+ };
+        ($($name:ty),+) => {$(
+            // SAFETY: `repr(C)`, `Copy`, made of integers only and without implicit padding (the
+            // size asserts above and in `flow`): any bytes are a value, every byte is written.
+            unsafe impl aya::Pod for $name {}
+        )+};
     }
     plain!(Address, Destination, Flow, FlowKey);
     plain!(super::Workload, super::OutboundKey, super::InboundKey, super::OwnAddressKey);

@@ -29,8 +29,7 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
     let addr = ctx.sock_addr;
     // UDP's connect() comes here as well, and DNS must not notice.
     let protocol = field!(addr, protocol);
-    if field!(addr, type_) != SOCK_STREAM
-        || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+    if field!(addr, type_) != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
     {
         return ALLOW;
     }

@@ -12,8 +12,8 @@ use mtls_common::workload::{self as abi, bypass};
 use serde::Serialize;
 
 use super::listeners::Listeners;
-use super::sweep::{Connection, sweep};
 use super::setup::Prepared;
+use super::sweep::{Connection, sweep};
 use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
 use crate::identity::{SpiffeId, SvidStore};
@@ -57,7 +57,8 @@ struct MeshAddresses {
 
 impl MeshAddresses {
     fn contains(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address) || self.ranges.iter().any(|range| range.contains(&address))
+        self.addresses.contains(&address)
+            || self.ranges.iter().any(|range| range.contains(&address))
     }
 }
 
@@ -324,9 +325,11 @@ impl Node {
     ) -> Result<(), EnrolError> {
         let workers = self.workers.count();
         let open = |preferred: Option<u16>| {
-            Listeners::open(namespace, workers, prepared.ipv6, preferred.filter(|port| *port != 0)).map_err(
-                |error| EnrolError::Io { path: namespace.path().display().to_string(), error },
-            )
+            Listeners::open(namespace, workers, prepared.ipv6, preferred.filter(|port| *port != 0))
+                .map_err(|error| EnrolError::Io {
+                    path: namespace.path().display().to_string(),
+                    error,
+                })
         };
         let outbound = open(earlier.map(|entry| entry.outbound_port))?;
         let inbound = open(earlier.map(|entry| entry.inbound_port))?;

@@ -166,9 +166,7 @@ impl Inbound<'_> {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await
             }
-            Kind::NotTls | Kind::Closed => {
-                self.plaintext(client, application, flow, tally).await
-            }
+            Kind::NotTls | Kind::Closed => self.plaintext(client, application, flow, tally).await,
         }
     }
 
@@ -247,10 +245,9 @@ impl Inbound<'_> {
             Ok(Err(dial::DialError::Connect(error))) => {
                 Err(Failure::UpstreamConnect { address, error })
             }
-            Err(_) => Err(Failure::UpstreamConnect {
-                address,
-                error: io::ErrorKind::TimedOut.into(),
-            }),
+            Err(_) => {
+                Err(Failure::UpstreamConnect { address, error: io::ErrorKind::TimedOut.into() })
+            }
         }
     }
 }

@@ -135,12 +135,14 @@ async fn open(
             (address, tls)
         }
         OutboundPlan::NoEndpoint { service } => {
-            let name = service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name =
+                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
             flow.service = Some(service);
             return Err(Failure::NoEndpoint(name));
         }
         OutboundPlan::NoSuchPort { service } => {
-            let name = service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name =
+                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
             flow.service = Some(service);
             return Err(Failure::NoSuchServicePort(name, destination.port()));
         }
@@ -168,9 +170,7 @@ async fn open(
     let begun = Instant::now();
     let shake = connect(server, &own, &expected, &sni);
     let (server, peer, summary) = match timeout(timeouts.handshake, shake).await {
-        Ok(result) => {
-            result.map_err(|error| Failure::UpstreamHandshake { address, error })?
-        }
+        Ok(result) => result.map_err(|error| Failure::UpstreamHandshake { address, error })?,
         Err(_) => {
             let error = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
             return Err(Failure::UpstreamHandshake { address, error });

@@ -101,11 +101,11 @@ fn decide(slot: u32, workload: &Workload, destination: Address, port: u16) -> De
     }
     let mut key = OutboundKey { slot, address: destination, port, _padding: 0 };
     // SAFETY: as for every value in `maps`: replaced whole, readable until this program ends.
-    let mut row = unsafe { OUTBOUND.get(&key) }.copied();
+    let mut row = unsafe { OUTBOUND.get(key) }.copied();
     if row.is_none() {
         key.port = 0;
         // SAFETY: as above.
-        row = unsafe { OUTBOUND.get(&key) }.copied();
+        row = unsafe { OUTBOUND.get(key) }.copied();
     }
     match row {
         Some(bypass::UNTOUCHED) => return Decision::OutboundUntouchedPolicy,

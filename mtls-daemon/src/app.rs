@@ -54,9 +54,11 @@ impl RunError {
         match self {
             Self::Config { .. } => Exit::Config,
             Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
-            Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(_) => Exit::Busy,
+            Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(Busy::Held { .. }) => Exit::Busy,
             Self::Admin(AdminError::Busy(_)) => Exit::Busy,
-            Self::Kernel(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => Exit::Failure,
+            Self::Kernel(_) | Self::Busy(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => {
+                Exit::Failure
+            }
         }
     }
 }
@@ -243,8 +245,9 @@ impl App {
                 match change {
                     Ok(Loaded { snapshot, warnings, .. }) => {
                         if let Err(error) = self.clone().accept(snapshot, warnings).await {
-                            tracing::error!(%error, "a good configuration could not be put in force");
+                            tracing::error!(%error, "a good configuration is not whole in force yet");
                             lock(&self.state).last_error = Some(error.to_string());
+                            self.shared.telemetry.metrics.config_refused();
                         }
                     }
                     Err(error) => {

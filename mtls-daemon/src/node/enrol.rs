@@ -6,19 +6,25 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use mtls_common::flow::Address;
-use mtls_common::workload::{self as abi, bypass};
-use serde::Serialize;
+use mtls_common::workload as abi;
 
 use super::listeners::Listeners;
 use super::setup::Prepared;
+use super::workload::{
+    EnrolError, MeshAddresses, WorkloadState, WorkloadStatus, bypasses, key, shown, status,
+};
 use super::sweep::{Connection, sweep};
 use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
 use crate::identity::{SpiffeId, SvidStore};
 use crate::mesh::{NodeWorkload, Snapshot};
 use crate::proxy::{Listening, Pod, Shared, Workers};
+
+/// How often a namespace is looked at after a change: a connection can be between its SYN and its
+/// accept while the first look is taken.
+const SWEEPS: u8 = 2;
+/// Ticks between two tries to enrol what was refused.
+const RETRY_REFUSED: u64 = 10;
 
 /// The workloads of this node, and the only writer of the kernel's tables.
 pub struct Node {
@@ -31,6 +37,9 @@ pub struct Node {
     /// By `namespace/name` of the NodeWorkload.
     enrolled: BTreeMap<String, Enrolled>,
     waiting: BTreeMap<String, (Arc<NodeWorkload>, WorkloadState)>,
+    /// A snapshot that could not be put in force whole: tried again every second.
+    pending: Option<Arc<Snapshot>>,
+    ticks: u64,
     /// Namespaces that lost their name but may still hold processes: they stay shut until the
     /// kernel says that they are gone.
     orphans: Vec<(u32, u64)>,
@@ -46,57 +55,6 @@ struct Enrolled {
     bypasses: Bypasses,
     /// Sweeps that are still to come: a connection can be between SYN and accept during one.
     sweeps: u8,
-}
-
-/// Destinations that are the daemon's unless a row says otherwise.
-#[derive(Default, PartialEq, Eq, Clone)]
-struct MeshAddresses {
-    addresses: HashSet<IpAddr>,
-    ranges: Vec<IpNet>,
-}
-
-impl MeshAddresses {
-    fn contains(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address)
-            || self.ranges.iter().any(|range| range.contains(&address))
-    }
-}
-
-/// How far a configured workload has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
-pub enum WorkloadState {
-    Enrolled,
-    /// Its namespace is not there yet.
-    Pending(String),
-    Refused(String),
-}
-
-/// One workload's line in `status`.
-#[derive(Debug, Clone, Serialize)]
-pub struct WorkloadStatus {
-    pub workload: String,
-    pub identity: SpiffeId,
-    pub network_namespace: std::path::PathBuf,
-    #[serde(flatten)]
-    pub state: WorkloadState,
-    pub addresses: Vec<IpAddr>,
-    pub outbound_port: Option<u16>,
-    pub inbound_port: Option<u16>,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum EnrolError {
-    #[error("network namespace {path} does not exist (yet)")]
-    Absent { path: String },
-    #[error("{0}")]
-    Refused(String),
-    #[error("network namespace {path}: {error}")]
-    Io { path: String, error: io::Error },
-    #[error(transparent)]
-    Setup(#[from] setup::SetupError),
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
 }
 
 impl Node {
@@ -119,6 +77,8 @@ impl Node {
             home,
             enrolled: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            pending: None,
+            ticks: 0,
             orphans: Vec::new(),
             mesh: MeshAddresses::default(),
             cgroup_attached: false,
@@ -126,63 +86,65 @@ impl Node {
     }
 
     /// Puts `snapshot` in force. What it no longer leaves in the clear is closed before it is
-    /// published, what it newly leaves in the clear is opened after.
+    /// published; what it newly leaves in the clear, and workloads that it no longer has, are opened
+    /// after. When that fails on the way, the rest is tried again by [`Self::tick`].
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), BpfError> {
+        self.pending = Some(snapshot.clone());
         let wanted = snapshot.node_workloads();
         let keys: HashSet<String> = wanted.iter().map(|workload| key(workload)).collect();
+        self.waiting.retain(|key, _| keys.contains(key));
+        let mesh_changed = self.set_mesh(&snapshot)?;
+        for workload in wanted {
+            self.ensure(workload, &snapshot, &keys)?;
+        }
+        for entry in self.enrolled.values_mut() {
+            let bypasses = bypasses(&snapshot, &entry.wanted);
+            if bypasses != entry.bypasses || mesh_changed {
+                entry.bypasses = bypasses;
+                entry.sweeps = SWEEPS;
+            }
+            self.kernel.tables.close_bypasses(entry.slot, &entry.bypasses)?;
+        }
+        self.shared.snapshot.store(snapshot.clone());
         let gone: Vec<String> =
             self.enrolled.keys().filter(|key| !keys.contains(*key)).cloned().collect();
         for key in gone {
             self.remove(&key)?;
         }
-        self.waiting.retain(|key, _| keys.contains(key));
+        for entry in self.enrolled.values() {
+            open_bypasses(&mut self.kernel, entry)?;
+        }
         let ids: BTreeSet<SpiffeId> = wanted.iter().map(|w| w.workload.id.clone()).collect();
         self.store.retain(&ids);
-
-        let mesh = MeshAddresses {
-            addresses: snapshot.addresses().into_iter().collect(),
-            ranges: snapshot.settings.mesh_ranges.clone(),
-        };
-        let mesh_changed = mesh != self.mesh;
-        if mesh_changed {
-            let addresses: Vec<IpAddr> = mesh.addresses.iter().copied().collect();
-            self.kernel.tables.set_mesh_addresses(&addresses)?;
-            self.kernel.tables.set_mesh_ranges(&mesh.ranges)?;
-            self.mesh = mesh;
-        }
-        for workload in wanted {
-            self.ensure(workload, &snapshot)?;
-        }
-        for entry in self.enrolled.values_mut() {
-            let bypasses = bypasses(&snapshot, entry);
-            if bypasses != entry.bypasses || mesh_changed {
-                entry.bypasses = bypasses;
-                entry.sweeps = 2;
-            }
-            self.kernel.tables.close_bypasses(entry.slot, &entry.bypasses)?;
-        }
-        self.shared.snapshot.store(snapshot);
-        for entry in self.enrolled.values() {
-            let left_out = self.kernel.tables.open_bypasses(entry.slot, &entry.bypasses)?;
-            if left_out > 0 {
-                tracing::warn!(
-                    workload = key(&entry.wanted),
-                    rows = left_out,
-                    "the kernel's outbound table is full: these destinations go through the daemon"
-                );
-            }
-        }
         if !self.cgroup_attached {
             self.adopt_or_drop_leftovers()?;
             self.kernel.attach_cgroup()?;
             self.cgroup_attached = true;
         }
         self.sweep();
+        self.pending = None;
         Ok(())
+    }
+
+    /// Returns whether the addresses that are the daemon's changed.
+    fn set_mesh(&mut self, snapshot: &Snapshot) -> Result<bool, BpfError> {
+        let mesh = MeshAddresses {
+            addresses: snapshot.addresses().into_iter().collect(),
+            ranges: snapshot.settings.mesh_ranges.clone(),
+        };
+        if mesh == self.mesh {
+            return Ok(false);
+        }
+        let addresses: Vec<IpAddr> = mesh.addresses.iter().copied().collect();
+        self.kernel.tables.set_mesh_addresses(&addresses)?;
+        self.kernel.tables.set_mesh_ranges(&mesh.ranges)?;
+        self.mesh = mesh;
+        Ok(true)
     }
 
     /// Once a second: namespaces come and go without a word.
     pub fn tick(&mut self) -> Result<(), BpfError> {
+        self.ticks += 1;
         let lost: Vec<String> = self
             .enrolled
             .iter()
@@ -192,25 +154,47 @@ impl Node {
         for key in lost {
             self.orphan(&key);
         }
-        let kernel = &mut self.kernel;
-        let mut still = Vec::new();
+        self.forget_dead_orphans()?;
+        if let Some(pending) = self.pending.clone() {
+            return self.apply(pending);
+        }
+        self.retry_waiting()?;
+        self.sweep();
+        Ok(())
+    }
+
+    fn forget_dead_orphans(&mut self) -> Result<(), BpfError> {
         for (slot, cookie) in std::mem::take(&mut self.orphans) {
-            if kernel.namespace_lives(cookie)? {
-                still.push((slot, cookie));
+            if self.kernel.namespace_lives(cookie)? {
+                self.orphans.push((slot, cookie));
             } else {
-                kernel.tables.remove_workload(slot)?;
-                kernel.detach_namespace(cookie)?;
+                self.kernel.tables.remove_workload(slot)?;
+                self.kernel.detach_namespace(cookie)?;
             }
         }
-        self.orphans = still;
-        let ready: bool = self.waiting.values().any(|(workload, state)| {
-            matches!(state, WorkloadState::Refused(_)) || workload.network_namespace.exists()
-        });
-        if ready {
-            let snapshot = self.shared.snapshot.load_full();
-            return self.apply(snapshot);
+        Ok(())
+    }
+
+    /// A namespace that was awaited may be there; what was refused may have been mended.
+    fn retry_waiting(&mut self) -> Result<(), BpfError> {
+        let refused_too = self.ticks.is_multiple_of(RETRY_REFUSED);
+        let due: Vec<Arc<NodeWorkload>> = self
+            .waiting
+            .values()
+            .filter(|(workload, state)| match state {
+                WorkloadState::Refused(_) => refused_too,
+                _ => workload.network_namespace.exists(),
+            })
+            .map(|(workload, _)| workload.clone())
+            .collect();
+        let snapshot = self.shared.snapshot.load_full();
+        let keys = snapshot.node_workloads().iter().map(|workload| key(workload)).collect();
+        for workload in due {
+            self.ensure(&workload, &snapshot, &keys)?;
+            if let Some(entry) = self.enrolled.get(&key(&workload)) {
+                open_bypasses(&mut self.kernel, entry)?;
+            }
         }
-        self.sweep();
         Ok(())
     }
 
@@ -245,7 +229,25 @@ impl Node {
         }
     }
 
-    fn ensure(&mut self, wanted: &Arc<NodeWorkload>, snapshot: &Snapshot) -> Result<(), BpfError> {
+    /// Workloads that are configured and not enrolled, because something is wrong with them: they
+    /// talk in the clear, so the node is not ready.
+    pub fn refused(&self) -> Vec<String> {
+        self.waiting
+            .iter()
+            .filter_map(|(key, (_, state))| match state {
+                WorkloadState::Refused(reason) => Some(format!("{key} is not enrolled: {reason}")),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// `keys` are the names of all workloads that the configuration has.
+    fn ensure(
+        &mut self,
+        wanted: &Arc<NodeWorkload>,
+        snapshot: &Snapshot,
+        keys: &HashSet<String>,
+    ) -> Result<(), BpfError> {
         let key = key(wanted);
         if let Some(entry) = self.enrolled.get_mut(&key) {
             let same_place = entry.wanted.network_namespace == wanted.network_namespace
@@ -259,7 +261,7 @@ impl Node {
             self.orphan(&key);
         }
         let previous = self.waiting.remove(&key).map(|(_, state)| state);
-        let state = match self.enrol(wanted, snapshot) {
+        let state = match self.enrol(wanted, snapshot, keys) {
             Ok(()) => {
                 tracing::info!(workload = %key, identity = %wanted.workload.id,
                     namespace = %wanted.network_namespace.display(), "enrolled");
@@ -280,7 +282,12 @@ impl Node {
         Ok(())
     }
 
-    fn enrol(&mut self, wanted: &Arc<NodeWorkload>, snapshot: &Snapshot) -> Result<(), EnrolError> {
+    fn enrol(
+        &mut self,
+        wanted: &Arc<NodeWorkload>,
+        snapshot: &Snapshot,
+        keys: &HashSet<String>,
+    ) -> Result<(), EnrolError> {
         let path = wanted.network_namespace.display().to_string();
         let io = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => EnrolError::Absent { path: path.clone() },
@@ -294,11 +301,19 @@ impl Node {
                  cannot be told from the daemon's; give the workload a namespace of its own"
             )));
         }
-        if let Some(other) = self.enrolled.values().find(|e| e.namespace.cookie() == cookie) {
-            return Err(EnrolError::Refused(format!(
-                "{path} is already enrolled as {}: one workload a namespace",
-                super::enrol::key(&other.wanted)
-            )));
+        let holder =
+            self.enrolled.iter().find(|(_, entry)| entry.namespace.cookie() == cookie);
+        if let Some(holder) = holder.map(|(key, _)| key.clone()) {
+            if keys.contains(&holder) {
+                return Err(EnrolError::Refused(format!(
+                    "{path} is already enrolled as {holder}: one workload a namespace"
+                )));
+            }
+            // It has another name now: no moment without interception in between.
+            if let Some(entry) = self.enrolled.remove(&holder) {
+                self.enrolled.insert(key(wanted), entry);
+            }
+            return Ok(self.update(&key(wanted), wanted)?);
         }
         self.orphans.retain(|(_, orphan)| *orphan != cookie);
         let prepared = setup::prepare(&namespace)?;
@@ -369,15 +384,14 @@ impl Node {
         self.kernel.tables.enrol(cookie, slot)?;
         self.workers.serve(&pod, Listening::Outbound, outbound.into_per_worker());
         self.workers.serve(&pod, Listening::Inbound, inbound.into_per_worker());
-        let mut enrolled = Enrolled {
+        let enrolled = Enrolled {
             wanted: wanted.clone(),
             namespace: namespace.clone(),
             slot,
             pod,
-            bypasses: Bypasses::default(),
-            sweeps: 2,
+            bypasses: bypasses(snapshot, wanted),
+            sweeps: SWEEPS,
         };
-        enrolled.bypasses = bypasses(snapshot, &enrolled);
         self.enrolled.insert(key(wanted), enrolled);
         Ok(())
     }
@@ -395,7 +409,7 @@ impl Node {
         }
         entry.pod.replace(wanted.workload.clone(), self.store.slot(&wanted.workload.id));
         entry.wanted = wanted.clone();
-        entry.sweeps = 2;
+        entry.sweeps = SWEEPS;
         Ok(())
     }
 
@@ -420,6 +434,9 @@ impl Node {
         tracing::info!(workload = %key, "its network namespace is gone");
         entry.pod.end();
         self.orphans.push((entry.slot, entry.namespace.cookie()));
+        let absent = EnrolError::Absent { path: entry.namespace.path().display().to_string() };
+        let state = WorkloadState::Pending(absent.to_string());
+        self.waiting.insert(key.to_owned(), (entry.wanted, state));
     }
 
     /// Workloads that an earlier daemon left enrolled and this configuration does not have: gone,
@@ -477,44 +494,15 @@ impl Node {
     }
 }
 
-pub(super) fn key(workload: &NodeWorkload) -> String {
-    format!("{}/{}", workload.namespace, workload.name)
-}
-
-fn status(wanted: &NodeWorkload, state: WorkloadState) -> WorkloadStatus {
-    WorkloadStatus {
-        workload: key(wanted),
-        identity: wanted.workload.id.clone(),
-        network_namespace: wanted.network_namespace.clone(),
-        state,
-        addresses: wanted.workload.addresses.clone(),
-        outbound_port: None,
-        inbound_port: None,
+fn open_bypasses(kernel: &mut Kernel, entry: &Enrolled) -> Result<(), BpfError> {
+    let left_out = kernel.tables.open_bypasses(entry.slot, &entry.bypasses)?;
+    if left_out > 0 {
+        tracing::warn!(
+            workload = key(&entry.wanted),
+            rows = left_out,
+            "the kernel's outbound table is full: these destinations go through the daemon"
+        );
     }
+    Ok(())
 }
 
-/// The addresses that the application sees as its own on a redirected connection.
-fn shown(wanted: &NodeWorkload) -> abi::Workload {
-    let first = |ipv4: bool| {
-        let address = wanted.workload.addresses.iter().find(|address| address.is_ipv4() == ipv4);
-        address.map_or(Address::default(), |address| Address::from(*address))
-    };
-    abi::Workload { address4: first(true), address6: first(false), ..abi::Workload::default() }
-}
-
-fn bypasses(snapshot: &Snapshot, entry: &Enrolled) -> Bypasses {
-    let answer = |untouched| if untouched { bypass::UNTOUCHED } else { bypass::REDIRECT };
-    let workload = &entry.wanted.workload;
-    let table = snapshot.inbound_table(workload);
-    let outbound = snapshot
-        .outbound_rows(workload)
-        .into_iter()
-        .map(|row| ((Address::from(row.address), row.port), answer(row.untouched)))
-        .collect();
-    let inbound = table
-        .exceptions
-        .into_iter()
-        .map(|port| (port, answer(!table.untouched_by_default)))
-        .collect();
-    Bypasses { outbound, inbound_untouched: table.untouched_by_default, inbound }
-}

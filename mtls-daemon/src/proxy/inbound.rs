@@ -97,10 +97,30 @@ impl Inbound<'_> {
         flow.because = Some(plan.mode.because.clone());
         let client = Replay::new(client);
         match plan.mode.mode {
-            Mode::Disable => self.plaintext(client, None, flow, tally).await,
+            Mode::Disable => self.disabled(client, &plan, flow, tally).await,
             Mode::Strict => self.strict(client, &plan, flow, tally).await,
             Mode::Permissive => self.permissive(client, &plan, knowledge, flow, tally).await,
         }
+    }
+
+    /// Nothing is terminated. TLS on a port that is declared HTTP is a protocol error (POLICY 1.8).
+    async fn disabled(
+        &self,
+        mut client: Replay<TcpStream>,
+        plan: &InboundPlan,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        if plan.declared_http {
+            // An HTTP client speaks first: waiting for it delays nothing.
+            let limit = self.worker.shared.timeouts.mtls;
+            match timeout(limit, first_bytes(&mut client)).await {
+                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Err(error)) => return Err(Failure::ClientReset(error)),
+                Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
+            }
+        }
+        self.plaintext(client, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (POLICY 1.10); nobody else.

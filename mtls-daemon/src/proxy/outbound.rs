@@ -150,8 +150,8 @@ async fn open(
     let (expected, sni, because) = match tls {
         ClientTls::Plaintext { because } => {
             flow.because = Some(because);
-            flow.security = Security::Plaintext;
             let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+            flow.security = Security::Plaintext;
             return Ok(Upstream::Plain(server));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,11 +39,27 @@ pub struct Node {
     /// A snapshot that could not be put in force whole: tried again every second.
     pending: Option<Arc<Snapshot>>,
     ticks: u64,
+    /// Enrolled, but not served before their snapshot is published.
+    starting: Vec<Starting>,
+    /// No longer enrolled; their namespaces are put back when the last relay has ended.
+    leaving: Vec<Leaving>,
     /// Namespaces that lost their name but may still hold processes: they stay shut until the
     /// kernel says that they are gone.
     orphans: Vec<(u32, u64)>,
     mesh: MeshAddresses,
     cgroup_attached: bool,
+}
+
+struct Starting {
+    pod: Arc<Pod>,
+    outbound: Listeners,
+    inbound: Listeners,
+}
+
+struct Leaving {
+    key: String,
+    pod: Arc<Pod>,
+    changed: u32,
 }
 
 struct Enrolled {
@@ -79,6 +94,8 @@ impl Node {
             waiting: BTreeMap::new(),
             pending: None,
             ticks: 0,
+            starting: Vec::new(),
+            leaving: Vec::new(),
             orphans: Vec::new(),
             mesh: MeshAddresses::default(),
             cgroup_attached: false,
@@ -89,23 +106,30 @@ impl Node {
     /// published; what it newly leaves in the clear, and workloads that it no longer has, are opened
     /// after. When that fails on the way, the rest is tried again by [`Self::tick`].
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), BpfError> {
-        self.pending = Some(snapshot.clone());
+        // After a try that failed half way nobody knows what was closed already: look at everything.
+        let again = self.pending.replace(snapshot.clone()).is_some();
         let wanted = snapshot.node_workloads();
         let keys: HashSet<String> = wanted.iter().map(|workload| key(workload)).collect();
         self.waiting.retain(|key, _| keys.contains(key));
-        let mesh_changed = self.set_mesh(&snapshot)?;
+        let mesh = MeshAddresses {
+            addresses: snapshot.addresses().into_iter().collect(),
+            ranges: snapshot.settings.mesh_ranges.clone(),
+        };
+        let mesh_changed = mesh != self.mesh;
+        self.kernel.tables.add_mesh(&mesh.addresses, &mesh.ranges)?;
         for workload in wanted {
             self.ensure(workload, &snapshot, &keys)?;
         }
         for entry in self.enrolled.values_mut() {
             let bypasses = bypasses(&snapshot, &entry.wanted);
-            if bypasses != entry.bypasses || mesh_changed {
-                entry.bypasses = bypasses;
+            if bypasses != entry.bypasses || mesh_changed || again {
                 entry.sweeps = SWEEPS;
             }
+            entry.bypasses = bypasses;
             self.kernel.tables.close_bypasses(entry.slot, &entry.bypasses)?;
         }
-        self.shared.snapshot.store(snapshot.clone());
+        self.shared.publish(snapshot.clone());
+        self.start_serving();
         let gone: Vec<String> =
             self.enrolled.keys().filter(|key| !keys.contains(*key)).cloned().collect();
         for key in gone {
@@ -114,6 +138,8 @@ impl Node {
         for entry in self.enrolled.values() {
             open_bypasses(&mut self.kernel, entry)?;
         }
+        self.kernel.tables.keep_mesh(&mesh.addresses, &mesh.ranges)?;
+        self.mesh = mesh;
         let ids: BTreeSet<SpiffeId> = wanted.iter().map(|w| w.workload.id.clone()).collect();
         self.store.retain(&ids);
         if !self.cgroup_attached {
@@ -126,20 +152,13 @@ impl Node {
         Ok(())
     }
 
-    /// Returns whether the addresses that are the daemon's changed.
-    fn set_mesh(&mut self, snapshot: &Snapshot) -> Result<bool, BpfError> {
-        let mesh = MeshAddresses {
-            addresses: snapshot.addresses().into_iter().collect(),
-            ranges: snapshot.settings.mesh_ranges.clone(),
-        };
-        if mesh == self.mesh {
-            return Ok(false);
+    /// Only now, with the snapshot published that has them: an earlier one would judge their first
+    /// connections without their policy. Until here they waited in the listeners' queues.
+    fn start_serving(&mut self) {
+        for Starting { pod, outbound, inbound } in self.starting.drain(..) {
+            self.workers.serve(&pod, Listening::Outbound, outbound.into_per_worker());
+            self.workers.serve(&pod, Listening::Inbound, inbound.into_per_worker());
         }
-        let addresses: Vec<IpAddr> = mesh.addresses.iter().copied().collect();
-        self.kernel.tables.set_mesh_addresses(&addresses)?;
-        self.kernel.tables.set_mesh_ranges(&mesh.ranges)?;
-        self.mesh = mesh;
-        Ok(true)
     }
 
     /// Once a second: namespaces come and go without a word.
@@ -155,6 +174,7 @@ impl Node {
             self.orphan(&key);
         }
         self.forget_dead_orphans()?;
+        self.restore_left();
         if let Some(pending) = self.pending.clone() {
             return self.apply(pending);
         }
@@ -164,15 +184,31 @@ impl Node {
     }
 
     fn forget_dead_orphans(&mut self) -> Result<(), BpfError> {
-        for (slot, cookie) in std::mem::take(&mut self.orphans) {
+        let mut index = 0;
+        while let Some((slot, cookie)) = self.orphans.get(index).copied() {
             if self.kernel.namespace_lives(cookie)? {
-                self.orphans.push((slot, cookie));
-            } else {
-                self.kernel.tables.remove_workload(slot)?;
-                self.kernel.detach_namespace(cookie)?;
+                index += 1;
+                continue;
             }
+            self.kernel.tables.remove_workload(slot)?;
+            self.kernel.detach_namespace(cookie)?;
+            self.orphans.swap_remove(index);
         }
         Ok(())
+    }
+
+    /// Rules and routes go when no relay needs them: without them an application's end of one would
+    /// send what it has, decrypted, to the client's real address.
+    fn restore_left(&mut self) {
+        self.leaving.retain(|Leaving { key, pod, changed }| {
+            if pod.connections() > 0 {
+                return true;
+            }
+            if let Err(error) = setup::restore(&pod.namespace, *changed) {
+                tracing::warn!(workload = %key, %error, "could not take back rules and routes");
+            }
+            false
+        });
     }
 
     /// A namespace that was awaited may be there; what was refused may have been mended.
@@ -191,6 +227,7 @@ impl Node {
         let keys = snapshot.node_workloads().iter().map(|workload| key(workload)).collect();
         for workload in due {
             self.ensure(&workload, &snapshot, &keys)?;
+            self.start_serving();
             if let Some(entry) = self.enrolled.get(&key(&workload)) {
                 open_bypasses(&mut self.kernel, entry)?;
             }
@@ -315,15 +352,21 @@ impl Node {
             }
             return Ok(self.update(&key(wanted), wanted)?);
         }
-        self.orphans.retain(|(_, orphan)| *orphan != cookie);
-        let prepared = setup::prepare(&namespace)?;
+        let place = std::os::fd::AsFd::as_fd(&*namespace);
+        self.kernel.refuse_foreign(place, namespace.path(), cookie)?;
         let slot = self.kernel.tables.slot_for(cookie)?;
         let earlier = self.kernel.tables.workload(slot).copied();
+        let prepared = setup::prepare(&namespace)?;
         let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), prepared, snapshot);
         if result.is_err() && earlier.is_none() {
             // Nothing was enrolled before, so nothing is opened by taking this back.
             self.kernel.tables.remove_workload(slot)?;
             self.kernel.detach_namespace(cookie)?;
+            setup::restore(&namespace, prepared.changed)?;
+        }
+        if result.is_ok() {
+            self.orphans.retain(|(_, orphan)| *orphan != cookie);
+            self.leaving.retain(|left| left.pod.namespace.cookie() != cookie);
         }
         result
     }
@@ -382,8 +425,7 @@ impl Node {
             slot,
         )?;
         self.kernel.tables.enrol(cookie, slot)?;
-        self.workers.serve(&pod, Listening::Outbound, outbound.into_per_worker());
-        self.workers.serve(&pod, Listening::Inbound, inbound.into_per_worker());
+        self.starting.push(Starting { pod: pod.clone(), outbound, inbound });
         let enrolled = Enrolled {
             wanted: wanted.clone(),
             namespace: namespace.clone(),
@@ -413,17 +455,16 @@ impl Node {
         Ok(())
     }
 
-    /// The configuration no longer has it: from here on its traffic is its own.
+    /// The configuration no longer has it: from here on its traffic is its own. Connections that the
+    /// daemon relayed for it end.
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
         let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "no longer enrolled");
         let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
         self.kernel.tables.remove_workload(entry.slot)?;
         self.kernel.detach_namespace(entry.namespace.cookie())?;
-        entry.pod.stop_accepting();
-        if let Err(error) = setup::restore(&entry.namespace, changed) {
-            tracing::warn!(workload = %key, %error, "could not take back the rules and routes");
-        }
+        entry.pod.end();
+        self.leaving.push(Leaving { key: key.to_owned(), pod: entry.pod, changed });
         Ok(())
     }
 
@@ -439,23 +480,36 @@ impl Node {
         self.waiting.insert(key.to_owned(), (entry.wanted, state));
     }
 
-    /// Workloads that an earlier daemon left enrolled and this configuration does not have: gone,
-    /// unless one that it does have is still waiting for its namespace and might be meant.
+    /// Workloads that an earlier daemon, perhaps of another version, left enrolled and this
+    /// configuration does not have: put back, unless one that it does have is still waiting for its
+    /// namespace and might be meant; then they stay shut.
     fn adopt_or_drop_leftovers(&mut self) -> Result<(), BpfError> {
-        let known: HashSet<u32> = self.enrolled.values().map(|entry| entry.slot).collect();
-        let left: Vec<(u32, u64)> = self
-            .kernel
-            .tables
-            .workloads()
-            .filter(|(slot, _)| !known.contains(slot))
-            .map(|(slot, entry)| (slot, entry.netns_cookie))
-            .collect();
-        for (slot, cookie) in left {
+        let known: HashSet<u64> =
+            self.enrolled.values().map(|entry| entry.namespace.cookie()).collect();
+        let tables = &self.kernel.tables;
+        let mut left: HashSet<u64> =
+            tables.workloads().map(|(_, entry)| entry.netns_cookie).collect();
+        left.extend(self.kernel.attached_namespaces());
+        let left: Vec<u64> = left.difference(&known).copied().collect();
+        for cookie in left {
+            let slot = self.kernel.tables.slot_for(cookie)?;
             if self.kernel.namespace_lives(cookie)? && !self.waiting.is_empty() {
+                if self.kernel.tables.workload(slot).is_none() {
+                    let shut = abi::Workload { netns_cookie: cookie, ..abi::Workload::default() };
+                    self.kernel.tables.set_workload(slot, shut, &[])?;
+                    self.kernel.tables.enrol(cookie, slot)?;
+                }
                 self.orphans.push((slot, cookie));
-            } else {
-                self.kernel.tables.remove_workload(slot)?;
-                self.kernel.detach_namespace(cookie)?;
+                continue;
+            }
+            let changed = self.kernel.tables.workload(slot).map_or(0, |entry| entry.changed);
+            self.kernel.tables.remove_workload(slot)?;
+            self.kernel.detach_namespace(cookie)?;
+            let namespaces = super::known_namespaces();
+            if let Some(namespace) = namespaces.iter().find(|known| known.cookie() == cookie)
+                && let Err(error) = setup::restore(namespace, changed)
+            {
+                tracing::warn!(%error, "could not take back rules and routes of a former workload");
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod};
@@ -25,7 +26,7 @@ pub async fn serve(
     pod: &Pod,
     client: TcpStream,
     peer: SocketAddr,
-    ended: impl Future<Output = ()>,
+    place: &Place<'_>,
 ) {
     let current = pod.current().clone();
     // sk_lookup selected this socket without touching the addresses: its own is the one that the
@@ -47,10 +48,10 @@ pub async fn serve(
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination };
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
-        () = ended => Err(Failure::Drained),
+        reason = place.stop.told() => Err(reason),
     };
     flow.sent = tally.sent.get();
     flow.received = tally.received.get();
@@ -76,6 +77,7 @@ struct Inbound<'a> {
     current: &'a Current,
     source: SocketAddr,
     destination: SocketAddr,
+    place: &'a Place<'a>,
 }
 
 impl Inbound<'_> {
@@ -165,6 +167,13 @@ impl Inbound<'_> {
         let mut application = None;
         let kind = match timeout(limit, first_bytes(&mut client)).await {
             Ok(kind) => kind.map_err(Failure::ClientReset)?,
+            // Some of a ClientHello came: the rest will, and decides.
+            Err(_) if !client.peeked().is_empty() => {
+                match timeout(timeouts.mtls, first_bytes(&mut client)).await {
+                    Ok(kind) => kind.map_err(Failure::ClientReset)?,
+                    Err(_) => Kind::NotTls,
+                }
+            }
             Err(_) => {
                 // A silent client: perhaps the server speaks first. Whoever does decides.
                 let stream = self.reach_application().await?;
@@ -236,6 +245,10 @@ impl Inbound<'_> {
         if flow.security == Security::None {
             flow.security = Security::Plaintext;
         }
+        // Also the application's own TLS: it has no identity of the mesh, which STRICT wants.
+        let workload = self.current.workload.clone();
+        let what = InTheClear::Inbound { workload, port: self.destination.port() };
+        self.place.in_the_clear(&self.worker.shared, what)?;
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,

@@ -76,7 +76,11 @@ fn ip(arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(arguments);
     let output = output(command)?;
-    ensure!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "ip {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 
@@ -85,7 +89,9 @@ fn a_namespace_is_enrolled_when_it_comes_and_again_when_it_is_made_anew() -> Res
     let mut world = World::new()?;
     let name = format!("{}late", world.bed.prefix);
     let node = world.a().spec.name.clone();
-    world.change(|mesh| enrol(mesh, &node, "late", "10.244.1.77", &mtls_tests::netns::path(&name)))?;
+    world.change(|mesh| {
+        enrol(mesh, &node, "late", "10.244.1.77", &mtls_tests::netns::path(&name))
+    })?;
     let (pending, reason) = state(world.a(), "full/late")?;
     assert_eq!(pending, "pending");
     assert!(reason.contains(&name), "the reason names the namespace: {reason}");
@@ -109,7 +115,9 @@ fn a_namespace_is_enrolled_when_it_comes_and_again_when_it_is_made_anew() -> Res
     let pinned = || -> usize {
         bpf_mounts()
             .iter()
-            .filter_map(|mount| std::fs::read_dir(mount.join("mtls").join(&node).join("links")).ok())
+            .filter_map(|mount| {
+                std::fs::read_dir(mount.join("mtls").join(&node).join("links")).ok()
+            })
             .flatten()
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("namespace-"))

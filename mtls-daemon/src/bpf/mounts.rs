@@ -77,8 +77,7 @@ fn is_real_root(cgroup: &OwnedFd) -> bool {
 
 /// The cgroup v2 root as PID 1 sees it.
 fn host_cgroup2() -> Result<OwnedFd, BpfError> {
-    let namespace =
-        fs::File::open("/proc/1/ns/cgroup").map_err(|_| BpfError::PrivateCgroup)?;
+    let namespace = fs::File::open("/proc/1/ns/cgroup").map_err(|_| BpfError::PrivateCgroup)?;
     std::thread::spawn(move || {
         setns(&namespace, CloneFlags::CLONE_NEWCGROUP).map_err(|_| BpfError::PrivateCgroup)?;
         detached_cgroup2()

@@ -241,7 +241,11 @@ impl Tables {
 
     /// These addresses and ranges are the daemon's from now on, among others: what takes
     /// connections, before a snapshot is published.
-    pub fn add_mesh(&mut self, addresses: &HashSet<IpAddr>, ranges: &[IpNet]) -> Result<(), BpfError> {
+    pub fn add_mesh(
+        &mut self,
+        addresses: &HashSet<IpAddr>,
+        ranges: &[IpNet],
+    ) -> Result<(), BpfError> {
         for address in addresses {
             self.mesh_addresses.insert(Address::from(*address), 1)?;
         }
@@ -254,7 +258,11 @@ impl Tables {
     }
 
     /// Only these are: what lets connections go, after it is published.
-    pub fn keep_mesh(&mut self, addresses: &HashSet<IpAddr>, ranges: &[IpNet]) -> Result<(), BpfError> {
+    pub fn keep_mesh(
+        &mut self,
+        addresses: &HashSet<IpAddr>,
+        ranges: &[IpNet],
+    ) -> Result<(), BpfError> {
         let kept: HashSet<Address> = addresses.iter().map(|ip| Address::from(*ip)).collect();
         self.mesh_addresses.remove_where(|address, _| !kept.contains(address))?;
         let wanted: Vec<(u32, Address)> = ranges.iter().map(range_key).collect();

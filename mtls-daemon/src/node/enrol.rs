@@ -9,10 +9,10 @@ use mtls_common::workload as abi;
 
 use super::listeners::Listeners;
 use super::setup::Prepared;
+use super::sweep::{Connection, sweep};
 use super::workload::{
     EnrolError, MeshAddresses, WorkloadState, WorkloadStatus, bypasses, key, shown, status,
 };
-use super::sweep::{Connection, sweep};
 use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
 use crate::identity::{SpiffeId, SvidStore};
@@ -338,8 +338,7 @@ impl Node {
                  cannot be told from the daemon's; give the workload a namespace of its own"
             )));
         }
-        let holder =
-            self.enrolled.iter().find(|(_, entry)| entry.namespace.cookie() == cookie);
+        let holder = self.enrolled.iter().find(|(_, entry)| entry.namespace.cookie() == cookie);
         if let Some(holder) = holder.map(|(key, _)| key.clone()) {
             if keys.contains(&holder) {
                 return Err(EnrolError::Refused(format!(
@@ -559,4 +558,3 @@ fn open_bypasses(kernel: &mut Kernel, entry: &Enrolled) -> Result<(), BpfError> 
     }
     Ok(())
 }
-

@@ -62,9 +62,8 @@ pub fn sweep(
                 SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
             )
         };
-        let is_own = |entry: &InetResponse| {
-            entry.header.inode != 0 && inodes.contains(&entry.header.inode)
-        };
+        let is_own =
+            |entry: &InetResponse| entry.header.inode != 0 && inodes.contains(&entry.header.inode);
         let own: HashSet<(SocketAddr, SocketAddr)> =
             found.iter().filter(|entry| is_own(entry)).map(ends).collect();
         let mut destroyed = Vec::new();

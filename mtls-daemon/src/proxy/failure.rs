@@ -33,7 +33,9 @@ pub enum Failure {
         "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
     )]
     PlaintextRefused { because: String },
-    #[error("policy no longer leaves this connection in the clear ({because}); the client may connect again")]
+    #[error(
+        "policy no longer leaves this connection in the clear ({because}); the client may connect again"
+    )]
     PolicyChanged { because: String },
     #[error(
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"

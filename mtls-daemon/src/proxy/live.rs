@@ -118,8 +118,7 @@ impl Live {
     pub fn enter(&self, pod: &Arc<Pod>, listening: Listening) -> Place<'_> {
         let number = self.next.replace(self.next.get() + 1);
         let stop = Rc::new(Stop::default());
-        let entry =
-            Entry { pod: pod.clone(), listening, stop: stop.clone(), in_the_clear: None };
+        let entry = Entry { pod: pod.clone(), listening, stop: stop.clone(), in_the_clear: None };
         self.entries.borrow_mut().insert(number, entry);
         Place { live: self, number, stop }
     }

@@ -42,7 +42,6 @@ pub const TEST: &[Package] = &[
 ];
 
 /// For `vm`: the emulator, and a shell inside the guest.
-#[expect(dead_code, reason = "used once the vm verb lands")]
 pub const VM: &[Package] = &[
     package("qemu-system-x86", "runs the guests"),
     package("busybox-static", "a shell inside the guests"),

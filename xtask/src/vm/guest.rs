@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -11,10 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::kernels::Kernel;
-use crate::shell::output;
 
 pub struct Settings<'a> {
     /// Before each line of output.
@@ -22,6 +21,7 @@ pub struct Settings<'a> {
     /// In MiB.
     pub memory: u32,
     pub limit: Option<Duration>,
+    pub accelerator: Accelerator,
 }
 
 /// What is known after a guest has ended, however it ended.
@@ -39,7 +39,6 @@ pub struct Ended {
 }
 
 const LAST_LINES: usize = 30;
-const MEMORY_OF_QEMU: &str = "-m";
 
 /// Boots a kernel and waits for its end.
 ///
@@ -94,16 +93,8 @@ impl Guest {
                 "-machine",
                 "pc",
             ])
-            .args(accelerator())
-            .args([
-                "-cpu",
-                "max",
-                "-smp",
-                "2",
-                MEMORY_OF_QEMU,
-                &settings.memory.to_string(),
-                "-no-reboot",
-            ])
+            .args(settings.accelerator.arguments())
+            .args(["-cpu", "max", "-smp", "2", "-m", &settings.memory.to_string(), "-no-reboot"])
             .arg("-kernel")
             .arg(kernel.image())
             .arg("-initrd")
@@ -188,26 +179,51 @@ fn test_line(line: &str) -> Option<(&str, &str)> {
     matches!(word, "ok" | "FAILED" | "ignored").then_some((name, word))
 }
 
-/// KVM where it works, else emulation.
-fn accelerator() -> &'static [&'static str] {
-    const EMULATED: &[&str] = &["-accel", "tcg,thread=multi"];
-    // A device that can be opened may still refuse to make machines (nested virtualisation is off).
-    let mut probe = Command::new("timeout");
-    probe.args([
-        "10",
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-display",
-        "none",
-        "-machine",
-        "none",
-        "-accel",
-        "kvm",
-    ]);
-    probe.args(["-monitor", "stdio"]);
-    let works = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
-        && output(&mut probe).is_ok();
-    if works { &["-accel", "kvm"] } else { EMULATED }
+/// How guests' instructions are carried out.
+#[derive(Clone, Copy)]
+pub enum Accelerator {
+    Kvm,
+    Emulation,
+}
+
+impl Accelerator {
+    /// KVM where it works. Opening the device says little: it may refuse to make a machine, or to make
+    /// the one that is wanted (nested virtualisation, in whole or in part). So one is made.
+    pub fn find() -> Self {
+        let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+            && Self::try_kvm().is_ok();
+        if usable { Self::Kvm } else { Self::Emulation }
+    }
+
+    fn try_kvm() -> Result<()> {
+        let mut probe = Command::new("timeout");
+        probe.args([
+            "--signal=KILL",
+            "10",
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-display",
+            "none",
+        ]);
+        probe.args(["-machine", "pc", "-cpu", "max", "-smp", "2", "-S", "-monitor", "stdio"]);
+        probe
+            .args(Self::Kvm.arguments())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut probe = probe.spawn()?;
+        // It may have ended already, and then says so by its exit code.
+        let _ = probe.stdin.take().context("no standard input")?.write_all(b"quit\n");
+        ensure!(probe.wait()?.success(), "KVM makes no such machine");
+        Ok(())
+    }
+
+    fn arguments(self) -> [&'static str; 2] {
+        match self {
+            Self::Kvm => ["-accel", "kvm"],
+            Self::Emulation => ["-accel", "tcg,thread=multi"],
+        }
+    }
 }
 
 #[cfg(test)]

@@ -111,6 +111,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         .map(|name| archive.get(name).with_context(|| format!("kernel {name}")))
         .collect::<Result<Vec<_>>>()?;
 
+    let accelerator = guest::Accelerator::find();
     let mut report = Report::default();
     for (name, kernel) in asked.iter().zip(&kernels) {
         say(format_args!("vm: {name}: Linux {}", kernel.version));
@@ -119,6 +120,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             name,
             memory: guests.memory,
             limit: guests.timeout.or(limit).map(Duration::from_secs),
+            accelerator,
         };
         let ended = guest::boot(&settings, kernel, &image);
         let _ = std::fs::remove_file(&image);

@@ -44,6 +44,7 @@ pub fn write(
 ) -> Result<PathBuf> {
     let folder = workspace.root().join("target/vm");
     fs::create_dir_all(&folder)?;
+    sweep(&folder)?;
     let mut root = Archive::default();
     root.console();
     for path in [
@@ -114,6 +115,27 @@ pub fn write(
     root.write(&mut out)?;
     out.flush()?;
     Ok(image)
+}
+
+/// Removes what interrupted runs left, and programs that were stripped more than a day ago.
+fn sweep(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let owner = path
+            .file_stem()
+            .and_then(|name| name.to_str()?.rsplit_once('-'))
+            .map(|(_, owner)| owner);
+        let stale = match owner {
+            Some(owner) => !Path::new("/proc").join(owner).exists(),
+            None => {
+                fs::metadata(&path)?.modified()?.elapsed().is_ok_and(|age| age.as_secs() > 86_400)
+            }
+        };
+        if stale {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The first program: sets the system up, runs the steps, tells each one's exit code on the second

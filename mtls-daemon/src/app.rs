@@ -1,1 +1,383 @@
-//! (to be written)
+//! The wiring: the only file that knows everyone.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use crate::admin::{self, Admin, AdminError, Readiness};
+use crate::bpf::{BpfError, Kernel};
+use crate::cli::Exit;
+use crate::config::Config;
+use crate::drain::{self, Signals};
+use crate::identity::SvidStore;
+use crate::identity::ca::CaError;
+use crate::identity::source::embedded::EmbeddedCa;
+use crate::mesh::Snapshot;
+use crate::node::{self, Busy, Node, NodeLock};
+use crate::proxy::{Shared, Timeouts, Workers};
+use crate::source::files::{self, LoadError, Loaded};
+use crate::telemetry::{Direction, Telemetry, access};
+
+/// How often namespaces that came or went are looked for.
+const TICK: Duration = Duration::from_secs(1);
+/// A handshake that has not become a connection by then never will (the kernel gives up on a SYN
+/// after about two minutes).
+const FLOW_LIFETIME: Duration = Duration::from_secs(180);
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(10);
+const IDENTITY: Duration = Duration::from_secs(5);
+/// For the last access log lines.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Why the daemon did not start or stopped. Each kind has an exit code of its own (`cli`).
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("the configuration in {dir} is refused, nothing was changed:\n{error}")]
+    Config { dir: String, error: LoadError },
+    #[error(transparent)]
+    Kernel(BpfError),
+    #[error(transparent)]
+    Busy(Busy),
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("{what}: {error}")]
+    Io { what: String, error: std::io::Error },
+}
+
+impl RunError {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config { .. } => Exit::Config,
+            Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
+            Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(_) => Exit::Busy,
+            Self::Admin(AdminError::Busy(_)) => Exit::Busy,
+            Self::Kernel(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => Exit::Failure,
+        }
+    }
+}
+
+impl From<BpfError> for RunError {
+    fn from(error: BpfError) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+impl From<Busy> for RunError {
+    fn from(error: Busy) -> Self {
+        Self::Busy(error)
+    }
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> RunError {
+    let what = what.into();
+    move |error| RunError::Io { what, error }
+}
+
+/// What the files say, and how reading them went.
+struct ConfigState {
+    generation: u64,
+    loaded_at: SystemTime,
+    last_error: Option<String>,
+    warnings: Vec<String>,
+}
+
+/// The node and its configuration, shared by the main task and the admin server.
+struct App {
+    config: Config,
+    node: Mutex<Node>,
+    state: Mutex<ConfigState>,
+    store: Arc<SvidStore>,
+    shared: Arc<Shared>,
+    readiness: Readiness,
+    started: SystemTime,
+}
+
+/// Runs the daemon until it is told to end. Returns early when it cannot start; then whatever an
+/// earlier daemon left in the kernel is as it was, and enrolled workloads stay shut.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let mut signals = Signals::new().map_err(io("install signal handlers"))?;
+    let (readiness, start) = Readiness::starting();
+    let _run_lock = NodeLock::take(&config.run_dir)?;
+    let _state_lock = NodeLock::take(&config.state_dir)?;
+
+    let node_name = config.node.as_str().to_owned();
+    let Loaded { snapshot, warnings, fingerprint } =
+        files::load(&config.config_dir, &node_name, &config.mesh, 1).map_err(|error| {
+            RunError::Config { dir: config.config_dir.display().to_string(), error }
+        })?;
+    let ca = EmbeddedCa::open(
+        &config.ca_dir,
+        config.mesh.trust_domain.clone(),
+        config.svid_lifetime,
+    )?;
+    let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
+
+    let mut kernel = Kernel::open(&config.node.pin_name())?;
+    refuse_without_sock_destroy()?;
+    kernel.follow_log();
+
+    let telemetry = Telemetry::new(&node_name, &config.access_log)
+        .map_err(io(format!("open the access log {:?}", config.access_log)))?;
+    let (drain, watch) = drain::channel();
+    let shared = Arc::new(Shared {
+        snapshot: ArcSwap::from_pointee(Snapshot::empty(config.mesh.clone())),
+        telemetry: telemetry.clone(),
+        timeouts: Timeouts {
+            detect: config.detect_timeout,
+            mtls: config.mtls_wait,
+            handshake: HANDSHAKE,
+            connect: CONNECT,
+            identity: IDENTITY,
+        },
+        drain: watch,
+    });
+    let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
+    let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;
+    let admin = Admin::bind(&config.admin_socket, config.http_address).await?;
+
+    let node = Node::new(kernel, store.clone(), shared.clone(), workers);
+    let app = Arc::new(App {
+        node: Mutex::new(node),
+        state: Mutex::new(ConfigState {
+            generation: 0,
+            loaded_at: SystemTime::now(),
+            last_error: None,
+            warnings: Vec::new(),
+        }),
+        store: store.clone(),
+        shared,
+        readiness: readiness.clone(),
+        started: SystemTime::now(),
+        config,
+    });
+    tokio::spawn(store.run());
+    tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
+    let generation = snapshot.generation;
+    app.clone().accept(snapshot, warnings).await?;
+    tokio::spawn(serve_admin(admin, app.clone()));
+    tokio::spawn(app.clone().tick());
+    tokio::spawn(app.clone().follow_files(node_name, generation, fingerprint));
+    let svids = readiness.condition("SVIDs of the enrolled workloads");
+    start.met();
+    tokio::spawn(app.clone().await_svids(svids));
+
+    let signal = signals.next().await;
+    tracing::info!("{signal}: no new connections; enrolled workloads stay shut until a daemon is back");
+    let _stopping = readiness.condition("shutting down");
+    lock(&app.node).stop_accepting();
+    let ended = drain::until_drained(&drain, app.config.drain, signals.next()).await;
+    tracing::info!(?ended, "ends");
+    if !telemetry.access.flush(FLUSH) {
+        tracing::warn!("the last access log lines could not be written");
+    }
+    Ok(())
+}
+
+/// Enrolment and tightened policy must be able to end older connections.
+fn refuse_without_sock_destroy() -> Result<(), RunError> {
+    match node::can_destroy() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(RunError::Kernel(BpfError::Missing {
+            feature: "SOCK_DESTROY",
+            since: "4.5",
+            option: ", built with CONFIG_INET_DIAG_DESTROY=y".into(),
+            cause: "sock_diag answers EOPNOTSUPP".into(),
+        })),
+        Err(error) => Err(RunError::Kernel(BpfError::Call { what: "ask sock_diag", error })),
+    }
+}
+
+/// A thread that panicked while it held the lock has already said so; the state is replaced step by
+/// step and remains usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl App {
+    /// Puts a good configuration in force. Not on the runtime: it waits for the kernel.
+    async fn accept(
+        self: Arc<Self>,
+        snapshot: Snapshot,
+        warnings: Vec<crate::policy::error::ConfigError>,
+    ) -> Result<(), RunError> {
+        let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let generation = snapshot.generation;
+        let app = self.clone();
+        tokio::task::spawn_blocking(move || lock(&app.node).apply(Arc::new(snapshot)))
+            .await
+            .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
+        *lock(&self.state) =
+            ConfigState { generation, loaded_at: SystemTime::now(), last_error: None, warnings };
+        self.shared.telemetry.metrics.config_accepted(generation);
+        tracing::info!(generation, "configuration in force");
+        Ok(())
+    }
+
+    async fn follow_files(
+        self: Arc<Self>,
+        node: String,
+        generation: u64,
+        fingerprint: files::Fingerprint,
+    ) {
+        let (sender, mut changes) = mpsc::unbounded_channel();
+        let watching = files::watch(
+            self.config.config_dir.clone(),
+            node,
+            self.config.mesh.clone(),
+            generation,
+            fingerprint,
+            move |change| {
+                // The receiver is in this very function.
+                sender.send(change).ok();
+            },
+        );
+        let applying = async {
+            while let Some(change) = changes.recv().await {
+                match change {
+                    Ok(Loaded { snapshot, warnings, .. }) => {
+                        if let Err(error) = self.clone().accept(snapshot, warnings).await {
+                            tracing::error!(%error, "a good configuration could not be put in force");
+                            lock(&self.state).last_error = Some(error.to_string());
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!("configuration refused, the last good one stays in force:\n{error}");
+                        lock(&self.state).last_error = Some(error.to_string());
+                        self.shared.telemetry.metrics.config_refused();
+                    }
+                }
+            }
+        };
+        tokio::join!(watching, applying);
+    }
+
+    async fn tick(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let app = self.clone();
+            let ticked = tokio::task::spawn_blocking(move || {
+                let mut node = lock(&app.node);
+                node.tick()?;
+                node.sweep_flows(FLOW_LIFETIME)
+            });
+            match ticked.await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(stale)) => tracing::debug!(stale, "handshakes that were never completed"),
+                Ok(Err(error)) => tracing::error!(%error, "cannot keep up with the node's namespaces"),
+                Err(error) => tracing::error!(%error, "looking after namespaces failed"),
+            }
+        }
+    }
+
+    async fn await_svids(self: Arc<Self>, condition: admin::Condition) {
+        while !self.store.missing().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        condition.met();
+    }
+
+    fn status(&self) -> admin::Status {
+        let node = lock(&self.node);
+        let state = lock(&self.state);
+        let metrics = &self.shared.telemetry.metrics;
+        admin::Status {
+            node: self.config.node.to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: admin::status::timestamp(self.started),
+            ready: self.readiness.is_ready(),
+            awaited: self.readiness.awaited(),
+            config: admin::status::ConfigStatus {
+                dir: self.config.config_dir.clone(),
+                generation: state.generation,
+                loaded_at: admin::status::timestamp(state.loaded_at),
+                last_error: state.last_error.clone(),
+                warnings: state.warnings.clone(),
+            },
+            workloads: node.status().into_iter().map(workload_status).collect(),
+            svids: self.store.status().into_iter().map(svid_status).collect(),
+            kernel: admin::status::KernelStatus {
+                programs: node.kernel().programs().into_iter().collect(),
+                decisions: decisions(&node),
+            },
+            connections: admin::status::ConnectionsStatus {
+                open_inbound: metrics.open_connections(Direction::Inbound),
+                open_outbound: metrics.open_connections(Direction::Outbound),
+            },
+        }
+    }
+
+    /// Values that are looked up when somebody asks for metrics.
+    fn scrape(&self, metrics: &crate::telemetry::metrics::Metrics) {
+        let node = lock(&self.node);
+        metrics.set_workloads_enrolled(node.enrolled_count());
+        let decisions = decisions(&node);
+        metrics.set_bpf_decisions(decisions.iter().map(|(name, total)| (name.as_str(), *total)));
+        let svids = self.store.status();
+        metrics.set_svid_expiries(
+            svids.iter().filter_map(|svid| Some((&svid.id, svid.not_after?))),
+        );
+        metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
+    }
+}
+
+fn decisions(node: &Node) -> BTreeMap<String, u64> {
+    let totals = node.kernel().tables.decisions();
+    totals.into_iter().map(|(decision, total)| (decision.as_str().to_owned(), total)).collect()
+}
+
+async fn serve_admin(admin: Admin, app: Arc<App>) {
+    let metrics = app.shared.telemetry.metrics.clone();
+    let scraped = app.clone();
+    metrics.on_scrape(Box::new(move |metrics| scraped.scrape(metrics)));
+    let readiness = app.readiness.clone();
+    let state = admin::State { readiness, metrics, status: Box::new(move || app.status()) };
+    admin.serve(Arc::new(state)).await;
+}
+
+fn workload_status(workload: node::WorkloadStatus) -> admin::status::WorkloadStatus {
+    let (state, reason) = match workload.state {
+        node::WorkloadState::Enrolled => (admin::status::WorkloadState::Enrolled, None),
+        node::WorkloadState::Pending(reason) => {
+            (admin::status::WorkloadState::Pending, Some(reason))
+        }
+        node::WorkloadState::Refused(reason) => {
+            (admin::status::WorkloadState::Refused, Some(reason))
+        }
+    };
+    let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
+    admin::status::WorkloadStatus {
+        workload: workload.workload,
+        identity: workload.identity.to_string(),
+        network_namespace: workload.network_namespace,
+        state,
+        reason,
+        addresses: workload.addresses,
+        ports: ports
+            .into_iter()
+            .filter_map(|(name, port)| Some((name.to_owned(), port?)))
+            .collect(),
+    }
+}
+
+fn svid_status(svid: crate::identity::SvidStatus) -> admin::status::SvidStatus {
+    let timestamp = |time: Option<SystemTime>| time.map(admin::status::timestamp);
+    admin::status::SvidStatus {
+        identity: svid.id.to_string(),
+        source: svid.source.to_owned(),
+        serial: svid.serial,
+        not_before: timestamp(svid.not_before),
+        not_after: timestamp(svid.not_after),
+        last_error: svid.last_error,
+    }
+}

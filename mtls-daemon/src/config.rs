@@ -1,1 +1,153 @@
-//! (to be written)
+//! What the daemon is told at start: read once from flags and environment, checked, and passed on
+//! as values.
+
+mod flags;
+mod node_name;
+
+pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use node_name::{NodeName, NodeNameError};
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::identity::TrustDomain;
+use crate::mesh::snapshot::MeshSettings;
+use crate::telemetry::{access, logs};
+
+/// Longest path of a Unix socket: `sun_path` is 108 bytes with its final NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// A setting that is well formed by itself and still cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("this host's name cannot be the node's name ({0}); give one with --node")]
+    Hostname(NodeNameError),
+    #[error("cannot read this host's name from {HOSTNAME}: {0}; give one with --node")]
+    NoHostname(std::io::Error),
+    #[error(
+        "the path of the admin socket, {}, is {} bytes long and may be at most {MAX_SOCKET_PATH}; \
+         give a shorter --run-dir",
+        .0.display(), .0.as_os_str().len()
+    )]
+    SocketPath(PathBuf),
+    #[error(
+        "--trust-domain-alias {0} is the trust domain itself; an alias is another name that its \
+         certificates may have"
+    )]
+    Alias(TrustDomain),
+    #[error("{0}")]
+    LogLevel(String),
+}
+
+const HOSTNAME: &str = "/proc/sys/kernel/hostname";
+
+/// Where the running daemon of one node name has its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePaths {
+    pub node: NodeName,
+    /// `--run-dir` itself, which the daemons of several nodes share.
+    pub run_base: PathBuf,
+    /// `<run-dir>/<node>`.
+    pub run_dir: PathBuf,
+    /// `<run-dir>/<node>/admin.sock`.
+    pub admin_socket: PathBuf,
+}
+
+/// Everything that `mtls-daemon run` was told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node: NodeName,
+    pub config_dir: PathBuf,
+    /// One daemon's: it locks it. Created when it is not there.
+    pub state_dir: PathBuf,
+    /// `<run-dir>/<node>`, which the daemon creates.
+    pub run_dir: PathBuf,
+    /// `<run-dir>/<node>/admin.sock`.
+    pub admin_socket: PathBuf,
+    pub ca_dir: PathBuf,
+    pub mesh: MeshSettings,
+    pub workers: NonZeroUsize,
+    pub detect_timeout: Duration,
+    pub mtls_wait: Duration,
+    pub svid_lifetime: Duration,
+    /// None: metrics and readiness are not served over HTTP.
+    pub http_address: Option<SocketAddr>,
+    pub access_log: access::Sink,
+    pub log_format: logs::Format,
+    pub log_level: logs::Level,
+    pub drain: Duration,
+}
+
+impl TryFrom<RunArgs> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
+        let NodePaths { node, run_dir, admin_socket, .. } = args.node.try_into()?;
+        Ok(Self {
+            config_dir: args.config_dir,
+            ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
+            state_dir: args.state_dir,
+            node,
+            run_dir,
+            admin_socket,
+            mesh: args.mesh.try_into()?,
+            workers: args.workers.unwrap_or_else(cpus),
+            detect_timeout: args.detect_timeout,
+            mtls_wait: args.mtls_wait,
+            svid_lifetime: args.svid_lifetime,
+            http_address: args.http_address.0,
+            access_log: args.access_log,
+            log_format: args.log_format,
+            log_level: logs::Level::or_environment(args.log_level)
+                .map_err(ConfigError::LogLevel)?,
+            drain: args.drain,
+        })
+    }
+}
+
+impl TryFrom<NodeArgs> for NodePaths {
+    type Error = ConfigError;
+
+    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+        let node = args.node.map_or_else(|| hostname(Path::new(HOSTNAME)), Ok)?;
+        let run_dir = args.run_dir.join(node.as_str());
+        let admin_socket = run_dir.join("admin.sock");
+        if admin_socket.as_os_str().as_bytes().len() > MAX_SOCKET_PATH {
+            return Err(ConfigError::SocketPath(admin_socket));
+        }
+        Ok(Self { node, run_base: args.run_dir, run_dir, admin_socket })
+    }
+}
+
+impl TryFrom<MeshArgs> for MeshSettings {
+    type Error = ConfigError;
+
+    fn try_from(args: MeshArgs) -> Result<Self, ConfigError> {
+        if let Some(alias) = args.trust_domain_alias.iter().find(|it| **it == args.trust_domain) {
+            return Err(ConfigError::Alias(alias.clone()));
+        }
+        Ok(Self {
+            trust_domain: args.trust_domain,
+            trust_domain_aliases: args.trust_domain_alias,
+            root_namespace: args.root_namespace.into(),
+            enable_auto_mtls: args.enable_auto_mtls,
+            mesh_ranges: args.mesh_range,
+        })
+    }
+}
+
+/// The kernel's own file and not gethostname(2): no foreign code, and the same UTS namespace.
+fn hostname(file: &Path) -> Result<NodeName, ConfigError> {
+    let name = std::fs::read_to_string(file).map_err(ConfigError::NoHostname)?;
+    name.trim().to_ascii_lowercase().parse().map_err(ConfigError::Hostname)
+}
+
+fn cpus() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,43 @@
-//! The testbed.
+//! The testbed: nodes, pods and the wire between them, made of real network namespaces, with real
+//! processes, a real daemon per node and a capture of what crosses.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`bed`] | [`Testbed`]: nodes, pods, addresses; removed again when dropped |
+//! | [`leftovers`] | names, and how everything that bears one is removed, whoever left it |
+//! | [`netns`], [`cgroup`] | entering and making them |
+//! | [`process`], [`lines`], [`wait`] | processes, what they print, waiting for a condition |
+//! | [`wire`] | the capture: TCP payload by flow, as it crossed between the nodes |
+//! | [`mesh`], [`yaml`] | configuration as an operator writes it |
+//! | [`daemon`], [`admin`] | one `mtls-daemon`, its status, access log and metrics |
+//! | [`world`] | the topology that most tests share: `full`, `partial` and `legacy` |
+//! | [`apps`] | the applications: servers that run as processes in pods |
+//! | [`client`], [`curl`] | the applications' other end |
+//! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod apps;
+pub mod bed;
+pub mod cgroup;
+pub mod client;
+pub mod curl;
+pub mod daemon;
+pub mod demo;
+pub mod leftovers;
+pub mod lines;
+pub mod mesh;
+pub mod netns;
+pub mod packet;
+pub mod process;
+pub mod wait;
+pub mod wire;
+pub mod world;
+pub mod yaml;
+
+pub use bed::{Node, Pod, PodSpec, Testbed};
+pub use daemon::{Daemon, DaemonSpec};
+pub use mesh::Mesh;
+pub use wait::{eventually, until};
+pub use wire::Capture;
+pub use world::World;

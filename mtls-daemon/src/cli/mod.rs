@@ -1,1 +1,88 @@
-//! (to be written)
+//! The command line: one file a verb, and the exit codes that scripts rely on.
+
+mod check;
+mod cleanup;
+pub mod exit;
+mod run;
+mod status;
+mod table;
+
+pub use exit::{Exit, Failed};
+
+use clap::{Parser, Subcommand};
+
+/// Gives every workload on this node a SPIFFE identity and mutual TLS, without sidecars.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mtls-daemon",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = exit::HELP
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon of this node until SIGTERM or SIGINT
+    #[command(after_help = exit::HELP)]
+    Run(Box<crate::config::RunArgs>),
+    /// Show the running daemon's workloads, identities, configuration and connections
+    #[command(after_help = exit::HELP)]
+    Status(status::StatusArgs),
+    /// Remove everything a daemon left in the kernel: its workloads talk as if it had never been
+    ///
+    /// A stopped or killed daemon leaves its programs in place, so that its workloads cannot talk in
+    /// the clear until a daemon is back. This takes them away for good, with rules, routes and pins.
+    #[command(after_help = exit::HELP)]
+    Cleanup(cleanup::CleanupArgs),
+    /// Read a configuration directory as the daemon would, and print what is wrong with it
+    #[command(after_help = exit::HELP)]
+    Check(check::CheckArgs),
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What failed, and the exit code for it.
+pub fn execute(cli: Cli) -> Result<(), Failed> {
+    match cli.verb {
+        Verb::Run(args) => run::run(*args),
+        Verb::Status(args) => status::status(args),
+        Verb::Cleanup(args) => cleanup::cleanup(args),
+        Verb::Check(args) => check::check(args),
+    }
+}
+
+/// Writes to stdout; a reader that has gone (`| head`) is no error.
+fn print(text: &str) -> Result<(), Failed> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write to stdout").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_have_claps_exit_code() {
+        for args in [&["mtls-daemon", "fly"][..], &["mtls-daemon", "run", "--mesh-range", "x"]] {
+            let error = Cli::try_parse_from(args).expect_err("a usage error");
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8));
+        }
+    }
+}

@@ -10,3 +10,10 @@ pub struct Bundle {
     pub trust_domain: TrustDomain,
     pub anchors: Vec<CertificateDer<'static>>,
 }
+
+impl Bundle {
+    /// The same anchors for another name of the same trust domain.
+    pub fn under_alias(&self, alias: &TrustDomain) -> Self {
+        Self { trust_domain: alias.clone(), anchors: self.anchors.clone() }
+    }
+}

@@ -2,12 +2,14 @@
 
 pub mod bundle;
 pub mod ca;
+pub mod slot;
 pub mod source;
 pub mod spiffe_id;
 pub mod store;
 pub mod svid;
 
 pub use bundle::Bundle;
-pub use spiffe_id::{SpiffeId, TrustDomain};
-pub use store::{IdentitySlot, SvidStore};
+pub use slot::{IdentitySlot, SvidStatus};
+pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use store::SvidStore;
 pub use svid::Svid;

@@ -1,47 +1,192 @@
 //! The node's SVIDs: one per identity, shared by its workloads, renewed before they expire.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::SpiffeId;
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::slot::Issued;
 use super::source::SvidSource;
+use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
 use crate::tls::TlsIdentity;
 
+/// How many SVIDs are asked for at a time: enough to hide a slow issuer's latency, few enough to
+/// leave the blocking pool to others.
+const CONCURRENT: usize = 4;
+
+/// The longest sleep. Waiting goes by the monotonic clock and expiry by the wall clock; looking
+/// now and then notices a suspended host or a corrected clock.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+type Slots = BTreeMap<SpiffeId, Arc<IdentitySlot>>;
+
 /// All identities that this node holds.
-pub struct SvidStore {}
-
-/// One identity's current SVID, replaced in place by rotation. Read without a lock.
-pub struct IdentitySlot {}
-
-impl IdentitySlot {
-    pub fn id(&self) -> &SpiffeId {
-        todo!()
-    }
-
-    /// None until the first SVID has been issued, and after the last one has expired.
-    pub fn current(&self) -> Option<Arc<TlsIdentity>> {
-        todo!()
-    }
+pub struct SvidStore {
+    source: Arc<dyn SvidSource>,
+    aliases: Vec<TrustDomain>,
+    slots: ArcSwap<Slots>,
+    /// There is something new to issue.
+    wake: Notify,
+    issued_ok: AtomicU64,
+    issued_failed: AtomicU64,
 }
 
 impl SvidStore {
-    pub fn new(_source: Arc<dyn SvidSource>) -> Arc<Self> {
-        todo!()
+    /// `aliases`: further names of the source's trust domain. Peers under them are verified against
+    /// the same anchors.
+    pub fn new(source: Arc<dyn SvidSource>, aliases: Vec<TrustDomain>) -> Arc<Self> {
+        Arc::new(Self {
+            source,
+            aliases,
+            slots: ArcSwap::default(),
+            wake: Notify::new(),
+            issued_ok: AtomicU64::new(0),
+            issued_failed: AtomicU64::new(0),
+        })
     }
 
     /// The slot of `id`; made (and its SVID asked for) when it is not there yet.
-    pub fn slot(&self, _id: &SpiffeId) -> Arc<IdentitySlot> {
-        todo!()
+    pub fn slot(&self, id: &SpiffeId) -> Arc<IdentitySlot> {
+        if let Some(slot) = self.slots.load().get(id) {
+            return slot.clone();
+        }
+        let new = Arc::new(IdentitySlot::new(id.clone()));
+        let mut slot = new.clone();
+        self.slots.rcu(|slots| {
+            let mut slots = Slots::clone(slots);
+            // Somebody else may have been first.
+            slot = slots.entry(id.clone()).or_insert_with(|| new.clone()).clone();
+            slots
+        });
+        self.wake.notify_one();
+        slot
     }
 
     /// Keeps exactly `ids`; keys of the others are dropped (zeroized).
-    pub fn retain(&self, _ids: &BTreeSet<SpiffeId>) {
-        todo!()
+    pub fn retain(&self, ids: &BTreeSet<SpiffeId>) {
+        let before = self.slots.rcu(|slots| {
+            let kept = slots.iter().filter(|(id, _)| ids.contains(*id));
+            kept.map(|(id, slot)| (id.clone(), slot.clone())).collect::<Slots>()
+        });
+        for (_, slot) in before.iter().filter(|(id, _)| !ids.contains(*id)) {
+            slot.retire();
+        }
     }
 
     /// Issues what is missing and renews at half life with jitter, until cancelled. Runs as one
     /// task on the main runtime; issuing itself runs on the blocking pool.
     pub async fn run(self: Arc<Self>) {
-        todo!()
+        let mut working: JoinSet<()> = JoinSet::new();
+        loop {
+            let next = self.begin_due(&mut working);
+            let full = working.len() >= CONCURRENT;
+            tokio::select! {
+                // Every job handles its own errors; its end frees a place.
+                Some(_) = working.join_next() => {}
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(next), if !full => {}
+            }
+        }
+    }
+
+    /// Every identity's state, by name.
+    pub fn status(&self) -> Vec<SvidStatus> {
+        let source = self.source.name();
+        self.slots.load().values().map(|slot| slot.status(source)).collect()
+    }
+
+    /// Identities that cannot be used now: not issued yet, or expired.
+    pub fn missing(&self) -> Vec<SpiffeId> {
+        let slots = self.slots.load();
+        let missing = slots.values().filter(|slot| slot.current().is_none());
+        missing.map(|slot| slot.id().clone()).collect()
+    }
+
+    /// SVIDs issued since the start.
+    pub fn issued_ok(&self) -> u64 {
+        self.issued_ok.load(Ordering::Relaxed)
+    }
+
+    /// Attempts that failed since the start.
+    pub fn issued_failed(&self) -> u64 {
+        self.issued_failed.load(Ordering::Relaxed)
+    }
+
+    /// Begins as many attempts as may run, the most urgent first; how long until the next is due.
+    fn begin_due(self: &Arc<Self>, working: &mut JoinSet<()>) -> Duration {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let slots = self.slots.load_full();
+        let mut waiting: Vec<_> =
+            slots.values().filter_map(|slot| Some((slot.due(now, wall)?, slot))).collect();
+        waiting.sort_by_key(|(due, _)| *due);
+        let mut next = LONGEST_SLEEP;
+        for (due, slot) in waiting {
+            if !due.wait.is_zero() {
+                next = next.min(due.wait);
+            } else if working.len() < CONCURRENT && slot.begin() {
+                let (store, slot) = (self.clone(), slot.clone());
+                working.spawn(async move { store.renew(slot).await });
+            }
+        }
+        next
+    }
+
+    async fn renew(self: Arc<Self>, slot: Arc<IdentitySlot>) {
+        let (source, aliases, id) = (self.source.clone(), self.aliases.clone(), slot.id().clone());
+        let work = move || issue(&*source, &aliases, &id);
+        let result = match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => Err(format!("the issuer failed: {error}")),
+        };
+        let count = if result.is_ok() { &self.issued_ok } else { &self.issued_failed };
+        count.fetch_add(1, Ordering::Relaxed);
+        match &result {
+            Ok(issued) => tracing::info!(
+                identity = %slot.id(),
+                serial = issued.identity.serial(),
+                not_after = %humantime::format_rfc3339_seconds(issued.identity.not_after()),
+                "SVID issued"
+            ),
+            Err(error) => tracing::error!(
+                identity = %slot.id(),
+                still_valid = slot.current().is_some(),
+                %error,
+                "no new SVID"
+            ),
+        }
+        slot.finish(result);
     }
 }
+
+/// Blocking. The error is for logs and `status`.
+fn issue(
+    source: &dyn SvidSource,
+    aliases: &[TrustDomain],
+    id: &SpiffeId,
+) -> Result<Issued, String> {
+    let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
+    let svid = source.issue(id).map_err(|error| error.to_string())?;
+    let bundles = with_aliases(bundle, aliases);
+    let identity = TlsIdentity::new(&svid, &bundles).map_err(|error| error.to_string())?;
+    if identity.not_after() <= SystemTime::now() {
+        return Err("the issuer gave an SVID that has expired already".to_owned());
+    }
+    Ok(Issued { identity })
+}
+
+fn with_aliases(bundle: Bundle, aliases: &[TrustDomain]) -> Vec<Bundle> {
+    let aliases: BTreeSet<&TrustDomain> =
+        aliases.iter().filter(|alias| **alias != bundle.trust_domain).collect();
+    let mut bundles: Vec<Bundle> =
+        aliases.into_iter().map(|alias| bundle.under_alias(alias)).collect();
+    bundles.push(bundle);
+    bundles
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

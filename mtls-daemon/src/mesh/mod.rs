@@ -1,12 +1,24 @@
 //! What the mesh looks like right now: workloads, services and their endpoints, compiled with the
 //! policy into one immutable [`Snapshot`] that everything else reads.
 
+mod build;
+mod compile;
+mod kernel;
+mod members;
+pub mod naming;
+pub mod objects;
 pub mod plan;
 pub mod service;
+mod service_entry;
+mod services;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 pub mod workload;
+mod workload_entry;
 
+pub use objects::Objects;
 pub use plan::{ClientTls, InboundPlan, OutboundPlan, PeerKnowledge};
 pub use service::{Endpoint, Service, ServicePort};
-pub use snapshot::Snapshot;
+pub use snapshot::{MeshSettings, Snapshot};
 pub use workload::{NodeWorkload, Workload};

@@ -1,13 +1,17 @@
 //! The immutable state of the mesh that the data path reads.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::plan::{InboundTable, OutboundRow};
-use super::{InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Workload};
+use super::compile::{CompiledService, Direct, Target};
+use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
+use crate::policy::PeerAuthentications;
+
+pub use super::build::Built;
 
 /// Mesh-wide settings that configuration fixes at start.
 #[derive(Debug, Clone)]
@@ -20,60 +24,201 @@ pub struct MeshSettings {
     pub mesh_ranges: Vec<IpNet>,
 }
 
-/// Workloads, services and compiled policy of one configuration generation.
+/// Workloads, services and compiled policy of one configuration generation. Look-ups allocate
+/// nothing; what they return is cloned references.
 #[derive(Debug)]
 pub struct Snapshot {
     pub generation: u64,
     pub settings: MeshSettings,
+    authentications: PeerAuthentications,
+    pub(super) answers: Answers,
+    unknown: Arc<str>,
+    unknown_in_range: Arc<str>,
+}
+
+/// What was compiled, by what is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    /// Sorted by namespace and name.
+    pub services: Vec<CompiledService>,
+    /// Services by virtual address: several may share one, on different ports.
+    pub virtual_addresses: HashMap<IpAddr, Vec<usize>>,
+    /// Workloads' and endpoints' own addresses.
+    pub direct: HashMap<IpAddr, Direct>,
+    pub headless: HashMap<SocketAddr, HeadlessPort>,
+    pub node_workloads: Vec<Arc<NodeWorkload>>,
+}
+
+/// An endpoint's port that stands for a headless service's port.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadlessPort {
+    pub service: usize,
+    pub port: u16,
+    /// Among the ready targets of the address's family.
+    pub position: usize,
 }
 
 impl Snapshot {
     /// Nothing known: what a daemon with an empty configuration serves.
     pub fn empty(settings: MeshSettings) -> Self {
-        Self { generation: 0, settings }
+        let authentications = PeerAuthentications::new(&settings.root_namespace, Vec::new());
+        Self::new(0, settings, authentications, Answers::default())
     }
 
-    pub fn workload_at(&self, _address: IpAddr) -> Option<&Arc<Workload>> {
-        todo!()
+    pub(super) fn new(
+        generation: u64,
+        settings: MeshSettings,
+        authentications: PeerAuthentications,
+        answers: Answers,
+    ) -> Self {
+        Self {
+            generation,
+            settings,
+            authentications,
+            answers,
+            unknown: "unknown destination".into(),
+            unknown_in_range: "unknown destination inside the mesh ranges".into(),
+        }
+    }
+
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.answers.direct.get(&address.to_canonical())?.workload.as_ref()
     }
 
     /// The workloads that this node's daemon enrols.
     pub fn node_workloads(&self) -> &[Arc<NodeWorkload>] {
-        todo!()
+        &self.answers.node_workloads
+    }
+
+    /// Every service, sorted by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.answers.services.iter().map(|compiled| &compiled.service)
+    }
+
+    /// Every workload once, sorted by namespace and name.
+    pub fn workloads(&self) -> Vec<&Arc<Workload>> {
+        let mut all: Vec<_> =
+            self.answers.direct.values().filter_map(|direct| direct.workload.as_ref()).collect();
+        all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        all
     }
 
     /// Plans one outbound connection. `pick(n)` returns an index below `n` (random choice of an
     /// endpoint; a parameter so that tests choose).
     pub fn outbound(
         &self,
-        _client: &Workload,
-        _destination: SocketAddr,
-        _pick: &mut dyn FnMut(usize) -> usize,
+        client: &Workload,
+        destination: SocketAddr,
+        pick: &mut dyn FnMut(usize) -> usize,
     ) -> OutboundPlan {
-        todo!()
+        let address = destination.ip().to_canonical();
+        if let Some(services) = self.answers.virtual_addresses.get(&address) {
+            let mut visible = services
+                .iter()
+                .map(|index| &self.answers.services[*index])
+                .filter(|compiled| compiled.visible_from(&client.namespace))
+                .peekable();
+            let first = visible.peek().map(|compiled| compiled.service.clone());
+            for compiled in visible {
+                if let Some(port) = compiled.plan(client).port(destination.port()) {
+                    let targets = port.targets(address);
+                    let service = compiled.service.clone();
+                    if targets.is_empty() {
+                        return OutboundPlan::NoEndpoint { service };
+                    }
+                    // A wrong index from the caller must not end the data path.
+                    let index = pick(targets.len()).min(targets.len() - 1);
+                    return connect(&targets[index], Some(service));
+                }
+            }
+            if let Some(service) = first {
+                return OutboundPlan::NoSuchPort { service };
+            }
+        }
+        let address = SocketAddr::new(address, destination.port());
+        if let Some((target, service)) = self.headless(client, address) {
+            return connect(target, Some(service.clone()));
+        }
+        let (tls, workload) = match self.answers.direct.get(&address.ip()) {
+            Some(direct) => (direct.tls(address.port()).clone(), direct.workload.clone()),
+            None => (self.unknown_tls(address.ip()), None),
+        };
+        OutboundPlan::Connect { address, tls, service: None, workload }
     }
 
-    pub fn inbound(&self, _server: &Workload, _port: u16) -> InboundPlan {
-        todo!()
+    /// The endpoint of a headless service at `address`, as `client`'s rules see it.
+    pub(super) fn headless(
+        &self,
+        client: &Workload,
+        address: SocketAddr,
+    ) -> Option<(&Target, &Arc<Service>)> {
+        let found = self.answers.headless.get(&address)?;
+        let compiled = &self.answers.services[found.service];
+        if !compiled.visible_from(&client.namespace) {
+            return None;
+        }
+        let port = compiled.plan(client).port(found.port)?;
+        let target = port.targets(address.ip()).get(found.position)?;
+        Some((target, &compiled.service))
     }
 
-    pub fn peer_knowledge(&self, _address: IpAddr) -> PeerKnowledge {
-        todo!()
+    fn unknown_tls(&self, address: IpAddr) -> ClientTls {
+        let inside = self.settings.mesh_ranges.iter().any(|range| range.contains(&address));
+        let because = if inside { &self.unknown_in_range } else { &self.unknown };
+        ClientTls::Plaintext { because: because.clone() }
+    }
+
+    pub fn inbound(&self, server: &Workload, port: u16) -> InboundPlan {
+        match self.compiled(server) {
+            Some(direct) => InboundPlan {
+                mode: direct.mode(port).clone(),
+                declared_http: direct.http_ports.contains(&port),
+            },
+            // A workload of an older snapshot, still served: its policy as of now.
+            None => {
+                let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
+                InboundPlan { mode: modes.at(port).clone(), declared_http: false }
+            }
+        }
+    }
+
+    /// The compiled answers for `server`, if this snapshot's workload is the same one.
+    pub(super) fn compiled(&self, server: &Workload) -> Option<&Direct> {
+        let direct = self.answers.direct.get(server.addresses.first()?)?;
+        let known = direct.workload.as_deref()?;
+        let same = std::ptr::eq(known, server)
+            || (known.namespace == server.namespace && known.labels == server.labels);
+        same.then_some(direct)
+    }
+
+    pub fn peer_knowledge(&self, address: IpAddr) -> PeerKnowledge {
+        match self.answers.direct.get(&address.to_canonical()).map(|direct| direct.speaks_mtls) {
+            Some(Some(true)) => PeerKnowledge::SpeaksMtls,
+            Some(Some(false)) => PeerKnowledge::Plaintext,
+            Some(None) | None => PeerKnowledge::Unknown,
+        }
     }
 
     /// Every address that always goes to the daemon unless an `OutboundRow` says otherwise:
     /// workloads' and services' addresses (they may lie outside the mesh ranges).
     pub fn addresses(&self) -> Vec<IpAddr> {
-        todo!()
+        let all: BTreeSet<IpAddr> = self
+            .answers
+            .direct
+            .keys()
+            .chain(self.answers.virtual_addresses.keys())
+            .copied()
+            .collect();
+        all.into_iter().collect()
     }
+}
 
-    /// The kernel's outbound table for `client`.
-    pub fn outbound_rows(&self, _client: &Workload) -> Vec<OutboundRow> {
-        todo!()
-    }
-
-    /// The kernel's inbound table for `server`.
-    pub fn inbound_table(&self, _server: &Workload) -> InboundTable {
-        todo!()
+fn connect(target: &Target, service: Option<Arc<Service>>) -> OutboundPlan {
+    OutboundPlan::Connect {
+        address: target.address,
+        tls: target.tls.clone(),
+        service,
+        workload: target.workload.clone(),
     }
 }

@@ -1,1 +1,87 @@
-//! (to be written)
+//! A workload on this host: its namespace, what is set up in it, and keeping all of that in step
+//! with the configuration.
+
+pub mod dial;
+mod enrol;
+mod listeners;
+mod lock;
+mod netns;
+mod setup;
+mod sweep;
+
+pub use enrol::{Node, WorkloadState, WorkloadStatus};
+pub use lock::{Busy, NodeLock};
+pub use netns::Namespace;
+pub use sweep::can_destroy;
+
+use std::path::Path;
+
+use crate::bpf::Leftovers;
+use crate::config::NodeName;
+
+/// What `cleanup` found and took away.
+#[derive(Debug, Default)]
+pub struct CleanupReport {
+    /// Links and maps that were unpinned.
+    pub pins: usize,
+    /// Namespaces whose rules and routes were taken back.
+    pub namespaces: usize,
+    /// Namespaces that could not be restored, and why.
+    pub problems: Vec<String>,
+}
+
+impl std::fmt::Display for CleanupReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.pins == 0 && self.namespaces == 0 {
+            return f.write_str("nothing was left in the kernel");
+        }
+        write!(
+            f,
+            "removed {} links and maps; took back rules and routes in {} network namespaces",
+            self.pins, self.namespaces
+        )?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\nproblem: {problem}"))
+    }
+}
+
+/// Removes everything that a node's daemon left in the kernel: links, maps, rules and routes. From
+/// then on its workloads' traffic is no longer intercepted. Refused while a daemon runs.
+///
+/// `run_dir` is the directory of all nodes.
+pub fn cleanup(node: &NodeName, run_dir: &Path) -> anyhow::Result<CleanupReport> {
+    let _lock = NodeLock::take(&run_dir.join(node.as_str()))?;
+    let mut report = CleanupReport::default();
+    let Some(leftovers) = Leftovers::find(&node.pin_name())? else { return Ok(report) };
+    let cookies = leftovers.namespaces();
+    for namespace in known_namespaces() {
+        if cookies.contains(&namespace.cookie()) {
+            match setup::restore(&namespace) {
+                Ok(()) => report.namespaces += 1,
+                Err(error) => report.problems.push(error.to_string()),
+            }
+        }
+    }
+    report.pins = leftovers.remove()?;
+    Ok(report)
+}
+
+/// Every network namespace that has a name or a process. The pins know cookies only, and a cookie
+/// leads to its namespace by looking.
+fn known_namespaces() -> Vec<Namespace> {
+    let mut seen = std::collections::HashSet::new();
+    let named = std::fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|e| e.path());
+    let processes = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
+        .map(|entry| entry.path().join("ns/net"));
+    named
+        .chain(processes)
+        .filter_map(|path| {
+            use std::os::unix::fs::MetadataExt;
+            let inode = std::fs::metadata(&path).ok()?.ino();
+            seen.insert(inode).then(|| Namespace::open(&path).ok())?
+        })
+        .collect()
+}

@@ -2,8 +2,24 @@
 //! effective answer. Pure: no IO, the same code for the daemon, the command line and the tests.
 
 pub mod destination_rule;
+pub mod effective;
+pub mod error;
+pub mod export;
+pub mod field;
+pub mod host;
+pub mod lookup;
+pub mod metadata;
 pub mod mode;
 pub mod parse;
 pub mod peer_authentication;
+#[cfg(test)]
+mod tests;
+pub mod yaml;
 
+pub use destination_rule::{DestinationRule, TlsMode, TlsSettings};
+pub use effective::{PeerAuthentications, WorkloadModes};
+pub use error::{Code, ConfigError, Report};
+pub use lookup::{DestinationRules, ResolvedRule};
+pub use metadata::ObjectMeta;
 pub use mode::{EffectiveMode, Mode};
+pub use peer_authentication::PeerAuthentication;

@@ -1,1 +1,98 @@
-//! (to be written)
+//! `PeerAuthentication`: what a server accepts (POLICY 1).
+
+use std::collections::BTreeMap;
+
+use super::Mode;
+use super::error::{Code, Report};
+use super::field::Field;
+use super::metadata::{Document, ObjectMeta};
+
+/// One object. A mode of None is UNSET: it inherits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    pub meta: ObjectMeta,
+    /// `matchLabels`; empty: the whole namespace, or the mesh in the root namespace.
+    pub selector: BTreeMap<String, String>,
+    pub mode: Option<Mode>,
+    /// By workload (container) port, not service port (POLICY 1.6).
+    pub ports: BTreeMap<u16, Option<Mode>>,
+}
+
+impl PeerAuthentication {
+    /// Reads and validates (POLICY 1.7).
+    pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
+        let mut object = Self {
+            meta: document.meta.clone(),
+            selector: BTreeMap::new(),
+            mode: None,
+            ports: BTreeMap::new(),
+        };
+        let Some(spec) = &document.spec else { return Some(object) };
+        let mut fields = spec.fields(report)?;
+        if let Some(selector) = fields.take(report, "selector") {
+            object.selector = read_selector(&selector, report);
+        }
+        if let Some(mtls) = fields.take(report, "mtls") {
+            object.mode = read_mtls(&mtls, report);
+        }
+        if let Some(ports) = fields.take(report, "portLevelMtls") {
+            let entries = ports.entries(report);
+            if object.selector.is_empty() {
+                ports.error(
+                    report,
+                    Code::FieldValue,
+                    "port modes need a selector: they belong to workloads, not to a namespace or mesh",
+                );
+            } else if entries.is_empty() {
+                ports.error(report, Code::FieldValue, "must name at least one port");
+            }
+            for (key, field) in entries {
+                match key.parse::<u16>() {
+                    Ok(port) if port > 0 => {
+                        object.ports.insert(port, read_mtls(&field, report));
+                    }
+                    _ => field.error(report, Code::FieldValue, "the key is not a port, 1-65535"),
+                }
+            }
+        }
+        fields.finish(report);
+        Some(object)
+    }
+}
+
+fn read_selector(field: &Field<'_>, report: &mut Report) -> BTreeMap<String, String> {
+    let Some(mut fields) = field.fields(report) else { return BTreeMap::new() };
+    let labels = fields
+        .take(report, "matchLabels")
+        .map(|labels| labels.selector_labels(report))
+        .unwrap_or_default();
+    if labels.is_empty() {
+        field.warn(
+            report,
+            Code::WarnSuspicious,
+            "selects by no label, so the object applies to its whole namespace",
+        );
+    }
+    fields.finish(report);
+    labels
+}
+
+fn read_mtls(field: &Field<'_>, report: &mut Report) -> Option<Mode> {
+    let mut fields = field.fields(report)?;
+    let mode = fields.take(report, "mode").and_then(|mode| match mode.string(report)? {
+        "UNSET" => None,
+        "DISABLE" => Some(Mode::Disable),
+        "PERMISSIVE" => Some(Mode::Permissive),
+        "STRICT" => Some(Mode::Strict),
+        other => {
+            mode.error(
+                report,
+                Code::FieldValue,
+                format!("{other:?} is not one of UNSET, DISABLE, PERMISSIVE, STRICT"),
+            );
+            None
+        }
+    });
+    fields.finish(report);
+    mode
+}

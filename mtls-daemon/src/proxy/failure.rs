@@ -33,6 +33,10 @@ pub enum Failure {
         "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
     )]
     PlaintextRefused { because: String },
+    #[error(
+        "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"
+    )]
+    ForeignTlsOnHttpPort,
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),
     #[error("the client's handshake or first bytes did not come in time")]
@@ -70,6 +74,7 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::ForeignTlsOnHttpPort => "tls_on_http_port",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
@@ -94,7 +99,7 @@ impl Failure {
 
     pub fn fault(&self) -> Fault {
         match self {
-            Self::PlaintextRefused { .. } => Fault::Policy,
+            Self::PlaintextRefused { .. } | Self::ForeignTlsOnHttpPort => Fault::Policy,
             Self::ClientHandshake(HandshakeError::Own(_))
             | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }
             | Self::NoIdentity(_)

@@ -1,3 +1,120 @@
 //! The data path: accepts redirected connections, shakes hands, relays.
+//!
+//! Each worker is one thread with a runtime of its own. A connection is accepted, shaken hands and
+//! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
 pub mod failure;
+mod http_error;
+mod inbound;
+mod outbound;
+mod relay;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+pub use worker::Workers;
+
+use crate::drain;
+use crate::identity::IdentitySlot;
+use crate::mesh::{Snapshot, Workload};
+use crate::node::Namespace;
+use crate::telemetry::Telemetry;
+
+/// How long a connection may take on its way to being relayed.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For the first bytes of a source that the mesh does not know.
+    pub detect: Duration,
+    /// For the first bytes of a source that is known to speak mTLS, or of any on a STRICT port.
+    pub mtls: Duration,
+    /// For the rest of a handshake.
+    pub handshake: Duration,
+    pub connect: Duration,
+    /// For an SVID that is still being issued.
+    pub identity: Duration,
+}
+
+/// What every connection needs. One per daemon.
+pub struct Shared {
+    pub snapshot: ArcSwap<Snapshot>,
+    pub telemetry: Telemetry,
+    pub timeouts: Timeouts,
+    pub drain: drain::Watch,
+}
+
+/// Which of a workload's listeners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listening {
+    Outbound,
+    Inbound,
+}
+
+/// An enrolled workload, as its connections see it. Which listener accepted a connection says whose
+/// it is: an address that a peer can choose never does.
+pub struct Pod {
+    pub namespace: Arc<Namespace>,
+    pub outbound_port: u16,
+    pub inbound_port: u16,
+    current: ArcSwap<Current>,
+    life: watch::Sender<Life>,
+}
+
+/// The part of a pod that configuration may change while its listeners stand.
+pub struct Current {
+    pub workload: Arc<Workload>,
+    pub identity: Arc<IdentitySlot>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Life {
+    Serving,
+    /// Listeners close, connections go on.
+    NoNewConnections,
+    /// Connections end, too.
+    Ended,
+}
+
+impl Pod {
+    pub fn new(
+        namespace: Arc<Namespace>,
+        workload: Arc<Workload>,
+        identity: Arc<IdentitySlot>,
+        outbound_port: u16,
+        inbound_port: u16,
+    ) -> Self {
+        Self {
+            namespace,
+            outbound_port,
+            inbound_port,
+            current: ArcSwap::from_pointee(Current { workload, identity }),
+            life: watch::Sender::new(Life::Serving),
+        }
+    }
+
+    pub fn current(&self) -> arc_swap::Guard<Arc<Current>> {
+        self.current.load()
+    }
+
+    /// New connections are made as the changed workload.
+    pub fn replace(&self, workload: Arc<Workload>, identity: Arc<IdentitySlot>) {
+        self.current.store(Arc::new(Current { workload, identity }));
+    }
+
+    pub fn stop_accepting(&self) {
+        self.life.send_modify(|life| *life = (*life).max(Life::NoNewConnections));
+    }
+
+    /// Resets the pod's connections and closes its listeners.
+    pub fn end(&self) {
+        self.life.send_replace(Life::Ended);
+    }
+
+    async fn reached(&self, wanted: Life) {
+        // The sender lives in this very structure: it cannot be gone.
+        self.life.subscribe().wait_for(|life| *life >= wanted).await.ok();
+    }
+}

@@ -16,6 +16,16 @@ pub enum Direction {
     Outbound,
 }
 
+impl Direction {
+    /// As logs and metrics spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
 /// How the bytes crossed the wire between the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Security {
@@ -25,6 +35,18 @@ pub enum Security {
     TlsPassthrough,
     /// Nothing was relayed.
     None,
+}
+
+impl Security {
+    /// As the access log spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::Plaintext => "plaintext",
+            Self::TlsPassthrough => "tls_passthrough",
+            Self::None => "none",
+        }
+    }
 }
 
 /// Everything known about one connection. The proxy fills it in as it learns.
@@ -58,4 +80,33 @@ pub struct FlowRecord {
     pub failure: Option<Failure>,
     /// `Telemetry::opened` was called.
     pub opened: bool,
+}
+
+impl FlowRecord {
+    /// A connection of which only this much is known. The source is the unspecified address until
+    /// the proxy sets it.
+    pub fn new(direction: Direction, workload: Arc<Workload>, destination: SocketAddr) -> Self {
+        Self {
+            direction,
+            workload,
+            source: SocketAddr::from(([0; 4], 0)),
+            source_workload: None,
+            source_id: None,
+            destination,
+            endpoint: None,
+            destination_workload: None,
+            destination_id: None,
+            service: None,
+            mode: None,
+            security: Security::None,
+            because: None,
+            tls: None,
+            started: Instant::now(),
+            sent: 0,
+            received: 0,
+            handshake: None,
+            failure: None,
+            opened: false,
+        }
+    }
 }

@@ -1,2 +1,255 @@
 //! Prometheus metrics, under Istio's standard TCP names where there is one.
-pub struct Metrics {}
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+use super::tcp::{TcpCollector, TcpMetrics};
+use super::{Direction, FlowRecord};
+use crate::identity::SpiffeId;
+use crate::proxy::failure::Failure;
+
+/// What [`Metrics::encode`] returns, for an HTTP answer's `Content-Type`.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds. A handshake on one node takes under a millisecond of CPU; the upper end is the bound on
+/// waiting for a client.
+const HANDSHAKE_BUCKETS: [f64; 11] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    direction: &'static str,
+    reason: &'static str,
+    fault: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdentityLabel {
+    identity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabel {
+    decision: String,
+}
+
+type Hook = dyn Fn(&Metrics) + Send + Sync;
+
+/// Every metric of the daemon. Shared by all threads; a connection costs two lookups at its open and
+/// at its close, a byte costs nothing.
+pub struct Metrics {
+    tcp: Arc<TcpMetrics>,
+    failed: Family<FailureLabels, Counter>,
+    handshake: Family<DirectionLabel, Histogram>,
+    open: Family<DirectionLabel, Gauge>,
+    workloads_enrolled: Gauge,
+    config_generation: Gauge,
+    reloads: Family<ResultLabel, Counter>,
+    svid_expiry: Family<IdentityLabel, Gauge>,
+    svids_issued: Family<ResultLabel, Counter>,
+    bpf_decisions: Family<DecisionLabel, Counter<u64, AtomicU64>>,
+    /// Lines that the access log dropped because its sink was slow or broken.
+    pub access_log_dropped: Counter,
+    registry: Registry,
+    hooks: Mutex<Vec<Arc<Hook>>>,
+}
+
+impl Metrics {
+    /// All counters at zero; `node` labels `mtls_build_info`.
+    pub fn new(node: &str) -> Self {
+        let mut registry = Registry::default();
+        let tcp = Arc::new(TcpMetrics::default());
+        registry.register_collector(Box::new(TcpCollector(tcp.clone())));
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        registry.register(
+            "mtls_build",
+            "The daemon's version and node",
+            Info::new(vec![("version".to_owned(), version), ("node".to_owned(), node.to_owned())]),
+        );
+        let mut add = Adder(&mut registry);
+        let histogram = Family::new_with_constructor(
+            (|| Histogram::new(HANDSHAKE_BUCKETS)) as fn() -> Histogram,
+        );
+        let metrics = Self {
+            failed: add.add("mtls_connections_failed", "Connections without an orderly end"),
+            open: add.add("mtls_open_connections", "Connections open now"),
+            workloads_enrolled: add.add("mtls_workloads_enrolled", "Workloads intercepted now"),
+            config_generation: add.add("mtls_config_generation", "Configuration in force"),
+            reloads: add.add("mtls_config_reloads", "Configurations read, by what became of them"),
+            svid_expiry: add
+                .add("mtls_svid_expiry_seconds", "Seconds until an identity's SVID expires"),
+            svids_issued: add.add("mtls_svids_issued", "SVIDs asked of the issuer"),
+            bpf_decisions: add
+                .add("mtls_bpf_decisions", "Connections by what the kernel programs decided"),
+            access_log_dropped: add
+                .add("mtls_access_log_dropped", "Access log lines dropped: slow or broken sink"),
+            handshake: add.register("mtls_handshake_seconds", "mTLS handshake time", histogram),
+            tcp,
+            hooks: Mutex::default(),
+            registry,
+        };
+        metrics.start_at_zero();
+        metrics
+    }
+
+    /// Series whose label values are known beforehand exist from the start, so that `rate()` sees
+    /// their first increment.
+    fn start_at_zero(&self) {
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            drop(self.open.get_or_create(&label(direction)));
+        }
+        for result in ["accepted", "refused"] {
+            drop(self.reloads.get_or_create(&ResultLabel { result }));
+        }
+        for result in ["ok", "failed"] {
+            drop(self.svids_issued.get_or_create(&ResultLabel { result }));
+        }
+    }
+
+    pub(super) fn opened(&self, flow: &FlowRecord) {
+        self.tcp.opened(flow);
+        self.open.get_or_create(&label(flow.direction)).inc();
+    }
+
+    pub(super) fn closed(&self, flow: &FlowRecord) {
+        if flow.opened {
+            self.tcp.closed(flow);
+            self.open.get_or_create(&label(flow.direction)).dec();
+        }
+        if let Some(handshake) = flow.handshake {
+            self.handshake.get_or_create(&label(flow.direction)).observe(handshake.as_secs_f64());
+        }
+        if let Some(failure) = &flow.failure {
+            self.failed(flow.direction, failure);
+        }
+    }
+
+    pub(super) fn failed(&self, direction: Direction, failure: &Failure) {
+        let labels = FailureLabels {
+            direction: direction.as_str(),
+            reason: failure.code(),
+            fault: failure.fault().as_str(),
+        };
+        self.failed.get_or_create(&labels).inc();
+    }
+
+    /// Connections open now, as `status` shows them.
+    pub fn open_connections(&self, direction: Direction) -> u64 {
+        self.open.get_or_create(&label(direction)).get().max(0).unsigned_abs()
+    }
+
+    pub fn set_workloads_enrolled(&self, workloads: usize) {
+        self.workloads_enrolled.set(i64::try_from(workloads).unwrap_or(i64::MAX));
+    }
+
+    /// A configuration was read and is in force.
+    pub fn config_accepted(&self, generation: u64) {
+        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.reloads.get_or_create(&ResultLabel { result: "accepted" }).inc();
+    }
+
+    /// A configuration was read and refused: the one before it stays in force.
+    pub fn config_refused(&self) {
+        self.reloads.get_or_create(&ResultLabel { result: "refused" }).inc();
+    }
+
+    /// Totals of what the issuer answered and could not. For a [`Metrics::on_scrape`] hook.
+    pub fn set_svids_issued(&self, ok: u64, failed: u64) {
+        for (result, total) in [("ok", ok), ("failed", failed)] {
+            let counter = self.svids_issued.get_or_create(&ResultLabel { result });
+            counter.inner().store(total, Ordering::Relaxed);
+        }
+    }
+
+    /// Replaces the expiry times: identities that are no longer held disappear. For an
+    /// [`Metrics::on_scrape`] hook, so that the seconds left are current. Negative once expired.
+    pub fn set_svid_expiries<'a>(
+        &self,
+        svids: impl IntoIterator<Item = (&'a SpiffeId, SystemTime)>,
+    ) {
+        self.svid_expiry.clear();
+        let now = SystemTime::now();
+        for (id, not_after) in svids {
+            let left = match not_after.duration_since(now) {
+                Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                Err(past) => -i64::try_from(past.duration().as_secs()).unwrap_or(i64::MAX),
+            };
+            let identity = id.as_str().to_owned();
+            self.svid_expiry.get_or_create(&IdentityLabel { identity }).set(left);
+        }
+    }
+
+    /// Totals as the kernel's own counters have them, by the decision's name.
+    pub fn set_bpf_decisions<'a>(&self, totals: impl IntoIterator<Item = (&'a str, u64)>) {
+        for (decision, total) in totals {
+            let labels = DecisionLabel { decision: decision.to_owned() };
+            let counter = self.bpf_decisions.get_or_create(&labels);
+            counter.inner().store(total, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Runs `hook` before every scrape: for values that live elsewhere, as the kernel's counters do.
+    pub fn on_scrape(&self, hook: Box<dyn Fn(&Metrics) + Send + Sync>) {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::from(hook));
+    }
+
+    /// OpenMetrics text of everything, see [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        // Cloned, so that a hook may add another without a deadlock.
+        let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for hook in hooks {
+            hook(self);
+        }
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry).expect("writing to a String does not fail");
+        out
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// Registers a metric and hands it back.
+struct Adder<'a>(&'a mut Registry);
+
+impl Adder<'_> {
+    fn add<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        self.register(name, help, M::default())
+    }
+
+    fn register<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+}
+
+fn label(direction: Direction) -> DirectionLabel {
+    DirectionLabel { direction: direction.as_str() }
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

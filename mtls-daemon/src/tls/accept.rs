@@ -1,53 +1,64 @@
-//! The server side: reads a ClientHello, lets policy decide, then shakes hands or gives the bytes
-//! back untouched.
+//! The server side: looks at the first bytes, and shakes hands once policy has decided to.
 
+use std::io;
+
+use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 
+use super::hello::{MAX_HELLO, Scan, Seen};
 use super::verify::{AuthenticatedPeer, TlsSummary};
-use super::{HandshakeError, Replay, TlsIdentity};
+use super::{HandshakeError, Replay, TlsIdentity, handshake};
 
 pub type ServerStream = tokio_rustls::server::TlsStream<Replay<TcpStream>>;
 
 /// What a connection's first bytes turned out to be.
-pub enum FirstBytes {
-    /// Not a TLS ClientHello; every byte read so far is replayed.
-    NotTls(Replay<TcpStream>),
-    Tls(PendingHandshake),
-    /// The client closed before sending anything.
-    Closed(Replay<TcpStream>),
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole TLS ClientHello.
+    Tls {
+        /// The client offered one of Istio's mesh ALPN protocols (`istio`, `istio-peer-exchange`,
+        /// `istio-http/1.0`, `istio-http/1.1`, `istio-h2`): POLICY 3.4's test in PERMISSIVE.
+        mesh_alpn: bool,
+        sni: Option<String>,
+    },
+    /// Something else, also if it only looked like TLS at first.
+    NotTls,
+    /// The client closed its side before sending anything.
+    Closed,
 }
 
-/// A parsed ClientHello that is not answered yet.
-pub struct PendingHandshake {}
-
-impl PendingHandshake {
-    /// The client offered one of Istio's mesh ALPN protocols (`istio`, `istio-peer-exchange`,
-    /// `istio-http/1.0`, `istio-http/1.1`, `istio-h2`): POLICY 3.4's test in PERMISSIVE.
-    pub fn is_mesh(&self) -> bool {
-        todo!()
-    }
-
-    pub fn sni(&self) -> Option<&str> {
-        todo!()
-    }
-
-    /// Terminates: requires and verifies the client's SVID. Answers no ALPN.
-    pub async fn accept(
-        self,
-        _own: &TlsIdentity,
-    ) -> Result<(ServerStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
-        todo!()
-    }
-
-    /// Gives the connection back with every byte of the ClientHello replayed.
-    pub fn into_untouched(self) -> Replay<TcpStream> {
-        todo!()
+/// Reads until the first bytes are known to be a ClientHello or not: at most [`MAX_HELLO`] and one
+/// read. All of them stay in `stream` and are read again by whoever takes it next.
+///
+/// Not bounded in time. Cancel-safe: dropping the future loses nothing, and the question may be
+/// asked again. After a timeout `stream.peeked()` tells a silent client from a slow one.
+pub async fn first_bytes<S: AsyncRead + Unpin>(stream: &mut Replay<S>) -> io::Result<Kind> {
+    let mut scan = Scan::default();
+    loop {
+        match scan.look(stream.peeked()) {
+            Seen::Hello(hello) => {
+                return Ok(Kind::Tls { mesh_alpn: hello.mesh_alpn, sni: hello.sni });
+            }
+            Seen::NotTls => return Ok(Kind::NotTls),
+            Seen::Incomplete if stream.peeked().len() > MAX_HELLO => return Ok(Kind::NotTls),
+            Seen::Incomplete => {}
+        }
+        if stream.peek_more().await? == 0 {
+            return Ok(if stream.peeked().is_empty() { Kind::Closed } else { Kind::NotTls });
+        }
     }
 }
 
-/// Reads until the first bytes are known to be a ClientHello or not. Bytes that only look like TLS
-/// at first are `NotTls`. Bounded in size; the caller bounds it in time (cancel-safe is not needed,
-/// but on timeout `Replay` must be recoverable: so this takes `&mut Replay`).
-pub async fn first_bytes(_stream: Replay<TcpStream>) -> Result<FirstBytes, HandshakeError> {
-    todo!()
+/// Terminates: requires and verifies the client's SVID. Answers no ALPN.
+///
+/// Not bounded in time: the caller does that.
+pub async fn accept(
+    stream: Replay<TcpStream>,
+    own: &TlsIdentity,
+) -> Result<(ServerStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
+    let shake = TlsAcceptor::from(own.server()).accept(stream);
+    let (stream, peer) = handshake::run(None, shake).await?;
+    let summary = TlsSummary::of(stream.get_ref().1);
+    Ok((stream, peer, summary))
 }

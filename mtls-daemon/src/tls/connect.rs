@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
+use super::handshake;
 use super::verify::{AuthenticatedPeer, TlsSummary};
 use super::{HandshakeError, TlsIdentity};
 use crate::identity::SpiffeId;
@@ -11,11 +14,20 @@ use crate::identity::SpiffeId;
 pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// Shakes hands with ALPN `istio`. The server's SVID must be one of `expected` (exact match).
+///
+/// Not bounded in time: the caller does that. The server may still refuse *us* after this returns
+/// (see [`HandshakeError::from_established`]).
 pub async fn connect(
-    _stream: TcpStream,
-    _own: &TlsIdentity,
-    _expected: &Arc<[SpiffeId]>,
-    _sni: &str,
+    stream: TcpStream,
+    own: &TlsIdentity,
+    expected: &Arc<[SpiffeId]>,
+    sni: &str,
 ) -> Result<(ClientStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
-    todo!()
+    let name = ServerName::try_from(sni.to_owned()).map_err(|_| {
+        HandshakeError::Own(format!("{sni:?} is no name to send as SNI: correct the rule's `sni`"))
+    })?;
+    let shake = TlsConnector::from(own.client()).connect(name, stream);
+    let (stream, peer) = handshake::run(Some(expected.clone()), shake).await?;
+    let summary = TlsSummary::of(stream.get_ref().1);
+    Ok((stream, peer, summary))
 }

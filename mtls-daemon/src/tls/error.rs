@@ -1,5 +1,9 @@
 //! Why a handshake failed, and whose fault it was.
 
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error};
+
 /// A failed handshake or an unusable identity.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -14,4 +18,101 @@ pub enum HandshakeError {
     /// Our own key, certificate or configuration.
     #[error("own identity is not usable: {0}")]
     Own(String),
+}
+
+impl HandshakeError {
+    /// An error of an *established* stream that is the peer's late answer to our handshake: in TLS
+    /// 1.3 a client is done before the server has looked at its certificate, so a server's refusal
+    /// reaches the client's first read (or write). None: any other error.
+    pub fn from_established(error: &io::Error) -> Option<Self> {
+        match error.get_ref()?.downcast_ref::<Error>()? {
+            Error::AlertReceived(alert) if *alert != AlertDescription::CloseNotify => {
+                Some(Self::Peer(alert_text(*alert)))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn from_io(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(inner) => Self::from_rustls(inner),
+            None => Self::Io(error),
+        }
+    }
+
+    pub(super) fn from_rustls(error: &Error) -> Self {
+        match error {
+            Error::InvalidCertificate(CertificateError::BadSignature) => Self::PeerRefused(
+                "the peer does not hold the key of the certificate it shows".to_owned(),
+            ),
+            Error::InvalidCertificate(error) => Self::PeerRefused(error.to_string()),
+            Error::NoCertificatesPresented => Self::PeerRefused(
+                "it presented none, and a client of the mesh must: is its node's daemon running, \
+                 and the client enrolled?"
+                    .to_owned(),
+            ),
+            Error::AlertReceived(alert) => Self::Peer(alert_text(*alert)),
+            Error::PeerIncompatible(why) => Self::Peer(format!(
+                "it shares no parameters with us ({why:?}); TLS 1.3 is required"
+            )),
+            // A plaintext answer to a ClientHello ends here.
+            Error::InvalidMessage(why) => Self::Peer(format!(
+                "what it sent is not TLS ({why:?}); does a server without mTLS listen there?"
+            )),
+            Error::InappropriateMessage { .. }
+            | Error::InappropriateHandshakeMessage { .. }
+            | Error::PeerMisbehaved(_)
+            | Error::PeerSentOversizedRecord
+            | Error::NoApplicationProtocol
+            | Error::DecryptError => Self::Peer(format!("it broke the protocol: {error}")),
+            other => Self::Own(other.to_string()),
+        }
+    }
+}
+
+/// An alert's name and what usually makes a mesh peer send it.
+fn alert_text(alert: AlertDescription) -> String {
+    use AlertDescription as Alert;
+    let cause = match alert {
+        Alert::UnknownCA => {
+            "it does not trust our CA: do both nodes use the same CA, or was it made anew on one?"
+        }
+        Alert::BadCertificate => "it does not accept our certificate as an SVID",
+        Alert::CertificateUnknown | Alert::AccessDenied => {
+            "it does not accept our identity: is our trust domain one of its own (aliases \
+             included), and is our identity the one it expects?"
+        }
+        Alert::CertificateExpired => {
+            "our certificate is out of date for it: do we renew, and are both clocks right?"
+        }
+        Alert::UnsupportedCertificate => {
+            "our certificate's key usage or algorithm does not suit it"
+        }
+        Alert::CertificateRequired | Alert::NoCertificate => "it requires a client certificate",
+        Alert::ProtocolVersion => "it does not speak TLS 1.3",
+        Alert::HandshakeFailure | Alert::InsufficientSecurity => {
+            "it shares no cipher suite or group with us"
+        }
+        Alert::NoApplicationProtocol => "it does not speak the mesh's protocol `istio`",
+        Alert::UnrecognisedName => "it serves nothing under the server name we sent",
+        Alert::InternalError => "it had a failure of its own: see its log",
+        Alert::DecryptError | Alert::BadRecordMac => "it could not verify what we signed or sent",
+        _ => "see its log",
+    };
+    format!("it sent the alert {}: {cause}", alert_name(alert))
+}
+
+/// RFC 8446's spelling.
+fn alert_name(alert: AlertDescription) -> String {
+    let camel = alert.as_str().map_or_else(|| format!("{alert:?}"), str::to_owned);
+    let mut name = String::with_capacity(camel.len() + 4);
+    let mut previous_lower = false;
+    for c in camel.chars() {
+        if c.is_ascii_uppercase() && previous_lower {
+            name.push('_');
+        }
+        previous_lower = c.is_ascii_lowercase();
+        name.push(c.to_ascii_lowercase());
+    }
+    name
 }

@@ -3,11 +3,21 @@
 pub mod accept;
 pub mod connect;
 pub mod error;
+mod handshake;
+pub mod hello;
 pub mod identity;
+pub mod provider;
+mod refusal;
 pub mod replay;
+mod svid_rules;
 pub mod verify;
 
+pub use accept::{Kind, ServerStream, accept, first_bytes};
+pub use connect::{ClientStream, connect};
 pub use error::HandshakeError;
 pub use identity::TlsIdentity;
 pub use replay::Replay;
-pub use verify::AuthenticatedPeer;
+pub use verify::{AuthenticatedPeer, TlsSummary};
+
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,57 @@
 //! Who is at the other end: the SVID rules (X509-SVID §4, §5) on top of webpki's chain building.
 
-use crate::identity::SpiffeId;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use sha2::{Digest, Sha256};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use super::refusal::Refusal;
+use super::{HandshakeError, handshake, provider, svid_rules};
+use crate::identity::{Bundle, SpiffeId};
 
 /// A peer whose SVID was verified. Only this module can make one.
 #[derive(Debug, Clone)]
 pub struct AuthenticatedPeer {
     id: SpiffeId,
+    certificate: Arc<PeerCertificate>,
+}
+
+#[derive(Debug)]
+struct PeerCertificate {
+    sha256: [u8; 32],
+    subject: String,
+    dns_names: Vec<String>,
+    not_after: SystemTime,
 }
 
 impl AuthenticatedPeer {
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// SHA-256 of the leaf certificate, lower-case hex.
+    pub fn certificate_sha256(&self) -> String {
+        self.certificate.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The leaf's subject; empty for Istio's SVIDs.
+    pub fn subject(&self) -> &str {
+        &self.certificate.subject
+    }
+
+    /// The leaf's DNS names. They were not checked against anything: they identify nobody.
+    pub fn dns_names(&self) -> &[String] {
+        &self.certificate.dns_names
+    }
+
+    pub fn not_after(&self) -> SystemTime {
+        self.certificate.not_after
     }
 }
 
@@ -19,6 +60,217 @@ impl AuthenticatedPeer {
 pub struct TlsSummary {
     /// For example `TLSv1.3`.
     pub version: &'static str,
+    /// IANA's name, for example `TLS_AES_256_GCM_SHA384`.
     pub cipher: &'static str,
+    /// For example `X25519MLKEM768`.
     pub group: &'static str,
+}
+
+impl TlsSummary {
+    pub(super) fn of(connection: &rustls::CommonState) -> Self {
+        use rustls::{CipherSuite, ProtocolVersion};
+        let version = match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "unknown",
+        };
+        let cipher = match connection.negotiated_cipher_suite().map(|suite| suite.suite()) {
+            Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
+            Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
+            Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => "TLS_CHACHA20_POLY1305_SHA256",
+            _ => "unknown",
+        };
+        let group = connection.negotiated_key_exchange_group();
+        let group = group.and_then(|group| group.name().as_str()).unwrap_or("unknown");
+        Self { version, cipher, group }
+    }
+}
+
+/// Anchors by trust domain. They are never merged: a CA speaks for its own domain alone.
+#[derive(Debug)]
+pub(super) struct Anchors(Vec<(String, Vec<TrustAnchor<'static>>)>);
+
+impl Anchors {
+    pub(super) fn new(bundles: &[Bundle]) -> Result<Self, HandshakeError> {
+        let mut domains: Vec<(String, Vec<TrustAnchor<'static>>)> = Vec::new();
+        for bundle in bundles {
+            let name = bundle.trust_domain.to_string();
+            if domains.iter().any(|(known, _)| *known == name) {
+                return Err(HandshakeError::Own(format!("there are two bundles for {name}")));
+            }
+            let mut anchors = Vec::new();
+            for certificate in &bundle.anchors {
+                let anchor = anchor_from_trusted_cert(certificate).map_err(|error| {
+                    HandshakeError::Own(format!("a CA certificate of {name} is unusable: {error}"))
+                })?;
+                anchors.push(anchor.to_owned());
+            }
+            domains.push((name, anchors));
+        }
+        Ok(Self(domains))
+    }
+
+    /// The anchors for `id`'s own trust domain.
+    fn of(&self, id: &SpiffeId) -> Result<&[TrustAnchor<'static>], Refusal> {
+        match self.0.iter().find(|(name, _)| name == id.trust_domain()) {
+            Some((_, anchors)) if anchors.is_empty() => Err(Refusal::EmptyBundle(id.clone())),
+            Some((_, anchors)) => Ok(anchors),
+            None => {
+                let trusted: Vec<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
+                let trusted = trusted.join(", ");
+                Err(Refusal::ForeignTrustDomain { id: id.clone(), trusted })
+            }
+        }
+    }
+}
+
+/// Verifies SVIDs; one for all connections of an identity. What only one connection knows (whom it
+/// expects), and what it learns, goes through [`handshake`].
+#[derive(Debug)]
+pub(super) struct SvidVerifier {
+    anchors: Anchors,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl SvidVerifier {
+    pub(super) fn new(bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
+        let anchors = Anchors::new(bundles)?;
+        let algorithms = provider::provider().signature_verification_algorithms;
+        Ok(Arc::new(Self { anchors, algorithms }))
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+        expected: Option<&[SpiffeId]>,
+    ) -> Result<AuthenticatedPeer, Refusal> {
+        let facts = svid_rules::leaf(leaf)?;
+        let anchors = self.anchors.of(&facts.id)?;
+        let refuse = |error| chain_refusal(&facts.id, error);
+        EndEntityCert::try_from(leaf)
+            .map_err(refuse)?
+            .verify_for_usage(self.algorithms.all, anchors, intermediates, now, usage, None, None)
+            .map_err(refuse)?;
+        if let Some(expected) = expected
+            && !expected.contains(&facts.id)
+        {
+            let expected: Vec<&str> = expected.iter().map(SpiffeId::as_str).collect();
+            let expected = match expected[..] {
+                [] => "nobody".to_owned(),
+                _ => expected.join(" or "),
+            };
+            return Err(Refusal::Unexpected { id: facts.id, expected });
+        }
+        let certificate = PeerCertificate {
+            sha256: Sha256::digest(leaf).into(),
+            subject: facts.subject,
+            dns_names: facts.dns_names,
+            not_after: facts.not_after,
+        };
+        Ok(AuthenticatedPeer { id: facts.id, certificate: Arc::new(certificate) })
+    }
+}
+
+fn chain_refusal(id: &SpiffeId, error: webpki::Error) -> Refusal {
+    use webpki::Error::*;
+    let id = id.clone();
+    match error {
+        UnknownIssuer | InvalidSignatureForPublicKey => Refusal::UnknownIssuer(id),
+        CertExpired { time, not_after } => Refusal::Expired { id, not_after, now: time },
+        CertNotValidYet { time, not_before } => Refusal::NotYetValid { id, not_before, now: time },
+        CaUsedAsEndEntity => Refusal::Ca(id),
+        RequiredEkuNotFoundContext(_) => Refusal::ExtendedKeyUsage(id),
+        BadDer | BadDerTime | TrailingData(_) => {
+            Refusal::Unreadable(format!("{id}: the certificate is not well-formed"))
+        }
+        other => Refusal::Chain { id, why: other.to_string() },
+    }
+}
+
+impl ServerCertVerifier for SvidVerifier {
+    /// The server's name plays no part: an SVID names a workload, not a host (secure naming).
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        handshake::decide(|expected| {
+            // A client always knows whom it expects; without that it would trust the whole mesh.
+            let expected = expected.ok_or(Refusal::OutsideHandshake)?;
+            self.verify(end_entity, intermediates, now, KeyUsage::server_auth(), Some(expected))
+        })?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for SvidVerifier {
+    /// No hints: a peer has one SVID, and the list would tell outsiders about the mesh.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        handshake::decide(|_| {
+            self.verify(end_entity, intermediates, now, KeyUsage::client_auth(), None)
+        })?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn no_tls12() -> rustls::Error {
+    rustls::Error::General("TLS 1.2 is not spoken here".to_owned())
 }

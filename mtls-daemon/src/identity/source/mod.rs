@@ -2,6 +2,7 @@
 
 pub mod embedded;
 
+use super::ca::CaError;
 use super::{Bundle, SpiffeId, Svid};
 
 /// Makes SVIDs. Blocking: called off the data path.
@@ -17,6 +18,8 @@ pub trait SvidSource: Send + Sync + 'static {
 /// Why no SVID could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    #[error(transparent)]
+    Ca(#[from] CaError),
     #[error("{0}")]
     Other(String),
 }

@@ -1,0 +1,107 @@
+//! The answer to `GET /status`: the same structure that `mtls-daemon status -o json` prints.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+/// One daemon, as it is now. Times are RFC 3339 in UTC. Never holds a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub node: String,
+    pub pid: u32,
+    pub version: String,
+    pub started: String,
+    pub ready: bool,
+    /// Why it is not ready: what is still awaited.
+    pub awaited: Vec<String>,
+    pub config: ConfigStatus,
+    pub workloads: Vec<WorkloadStatus>,
+    pub svids: Vec<SvidStatus>,
+    pub kernel: KernelStatus,
+    pub connections: ConnectionsStatus,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    pub dir: PathBuf,
+    pub generation: u64,
+    pub loaded_at: String,
+    /// Why the newest configuration was refused; None when it is the one in force.
+    pub last_error: Option<String>,
+    pub warnings: Vec<String>,
+}
+
+/// A workload that this node's daemon is to enrol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    /// `namespace/name`.
+    pub workload: String,
+    pub identity: String,
+    pub network_namespace: PathBuf,
+    pub state: WorkloadState,
+    /// Why it is pending or refused.
+    pub reason: Option<String>,
+    pub addresses: Vec<IpAddr>,
+    /// The daemon's listeners in the workload's network namespace, by what they are for (`outbound`,
+    /// `inbound`).
+    pub ports: BTreeMap<String, u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadState {
+    Enrolled,
+    /// Tried again: its namespace is not there yet, for example.
+    Pending,
+    /// Not without a change of configuration.
+    Refused,
+}
+
+impl WorkloadState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enrolled => "enrolled",
+            Self::Pending => "pending",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// The certificate of one identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SvidStatus {
+    pub identity: String,
+    /// Where SVIDs come from, for example `embedded`.
+    pub source: String,
+    /// None until the first one was issued.
+    pub serial: Option<String>,
+    pub not_before: Option<String>,
+    pub not_after: Option<String>,
+    /// The issuer's last error, until it succeeds again.
+    pub last_error: Option<String>,
+}
+
+/// The programs in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// Name of each program and where it is attached.
+    pub programs: BTreeMap<String, String>,
+    /// Connections by what the programs decided.
+    pub decisions: BTreeMap<String, u64>,
+}
+
+/// Connections open now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConnectionsStatus {
+    pub open_inbound: u64,
+    pub open_outbound: u64,
+}
+
+/// A time as `Status` has it: RFC 3339, UTC, whole seconds.
+pub fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

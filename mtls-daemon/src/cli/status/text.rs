@@ -1,0 +1,246 @@
+//! A status for people: what is wrong first, then tables.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime};
+
+use crate::admin::Status;
+use crate::admin::status::{SvidStatus, WorkloadStatus};
+use crate::cli::table::table;
+
+/// `now` makes certificates' times relative.
+pub(super) fn render(status: &Status, now: SystemTime) -> String {
+    let mut out = String::new();
+    summary(&mut out, status).expect("writing to a String does not fail");
+    out.push('\n');
+    out.push_str(&section("workloads", workloads(&status.workloads)));
+    out.push('\n');
+    out.push_str(&section("identities", svids(&status.svids, now)));
+    if !status.kernel.programs.is_empty() || !status.kernel.decisions.is_empty() {
+        out.push('\n');
+        kernel(&mut out, status);
+    }
+    out
+}
+
+fn summary(out: &mut String, status: &Status) -> std::fmt::Result {
+    let Status { node, version, pid, started, .. } = status;
+    writeln!(out, "node {node}: mtls-daemon {version}, pid {pid}, since {started}")?;
+    if status.ready {
+        writeln!(out, "ready")?;
+    } else {
+        writeln!(out, "NOT READY: awaited: {}", status.awaited.join(", "))?;
+    }
+    let config = &status.config;
+    let (dir, generation) = (config.dir.display(), config.generation);
+    writeln!(out, "configuration {dir}: generation {generation}, loaded {}", config.loaded_at)?;
+    if let Some(error) = &config.last_error {
+        writeln!(out, "  REFUSED since, and not in force: {}", indent(error))?;
+    }
+    for warning in &config.warnings {
+        writeln!(out, "  warning: {}", indent(warning))?;
+    }
+    let open = status.connections;
+    writeln!(out, "open connections: {} in, {} out", open.open_inbound, open.open_outbound)
+}
+
+/// Errors have several lines where several things are wrong.
+fn indent(text: &str) -> String {
+    text.trim_end().replace('\n', "\n    ")
+}
+
+fn section(name: &str, rows: Option<String>) -> String {
+    rows.unwrap_or_else(|| format!("no {name}\n"))
+}
+
+fn workloads(workloads: &[WorkloadStatus]) -> Option<String> {
+    let rows: Vec<_> = workloads
+        .iter()
+        .map(|workload| {
+            [
+                workload.workload.clone(),
+                workload.state.as_str().to_owned(),
+                join(workload.addresses.iter()),
+                workload.network_namespace.display().to_string(),
+                workload.identity.clone(),
+                workload.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let header = ["WORKLOAD", "STATE", "ADDRESSES", "NETWORK NAMESPACE", "IDENTITY", "REASON"];
+    (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn join(items: impl Iterator<Item = impl ToString>) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(",")
+}
+
+fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
+    let rows: Vec<_> = svids
+        .iter()
+        .map(|svid| {
+            [
+                svid.identity.clone(),
+                svid.not_after.as_deref().map_or_else(|| "NONE YET".to_owned(), |it| left(it, now)),
+                svid.serial.clone().unwrap_or_default(),
+                svid.source.clone(),
+                svid.last_error.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    (!rows.is_empty())
+        .then(|| table(["IDENTITY", "EXPIRES IN", "SERIAL", "SOURCE", "LAST ERROR"], &rows))
+}
+
+/// How long a certificate is still good, for example `11h 59m`.
+fn left(not_after: &str, now: SystemTime) -> String {
+    let Ok(not_after) = humantime::parse_rfc3339(not_after) else { return not_after.to_owned() };
+    match not_after.duration_since(now) {
+        Ok(left) if !left.is_zero() => short(left),
+        _ => "EXPIRED".to_owned(),
+    }
+}
+
+/// The two greatest units.
+fn short(time: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+fn kernel(out: &mut String, status: &Status) {
+    let pairs = |header, rows: Vec<[String; 2]>| {
+        if rows.is_empty() { String::new() } else { table(header, &rows) }
+    };
+    let programs = status.kernel.programs.iter().map(|(name, at)| [name.clone(), at.clone()]);
+    out.push_str(&pairs(["KERNEL PROGRAM", "ATTACHED TO"], programs.collect()));
+    let decisions = status.kernel.decisions.iter();
+    let decisions = decisions.map(|(name, count)| [name.clone(), count.to_string()]);
+    out.push_str(&pairs(["KERNEL DECISION", "CONNECTIONS"], decisions.collect()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::admin::status::{
+        ConfigStatus, ConnectionsStatus, KernelStatus, WorkloadState, timestamp,
+    };
+
+    fn status() -> Status {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        Status {
+            node: "node-1".into(),
+            pid: 42,
+            version: "0.1.0".into(),
+            started: timestamp(start),
+            ready: true,
+            awaited: Vec::new(),
+            config: ConfigStatus {
+                dir: "/etc/mtls-daemon/config.d".into(),
+                generation: 3,
+                loaded_at: timestamp(start),
+                last_error: None,
+                warnings: Vec::new(),
+            },
+            workloads: Vec::new(),
+            svids: Vec::new(),
+            kernel: KernelStatus::default(),
+            connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },
+        }
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
+    }
+
+    #[test]
+    fn an_empty_daemon_says_so() {
+        assert_eq!(
+            render(&status(), now()),
+            "node node-1: mtls-daemon 0.1.0, pid 42, since 2023-11-14T22:13:20Z\n\
+             ready\n\
+             configuration /etc/mtls-daemon/config.d: generation 3, loaded 2023-11-14T22:13:20Z\n\
+             open connections: 1 in, 2 out\n\
+             \n\
+             no workloads\n\
+             \n\
+             no identities\n"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_stands_out() {
+        let mut status = status();
+        status.ready = false;
+        status.awaited = vec!["SVID of full/server".into(), "kernel programs".into()];
+        status.config.last_error = Some("a.yaml:3: bad mode\nb.yaml:1: bad kind\n".into());
+        status.config.warnings = vec!["c.yaml:2: unknown field spec.x".into()];
+        let text = render(&status, now());
+        assert!(text.contains("NOT READY: awaited: SVID of full/server, kernel programs\n"));
+        assert!(
+            text.contains("  REFUSED since, and not in force: a.yaml:3: bad mode\n    b.yaml:1")
+        );
+        assert!(text.contains("  warning: c.yaml:2: unknown field spec.x\n"), "{text}");
+    }
+
+    #[test]
+    fn workloads_identities_and_the_kernel_are_tables() {
+        let mut status = status();
+        let id = "spiffe://cluster.local/ns/full/sa/server";
+        status.workloads = vec![
+            WorkloadStatus {
+                workload: "full/server".into(),
+                identity: id.into(),
+                network_namespace: "/run/netns/full".into(),
+                state: WorkloadState::Enrolled,
+                reason: None,
+                addresses: vec!["10.0.0.2".parse().expect("v4"), "fd00::2".parse().expect("v6")],
+                ports: BTreeMap::from([("inbound".into(), 40001)]),
+            },
+            WorkloadStatus {
+                workload: "full/late".into(),
+                identity: id.into(),
+                network_namespace: "/run/netns/late".into(),
+                state: WorkloadState::Pending,
+                reason: Some("no such namespace yet".into()),
+                addresses: vec!["10.0.0.3".parse().expect("v4")],
+                ports: BTreeMap::new(),
+            },
+        ];
+        let svid = SvidStatus {
+            identity: id.into(),
+            source: "embedded".into(),
+            serial: Some("01ab".into()),
+            not_before: None,
+            not_after: Some(timestamp(now() + Duration::from_secs(12 * 3600 - 1))),
+            last_error: None,
+        };
+        let expired = SvidStatus { not_after: Some(timestamp(now())), ..svid.clone() };
+        let none = SvidStatus {
+            not_after: None,
+            serial: None,
+            last_error: Some("CA not reachable".into()),
+            ..svid.clone()
+        };
+        status.svids = vec![svid, expired, none];
+        status.kernel.programs.insert("connect4".into(), "/sys/fs/cgroup".into());
+        status.kernel.decisions.insert("redirected".into(), 7);
+        let text = render(&status, now());
+        let expected = "\
+WORKLOAD     STATE     ADDRESSES         NETWORK NAMESPACE  IDENTITY                                  REASON
+full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full    spiffe://cluster.local/ns/full/sa/server
+full/late    pending   10.0.0.3          /run/netns/late    spiffe://cluster.local/ns/full/sa/server  no such namespace yet
+
+IDENTITY                                  EXPIRES IN  SERIAL  SOURCE    LAST ERROR
+spiffe://cluster.local/ns/full/sa/server  11h 59m     01ab    embedded
+spiffe://cluster.local/ns/full/sa/server  EXPIRED     01ab    embedded
+spiffe://cluster.local/ns/full/sa/server  NONE YET            embedded  CA not reachable
+
+KERNEL PROGRAM  ATTACHED TO
+connect4        /sys/fs/cgroup
+KERNEL DECISION  CONNECTIONS
+redirected       7
+";
+        assert!(text.ends_with(expected), "{text}");
+    }
+}

@@ -1,0 +1,147 @@
+use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Barrier;
+
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::*;
+use crate::identity::SpiffeId;
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("cluster.local").unwrap()
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+fn refusal(directory: &Path) -> String {
+    open_or_make(directory, &domain()).err().expect("must be refused").to_string()
+}
+
+#[test]
+fn daemons_that_start_together_share_one_root() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("deep/ca");
+    let start = Barrier::new(20);
+    let roots: BTreeSet<Vec<u8>> = std::thread::scope(|scope| {
+        let open = || {
+            start.wait();
+            open_or_make(&directory, &domain()).unwrap().certificate().to_vec()
+        };
+        let threads: Vec<_> = (0..20).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(roots.len(), 1);
+    assert_eq!(mode(&directory), 0o700);
+    for file in [CERTIFICATE, KEY, LOCK] {
+        assert_eq!(mode(&directory.join(file)), 0o600, "{file}");
+    }
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 3, "no temporary file is left");
+}
+
+#[test]
+fn a_ca_that_others_can_read_is_refused_with_the_fix() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("ca");
+    open_or_make(&directory, &domain()).unwrap();
+    for (path, wrong, right) in [
+        (directory.clone(), 0o750, 0o700),
+        (directory.join(KEY), 0o640, 0o600),
+        (directory.join(CERTIFICATE), 0o604, 0o600),
+    ] {
+        set_mode(&path, wrong);
+        let text = refusal(&directory);
+        assert!(text.contains(&format!("chmod {right:04o} {}", path.display())), "{text}");
+        set_mode(&path, right);
+        open_or_make(&directory, &domain()).unwrap();
+    }
+}
+
+#[test]
+fn a_crash_between_the_two_files_is_repaired_and_a_lost_key_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("ca");
+    let first = open_or_make(&directory, &domain()).unwrap().certificate().clone();
+    fs::write(temporary(&directory.join(CERTIFICATE)), "half").unwrap();
+    fs::remove_file(directory.join(CERTIFICATE)).unwrap();
+    let second = open_or_make(&directory, &domain()).unwrap().certificate().clone();
+    assert_ne!(first, second);
+    fs::remove_file(directory.join(KEY)).unwrap();
+    assert!(refusal(&directory).contains("put the key back"));
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let (one, other) = (place.path().join("one"), place.path().join("other"));
+    open_or_make(&one, &domain()).unwrap();
+    open_or_make(&other, &domain()).unwrap();
+    fs::copy(other.join(KEY), one.join(KEY)).unwrap();
+    assert!(refusal(&one).contains("its key is not the certificate's"));
+}
+
+#[test]
+fn files_that_hold_no_usable_root_are_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("ca");
+    let authority = open_or_make(&directory, &domain()).unwrap();
+    let good = fs::read_to_string(directory.join(CERTIFICATE)).unwrap();
+    fs::write(directory.join(CERTIFICATE), "rubbish").unwrap();
+    assert!(refusal(&directory).contains("is not PEM"));
+
+    let key = authority.key_pem();
+    let late = authority.not_after() + Duration::from_secs(1);
+    assert!(Authority::parse(&good, &key, late).err().unwrap().contains("expired"));
+    let early = SystemTime::now() - Duration::from_secs(3600);
+    assert!(Authority::parse(&good, &key, early).err().unwrap().contains("clock"));
+
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::default().self_signed(&pair).unwrap().pem();
+    let parsed = Authority::parse(&leaf, &pair.serialize_pem(), SystemTime::now());
+    assert!(parsed.err().unwrap().contains("not a CA's"));
+}
+
+#[test]
+fn an_svid_has_istios_profile() {
+    let (authority, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let id = SpiffeId::istio(&domain(), "foo", "web").unwrap();
+    let now = SystemTime::now();
+    let svid = authority.issue(&id, Duration::from_secs(24 * 3600), now).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&svid.chain[0]).unwrap();
+    assert_eq!(leaf.issuer().to_string(), "O=cluster.local");
+    assert_eq!(leaf.subject().iter().count(), 0);
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert!(names.critical);
+    assert_eq!(names.value.general_names, [GeneralName::URI(id.as_str())]);
+    let usage = leaf.key_usage().unwrap().unwrap();
+    assert!(usage.critical);
+    assert_eq!(usage.value.flags, 0b101, "digitalSignature and keyEncipherment alone");
+    let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.server_auth && extended.client_auth);
+    let constraints = leaf.basic_constraints().unwrap().unwrap();
+    assert!(constraints.critical && !constraints.value.ca);
+    assert_eq!(leaf.serial.to_str_radix(16), svid.serial);
+    assert_eq!(svid.serial.len(), 32);
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert_eq!(seconds(svid.not_before), seconds(now) - 120);
+    assert_eq!(seconds(svid.not_after), seconds(now) + 24 * 3600);
+    assert_eq!(leaf.validity().not_after.timestamp() as u64, seconds(svid.not_after));
+}
+
+#[test]
+fn an_svid_ends_with_its_signer_at_the_latest() {
+    let (authority, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let id = SpiffeId::istio(&domain(), "foo", "web").unwrap();
+    let century = Duration::from_secs(100 * 365 * 24 * 3600);
+    let svid = authority.issue(&id, century, SystemTime::now()).unwrap();
+    assert_eq!(svid.not_after, authority.not_after());
+    assert!(authority.issue(&id, Duration::ZERO, SystemTime::now()).is_err());
+    let domain_itself = SpiffeId::parse("spiffe://cluster.local").unwrap();
+    assert!(authority.issue(&domain_itself, century, SystemTime::now()).is_err());
+}

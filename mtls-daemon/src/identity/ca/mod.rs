@@ -1,0 +1,61 @@
+//! The embedded certificate authority: one self-signed root, which signs SVIDs itself.
+
+mod authority;
+mod directory;
+
+use std::path::PathBuf;
+
+pub use authority::Authority;
+pub use directory::open_or_make;
+
+/// Why the CA cannot be opened or cannot sign. All of it is on our side: the peer has no part in it.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("cannot {what} {}: {error}", path.display())]
+    Io { what: &'static str, path: PathBuf, error: std::io::Error },
+    #[error(
+        "{} can be read or changed by others (mode {mode:04o}): whoever holds it can be any workload; \
+         if nobody else had access so far, run `chmod {fix:04o} {}`, otherwise make a new CA",
+        path.display(),
+        path.display()
+    )]
+    Permissions { path: PathBuf, mode: u32, fix: u32 },
+    #[error(
+        "{} belongs to user {owner}, and this daemon runs as user {us}: run `chown {us} {}` if that \
+         user may be trusted with every workload's identity",
+        path.display(),
+        path.display()
+    )]
+    Owner { path: PathBuf, owner: u32, us: u32 },
+    #[error(
+        "another process has held the lock {} for {seconds} s: find it with `fuser {}`",
+        path.display(),
+        path.display()
+    )]
+    Locked { path: PathBuf, seconds: u64 },
+    #[error(
+        "the CA certificate {} is there, but its key {} is not: put the key back, or move the \
+         certificate away and restart every daemon that shares this CA, which then gets a new one",
+        certificate.display(),
+        key.display()
+    )]
+    NoKey { certificate: PathBuf, key: PathBuf },
+    #[error(
+        "the CA in {} cannot be used: {why}; move its files away and restart every daemon that \
+         shares it, which then gets a new one",
+        directory.display()
+    )]
+    Unusable { directory: PathBuf, why: String },
+    #[error("{id} is not this CA's to issue: it serves the trust domain {trust_domain}")]
+    ForeignTrustDomain { id: String, trust_domain: String },
+    #[error("{0} names a trust domain and no workload: it gets no SVID")]
+    NoWorkload(String),
+    #[error("an SVID's lifetime must be at least one second")]
+    Lifetime,
+    #[error("signing failed: {0}")]
+    Sign(String),
+}
+
+/// Mode bits of the CA's directory and of its files.
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;

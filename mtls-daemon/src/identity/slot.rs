@@ -1,0 +1,227 @@
+//! One identity's SVID: read by every connection, replaced by rotation.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use serde::{Serialize, Serializer};
+use tokio::sync::watch;
+
+use super::SpiffeId;
+use crate::tls::TlsIdentity;
+
+/// Istio's agent renews at half of the lifetime, give or take a hundredth of it, so that nodes
+/// started together do not ask together for ever.
+const RENEW_AT: f64 = 0.5;
+const JITTER: f64 = 0.01;
+
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// As ztunnel: long enough for a broken issuer to breathe, far below any SVID's half life.
+const LONGEST_RETRY: Duration = Duration::from_secs(150);
+
+/// One identity's current SVID, replaced in place by rotation. Read without a lock.
+pub struct IdentitySlot {
+    id: SpiffeId,
+    current: ArcSwapOption<TlsIdentity>,
+    renewal: Mutex<Renewal>,
+    changed: watch::Sender<()>,
+}
+
+/// What rotation alone reads and writes.
+struct Renewal {
+    next: Next,
+    failures: u32,
+    last_error: Option<String>,
+    /// Nobody wants this identity any more: what is still being issued for it is thrown away.
+    retired: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Next {
+    /// An attempt is under way.
+    Working,
+    /// A valid SVID, to be renewed at this time of the wall clock.
+    RenewAt(SystemTime),
+    /// After a failure, or at once for a new slot.
+    RetryAt(Instant),
+}
+
+/// What an attempt brings.
+pub(super) struct Issued {
+    pub(super) identity: Arc<TlsIdentity>,
+}
+
+/// How urgent a slot's next attempt is. Sorts the most urgent first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Due {
+    /// Zero: now.
+    pub(super) wait: Duration,
+    /// A workload without an SVID cannot talk; one that renews has half a lifetime.
+    has_svid: bool,
+    expires: Option<SystemTime>,
+}
+
+/// One identity as `status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct SvidStatus {
+    pub id: SpiffeId,
+    /// Lower-case hex. None, as the times: there is no valid SVID.
+    pub serial: Option<String>,
+    #[serde(serialize_with = "rfc3339")]
+    pub not_before: Option<SystemTime>,
+    #[serde(serialize_with = "rfc3339")]
+    pub not_after: Option<SystemTime>,
+    /// When the next attempt is made. None: it is under way.
+    #[serde(serialize_with = "rfc3339")]
+    pub next_renewal: Option<SystemTime>,
+    /// Of the latest attempt, if that failed.
+    pub last_error: Option<String>,
+    /// Where SVIDs come from.
+    pub source: &'static str,
+}
+
+impl IdentitySlot {
+    pub(super) fn new(id: SpiffeId) -> Self {
+        let renewal = Renewal {
+            next: Next::RetryAt(Instant::now()),
+            failures: 0,
+            last_error: None,
+            retired: false,
+        };
+        Self {
+            id,
+            current: ArcSwapOption::empty(),
+            renewal: Mutex::new(renewal),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// None until the first SVID has been issued, and after the last one has expired.
+    pub fn current(&self) -> Option<Arc<TlsIdentity>> {
+        let current = self.current.load();
+        let current = current.as_ref()?;
+        (current.not_after() > SystemTime::now()).then(|| current.clone())
+    }
+
+    /// As [`Self::current`], waiting at most `timeout` for the first SVID. None at once if the
+    /// store no longer keeps this identity.
+    pub async fn wait(&self, timeout: Duration) -> Option<Arc<TlsIdentity>> {
+        let mut changed = self.changed.subscribe();
+        let issued = async {
+            loop {
+                if let Some(current) = self.current() {
+                    return Some(current);
+                }
+                if self.renewal().retired || changed.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        tokio::time::timeout(timeout, issued).await.ok().flatten()
+    }
+
+    /// None: an attempt is under way.
+    pub(super) fn due(&self, now: Instant, wall: SystemTime) -> Option<Due> {
+        let wait = match self.renewal().next {
+            Next::Working => return None,
+            Next::RenewAt(at) => at.duration_since(wall).unwrap_or_default(),
+            Next::RetryAt(at) => at.saturating_duration_since(now),
+        };
+        let expires = self.current().map(|current| current.not_after());
+        Some(Due { wait, has_svid: expires.is_some(), expires })
+    }
+
+    /// Takes the next attempt. False: somebody else has.
+    pub(super) fn begin(&self) -> bool {
+        let mut renewal = self.renewal();
+        let free = !matches!(renewal.next, Next::Working) && !renewal.retired;
+        if free {
+            renewal.next = Next::Working;
+        }
+        free
+    }
+
+    /// A failure keeps the SVID that is there.
+    pub(super) fn finish(&self, result: Result<Issued, String>) {
+        let mut renewal = self.renewal();
+        if renewal.retired {
+            return;
+        }
+        match result {
+            Ok(issued) => {
+                renewal.next = Next::RenewAt(renewal_time(&issued.identity, SystemTime::now()));
+                renewal.failures = 0;
+                renewal.last_error = None;
+                // Under the lock: `retire` must not come in between and be undone.
+                self.current.store(Some(issued.identity));
+            }
+            Err(error) => {
+                renewal.next = Next::RetryAt(Instant::now() + retry_after(renewal.failures));
+                renewal.failures = renewal.failures.saturating_add(1);
+                renewal.last_error = Some(error);
+            }
+        }
+        drop(renewal);
+        self.changed.send_replace(());
+    }
+
+    /// Drops the key, for holders of this slot too.
+    pub(super) fn retire(&self) {
+        let mut renewal = self.renewal();
+        renewal.retired = true;
+        self.current.store(None);
+        drop(renewal);
+        self.changed.send_replace(());
+    }
+
+    pub(super) fn status(&self, source: &'static str) -> SvidStatus {
+        let (next, last_error) = {
+            let renewal = self.renewal();
+            (renewal.next, renewal.last_error.clone())
+        };
+        let current = self.current();
+        SvidStatus {
+            id: self.id.clone(),
+            serial: current.as_ref().map(|svid| svid.serial().to_owned()),
+            not_before: current.as_ref().map(|svid| svid.not_before()),
+            not_after: current.as_ref().map(|svid| svid.not_after()),
+            next_renewal: match next {
+                Next::Working => None,
+                Next::RenewAt(at) => Some(at),
+                Next::RetryAt(at) => {
+                    Some(SystemTime::now() + at.saturating_duration_since(Instant::now()))
+                }
+            },
+            last_error,
+            source,
+        }
+    }
+
+    fn renewal(&self) -> MutexGuard<'_, Renewal> {
+        // Nothing panics while it is held, and every state it can be left in is a valid one.
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Half of what is left of a fresh SVID, with jitter.
+fn renewal_time(identity: &TlsIdentity, now: SystemTime) -> SystemTime {
+    let left = identity.not_after().duration_since(now).unwrap_or_default();
+    now + left.mul_f64(RENEW_AT + JITTER * (2.0 * fastrand::f64() - 1.0))
+}
+
+/// Doubles with every failure, up to the cap; a tenth of jitter keeps nodes apart.
+fn retry_after(failures: u32) -> Duration {
+    let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LONGEST_RETRY);
+    wait.mul_f64(1.0 - 0.1 * fastrand::f64())
+}
+
+fn rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(&humantime::format_rfc3339_seconds(*time)),
+        None => serializer.serialize_none(),
+    }
+}

@@ -1,0 +1,147 @@
+//! Objects to a snapshot.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::compile::{Direct, Policy, declares_http};
+use super::members::Members;
+use super::services::{self, target_port};
+use super::snapshot::{Answers, HeadlessPort};
+use super::{MeshSettings, Objects, Service, Snapshot};
+use crate::identity::SpiffeId;
+use crate::policy::error::{Code, ConfigError};
+use crate::policy::{DestinationRules, PeerAuthentications};
+
+/// A snapshot and what looked odd on the way.
+#[derive(Debug)]
+pub struct Built {
+    pub snapshot: Snapshot,
+    pub warnings: Vec<ConfigError>,
+}
+
+impl Snapshot {
+    /// Puts `objects` together for the daemon of `node`. One error refuses all of them: half a
+    /// configuration could open what the other half closes.
+    pub fn build(
+        objects: Objects,
+        settings: MeshSettings,
+        node: &str,
+        generation: u64,
+    ) -> Result<Built, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        let mut warnings = Vec::new();
+        warn_policies(&objects, &settings, &mut warnings);
+        let members = Members::build(
+            &objects.workload_entries,
+            &objects.node_workloads,
+            node,
+            &settings,
+            &mut errors,
+            &mut warnings,
+        );
+        let services =
+            services::build(&objects.service_entries, &members, &mut errors, &mut warnings);
+        errors.extend(objects.errors);
+        warnings.extend(objects.warnings);
+        if !errors.is_empty() {
+            errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+            return Err(errors);
+        }
+        let authentications =
+            PeerAuthentications::new(&settings.root_namespace, objects.peer_authentications);
+        let rules = DestinationRules::new(&settings.root_namespace, objects.destination_rules);
+        let policy =
+            Policy { settings: &settings, authentications: &authentications, rules: &rules };
+        let mut answers = Answers::default();
+        for member in &members.list {
+            answers.direct.insert(member.address, policy.direct(&member.workload));
+        }
+        for (service, _) in &services {
+            add_endpoints(&mut answers.direct, service, &policy);
+        }
+        for (index, (service, entry)) in services.iter().enumerate() {
+            answers.services.push(policy.service(service, entry));
+            add_service(&mut answers, index, service);
+        }
+        answers.node_workloads = members.node_workloads;
+        warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        let snapshot = Snapshot::new(generation, settings, authentications, answers);
+        Ok(Built { snapshot, warnings })
+    }
+}
+
+fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
+    for address in &service.addresses {
+        answers.virtual_addresses.entry(*address).or_default().push(index);
+    }
+    if !service.addresses.is_empty() {
+        return;
+    }
+    // Headless: the endpoints' own addresses stand for the service. Positions are those of the
+    // plans, which hold ready endpoints by family.
+    for port in &service.ports {
+        let (mut v4, mut v6) = (0, 0);
+        for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.ready) {
+            let count = if endpoint.address.is_ipv4() { &mut v4 } else { &mut v6 };
+            let address = SocketAddr::new(endpoint.address, target_port(endpoint, port));
+            answers.headless.entry(address).or_insert(HeadlessPort {
+                service: index,
+                port: port.number,
+                position: *count,
+            });
+            *count += 1;
+        }
+    }
+}
+
+/// Addresses that only services know, and the ports that services declare HTTP.
+fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy: &Policy<'_>) {
+    for endpoint in &service.endpoints {
+        if endpoint.workload.is_none() {
+            let new = policy.direct_endpoint(service, endpoint);
+            match direct.get_mut(&endpoint.address) {
+                None => {
+                    direct.insert(endpoint.address, new);
+                }
+                Some(known) if known.speaks_mtls != new.speaks_mtls => {
+                    // Services disagree: mTLS, so that nothing goes out in plaintext by mistake.
+                    if new.speaks_mtls == Some(true) {
+                        let http_ports = std::mem::take(&mut known.http_ports);
+                        *known = Direct { http_ports, ..new };
+                    }
+                    known.speaks_mtls = None;
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(known) = direct.get_mut(&endpoint.address) {
+            let http = service.ports.iter().filter(|port| declares_http(port));
+            known.http_ports.extend(http.map(|port| target_port(endpoint, port)));
+        }
+    }
+}
+
+fn warn_policies(objects: &Objects, settings: &MeshSettings, warnings: &mut Vec<ConfigError>) {
+    for object in &objects.peer_authentications {
+        if object.meta.namespace == settings.root_namespace && !object.selector.is_empty() {
+            warnings.push(object.meta.origin.error(
+                "spec.selector",
+                Code::WarnSuspicious,
+                "the object is ignored: in the root namespace a selector has no meaning",
+            ));
+        }
+    }
+    for rule in &objects.destination_rules {
+        let top = rule.traffic.iter();
+        let settings = top.flat_map(|t| t.tls.iter().chain(t.ports.values().flatten()));
+        let names = settings.flat_map(|tls| &tls.subject_alt_names);
+        for name in names.filter(|name| SpiffeId::parse(name).is_err()) {
+            warnings.push(rule.meta.origin.error(
+                "spec.trafficPolicy.tls.subjectAltNames",
+                Code::WarnSuspicious,
+                format!("{name:?} is no SPIFFE ID: no workload's certificate matches it"),
+            ));
+        }
+    }
+}

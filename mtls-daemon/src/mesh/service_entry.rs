@@ -1,0 +1,220 @@
+//! `ServiceEntry`, as it is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::ServicePort;
+use super::workload_entry::EndpointSpec;
+use crate::policy::ObjectMeta;
+use crate::policy::error::{Code, Report};
+use crate::policy::export::ExportTo;
+use crate::policy::field::{Field, Fields};
+use crate::policy::host;
+use crate::policy::metadata::Document;
+
+#[derive(Debug, Clone)]
+pub struct ServiceEntry {
+    pub meta: ObjectMeta,
+    pub hosts: Vec<Arc<str>>,
+    /// With their lines.
+    pub addresses: Vec<(IpAddr, u32)>,
+    pub ports: Vec<ServicePort>,
+    pub external: bool,
+    pub endpoints: Vec<EndpointSpec>,
+    /// Over the `WorkloadEntry` objects of the same namespace.
+    pub selector: Option<BTreeMap<String, String>>,
+    pub export_to: ExportTo,
+    pub subject_alt_names: Vec<String>,
+}
+
+impl ServiceEntry {
+    pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
+        let meta = document.meta.clone();
+        let Some(spec) = &document.spec else {
+            report.error(meta.origin.line, "spec", Code::FieldMissing, "is required");
+            return None;
+        };
+        let mut fields = spec.fields(report)?;
+        let hosts =
+            fields.need(report, "hosts").map(|f| read_hosts(&f, report)).unwrap_or_default();
+        let addresses = fields
+            .take(report, "addresses")
+            .map(|f| read_addresses(&f, report))
+            .unwrap_or_default();
+        let ports =
+            fields.need(report, "ports").map(|f| read_ports(&f, report)).unwrap_or_default();
+        let external = fields.take(report, "location").is_none_or(|f| read_external(&f, report));
+        let endpoints_field = fields.take(report, "endpoints");
+        let endpoints = endpoints_field
+            .as_ref()
+            .map(|f| f.list(report).iter().filter_map(|e| EndpointSpec::read(e, report)).collect())
+            .unwrap_or_default();
+        let selector_field = fields.take(report, "workloadSelector");
+        let selector = selector_field.as_ref().and_then(|f| read_selector(f, report));
+        if let (Some(field), Some(_)) = (&selector_field, &endpoints_field) {
+            field.error(report, Code::FieldValue, "only one of workloadSelector and endpoints");
+        }
+        let has_endpoints = endpoints_field.is_some() || selector_field.is_some();
+        read_resolution(&mut fields, has_endpoints, report);
+        let export_to = ExportTo::read(fields.take(report, "exportTo"), &meta.namespace, report);
+        let subject_alt_names = fields
+            .take(report, "subjectAltNames")
+            .map(|f| f.texts(report).into_iter().map(|(_, text)| text.to_owned()).collect())
+            .unwrap_or_default();
+        fields.finish(report);
+        Some(Self {
+            meta,
+            hosts,
+            addresses,
+            ports,
+            external,
+            endpoints,
+            selector,
+            export_to,
+            subject_alt_names,
+        })
+    }
+}
+
+fn read_hosts(field: &Field<'_>, report: &mut Report) -> Vec<Arc<str>> {
+    let mut hosts: Vec<Arc<str>> = Vec::new();
+    for (item, text) in field.texts(report) {
+        if text == "*" || !host::is_valid(text) {
+            item.error(report, Code::FieldValue, format!("{text:?} is no host name"));
+            continue;
+        }
+        if !text.contains('.') {
+            item.warn(
+                report,
+                Code::WarnSuspicious,
+                "is a short name: only a DestinationRule with a wildcard can match it; give the full name",
+            );
+        }
+        if hosts.iter().any(|known| **known == *text) {
+            item.error(report, Code::FieldValue, format!("{text} is there twice"));
+            continue;
+        }
+        hosts.push(text.into());
+    }
+    if hosts.is_empty() && report.errors.is_empty() {
+        field.error(report, Code::FieldValue, "must name at least one host");
+    }
+    hosts
+}
+
+fn read_addresses(field: &Field<'_>, report: &mut Report) -> Vec<(IpAddr, u32)> {
+    let mut addresses: Vec<(IpAddr, u32)> = Vec::new();
+    for item in field.list(report) {
+        let Some(address) = item.ip(report) else { continue };
+        if addresses.iter().any(|(known, _)| *known == address) {
+            item.error(report, Code::FieldValue, format!("{address} is there twice"));
+        } else {
+            addresses.push((address, item.line()));
+        }
+    }
+    addresses
+}
+
+fn read_ports(field: &Field<'_>, report: &mut Report) -> Vec<ServicePort> {
+    let mut ports: Vec<ServicePort> = Vec::new();
+    let mut names = BTreeSet::new();
+    for item in field.list(report) {
+        let Some(mut fields) = item.fields(report) else { continue };
+        let number = fields.need(report, "number").and_then(|f| f.port(report));
+        let name = fields.need(report, "name").and_then(|f| f.text(report));
+        let protocol = fields.take(report, "protocol").and_then(|f| read_protocol(&f, report));
+        let target_port = fields.take(report, "targetPort").and_then(|f| f.port(report));
+        fields.finish(report);
+        let (Some(number), Some(name)) = (number, name) else { continue };
+        if !names.insert(name) {
+            item.error(report, Code::FieldValue, format!("port name {name:?} is there twice"));
+        }
+        if ports.iter().any(|known| known.number == number) {
+            item.error(report, Code::FieldValue, format!("port {number} is there twice"));
+            continue;
+        }
+        ports.push(ServicePort {
+            number,
+            name: name.into(),
+            protocol: protocol.unwrap_or_else(|| "UNSPECIFIED".into()),
+            target_port,
+        });
+    }
+    if ports.is_empty() && report.errors.is_empty() {
+        field.error(report, Code::FieldValue, "must name at least one port");
+    }
+    ports
+}
+
+fn read_protocol(field: &Field<'_>, report: &mut Report) -> Option<Arc<str>> {
+    const KNOWN: [&str; 9] =
+        ["HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "MYSQL", "TCP", "TLS"];
+    let text = field.string(report)?.to_ascii_uppercase();
+    if text.is_empty() {
+        return None;
+    }
+    if text == "UDP" {
+        field.error(report, Code::Unsupported, "only TCP is intercepted: leave UDP ports out");
+        return None;
+    }
+    if !KNOWN.contains(&&*text) && text != "REDIS" {
+        field.error(report, Code::FieldValue, format!("{text:?} is no protocol that Istio knows"));
+        return None;
+    }
+    Some(text.into())
+}
+
+fn read_external(field: &Field<'_>, report: &mut Report) -> bool {
+    match field.string(report) {
+        Some("MESH_INTERNAL") => false,
+        Some("MESH_EXTERNAL") | None => true,
+        Some(other) => {
+            field.error(
+                report,
+                Code::FieldValue,
+                format!("{other:?} is not one of MESH_EXTERNAL, MESH_INTERNAL"),
+            );
+            true
+        }
+    }
+}
+
+fn read_selector(field: &Field<'_>, report: &mut Report) -> Option<BTreeMap<String, String>> {
+    let mut fields = field.fields(report)?;
+    let labels =
+        fields.take(report, "labels").map(|f| f.selector_labels(report)).unwrap_or_default();
+    if labels.is_empty() {
+        field.error(report, Code::FieldValue, "labels must name at least one label");
+    }
+    fields.finish(report);
+    Some(labels)
+}
+
+/// Endpoints come from the configuration alone, so only STATIC has a meaning; where endpoints or
+/// a selector are given it is the default.
+fn read_resolution(fields: &mut Fields<'_>, has_endpoints: bool, report: &mut Report) {
+    match fields.take(report, "resolution") {
+        Some(field) => match field.string(report) {
+            Some("STATIC") if !has_endpoints => {
+                field.error(report, Code::FieldValue, "STATIC needs endpoints or workloadSelector");
+            }
+            Some("STATIC") | None => {}
+            Some(other @ ("NONE" | "DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS")) => field.error(
+                report,
+                Code::Unsupported,
+                format!("{other} is not supported: list the endpoints and say STATIC"),
+            ),
+            Some(other) => {
+                field.error(report, Code::FieldValue, format!("{other:?} is no resolution"));
+            }
+        },
+        None if !has_endpoints => report.error(
+            fields.line,
+            &format!("{}.endpoints", fields.path),
+            Code::FieldMissing,
+            "endpoints or workloadSelector is required",
+        ),
+        None => {}
+    }
+}

@@ -1,0 +1,136 @@
+//! `ServiceEntry` objects to services with their endpoints resolved.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::members::{Member, Members};
+use super::service_entry::ServiceEntry;
+use super::workload_entry::EndpointSpec;
+use super::{Endpoint, Service, ServicePort};
+use crate::policy::effective::selects;
+use crate::policy::error::{Code, ConfigError};
+
+/// A service beside the object that it came from, sorted by namespace and name.
+pub fn build<'e>(
+    entries: &'e [ServiceEntry],
+    members: &Members,
+    errors: &mut Vec<ConfigError>,
+    warnings: &mut Vec<ConfigError>,
+) -> Vec<(Arc<Service>, &'e ServiceEntry)> {
+    let mut services: Vec<(Arc<Service>, &ServiceEntry)> =
+        entries.iter().map(|entry| (Arc::new(service(entry, members)), entry)).collect();
+    services.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    check_addresses(&services, members, errors);
+    for (service, entry) in &services {
+        if service.external && service.endpoints.iter().any(|e| e.speaks_mtls) {
+            warnings.push(entry.meta.origin.error(
+                "spec.location",
+                Code::WarnSuspicious,
+                "is MESH_EXTERNAL (the default), so auto mTLS never applies although endpoints \
+                 speak mTLS; say MESH_INTERNAL",
+            ));
+        }
+    }
+    services
+}
+
+fn service(entry: &ServiceEntry, members: &Members) -> Service {
+    let endpoints = match &entry.selector {
+        Some(selector) => members
+            .list
+            .iter()
+            .filter(|m| m.workload.namespace == entry.meta.namespace)
+            .filter(|m| selects(selector, &m.workload.labels))
+            .map(of_member)
+            .collect(),
+        None => entry.endpoints.iter().map(|spec| of_spec(spec, members)).collect(),
+    };
+    Service {
+        namespace: entry.meta.namespace.clone(),
+        name: entry.meta.name.clone(),
+        hosts: entry.hosts.clone(),
+        addresses: entry.addresses.iter().map(|(address, _)| *address).collect(),
+        ports: entry.ports.clone(),
+        endpoints,
+        external: entry.external,
+        subject_alt_names: entry.subject_alt_names.clone(),
+    }
+}
+
+fn of_member(member: &Member) -> Endpoint {
+    Endpoint {
+        address: member.address,
+        ports: member.ports.clone(),
+        labels: member.workload.labels.clone(),
+        service_account: member
+            .has_service_account
+            .then(|| member.workload.service_account.clone()),
+        speaks_mtls: member.workload.speaks_mtls,
+        ready: true,
+        workload: Some(member.workload.clone()),
+    }
+}
+
+/// An endpoint whose address is a workload's has that workload's data: an object that lists an
+/// address must not be able to change whose identity is expected there.
+fn of_spec(spec: &EndpointSpec, members: &Members) -> Endpoint {
+    match members.at(spec.address) {
+        Some(member) => {
+            let mut endpoint = of_member(member);
+            endpoint.ports.extend(spec.ports.clone());
+            endpoint
+        }
+        None => Endpoint {
+            address: spec.address,
+            ports: spec.ports.clone(),
+            labels: spec.labels.clone(),
+            service_account: spec.service_account.clone(),
+            speaks_mtls: spec.speaks_mtls(),
+            ready: true,
+            workload: None,
+        },
+    }
+}
+
+/// The endpoint's port behind a service port: named by the endpoint, else the service's target
+/// port, else the same number.
+pub fn target_port(endpoint: &Endpoint, port: &ServicePort) -> u16 {
+    endpoint.ports.get(&*port.name).copied().or(port.target_port).unwrap_or(port.number)
+}
+
+fn check_addresses(
+    services: &[(Arc<Service>, &ServiceEntry)],
+    members: &Members,
+    errors: &mut Vec<ConfigError>,
+) {
+    let mut claims: HashMap<SocketAddr, &ServiceEntry> = HashMap::new();
+    let mut inline: HashMap<IpAddr, &ServiceEntry> = HashMap::new();
+    for (_, entry) in services {
+        inline.extend(entry.endpoints.iter().map(|endpoint| (endpoint.address, *entry)));
+    }
+    for (_, entry) in services {
+        let origin = &entry.meta.origin;
+        for (position, (address, line)) in entry.addresses.iter().enumerate() {
+            let mut conflict = |reason: String| {
+                let field = format!("spec.addresses[{position}]");
+                let mut error = origin.error(&field, Code::Conflict, reason);
+                error.line = *line;
+                errors.push(error);
+            };
+            if let Some(member) = members.at(*address) {
+                conflict(format!("{address} is the address of {}", member.origin.place()));
+            } else if let Some(other) = inline.get(address) {
+                conflict(format!("{address} is an endpoint of {}", other.meta.origin.place()));
+            }
+            for port in &entry.ports {
+                let claim = SocketAddr::new(*address, port.number);
+                if let Some(other) = claims.insert(claim, entry) {
+                    conflict(format!("{claim} is also of {}", other.meta.origin.place()));
+                    // The other ports usually conflict as well: once an address is enough.
+                    break;
+                }
+            }
+        }
+    }
+}

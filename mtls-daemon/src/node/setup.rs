@@ -1,0 +1,185 @@
+//! What an enrolled namespace needs so that the application sees its clients' own addresses: the
+//! daemon's connections to the application carry a mark, the application's answers inherit it, and
+//! marked packets stay on `lo`. No iptables.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use mtls_common::names::{MARK, RULE_PRIORITY, TABLE};
+use netlink_packet_core::ErrorMessage;
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
+
+use super::Namespace;
+
+const LOOPBACK_INTERFACE: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("{what} in {namespace}: {error}")]
+    Io { what: String, namespace: String, error: io::Error },
+    #[error("{what} in {namespace}: {error}")]
+    Netlink { what: &'static str, namespace: String, error: rtnetlink::Error },
+}
+
+/// Sysctls, relative to /proc/sys/net, that make marked connections answer on `lo`. Without the
+/// first the SYN-ACK leaves through the pod's interface; without the others the reset of a closed
+/// application port does, and the daemon waits for a timeout instead of a refusal.
+const SYSCTLS4: &[&str] = &["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect"];
+const SYSCTLS6: &[&str] = &["ipv6/fwmark_reflect"];
+
+/// Prepares `namespace`. Safe to repeat. Returns whether it has IPv6.
+pub fn prepare(namespace: &Namespace) -> Result<bool, SetupError> {
+    inside(namespace, |name| {
+        let ipv6 = has_ipv6();
+        let sysctls = SYSCTLS4.iter().chain(if ipv6 { SYSCTLS6 } else { &[] });
+        for sysctl in sysctls {
+            std::fs::write(Path::new("/proc/sys/net").join(sysctl), "1").map_err(|error| {
+                SetupError::Io { what: format!("set {sysctl}"), namespace: name.clone(), error }
+            })?;
+        }
+        netlink(name, async |handle, failed| {
+            let up = LinkUnspec::new_with_index(LOOPBACK_INTERFACE).up().build();
+            handle.link().set(up).execute().await.map_err(failed("set lo up"))?;
+            for version in versions(ipv6) {
+                add_route(&handle, &version).await.map_err(failed("add the local route"))?;
+                add_rule(&handle, &version).await.map_err(failed("add the rule"))?;
+            }
+            Ok(())
+        })?;
+        Ok(ipv6)
+    })
+}
+
+/// Takes back what [`prepare`] added. The sysctls stay: they only act on marked packets.
+pub fn restore(namespace: &Namespace) -> Result<(), SetupError> {
+    inside(namespace, |name| {
+        let ipv6 = has_ipv6();
+        netlink(name, async |handle, failed| {
+            for version in versions(ipv6) {
+                delete_rules(&handle, version).await.map_err(failed("delete the rule"))?;
+            }
+            for version in versions(ipv6) {
+                let removed = handle.route().del(local_route(&version)).execute().await;
+                tolerate(removed, libc::ESRCH).map_err(failed("delete the local route"))?;
+            }
+            Ok(())
+        })
+    })
+}
+
+fn inside<T: Send>(
+    namespace: &Namespace,
+    work: impl FnOnce(&String) -> Result<T, SetupError> + Send,
+) -> Result<T, SetupError> {
+    let name = namespace.path().display().to_string();
+    namespace.run_apart(|| work(&name)).map_err(|error| SetupError::Io {
+        what: "enter the network namespace".into(),
+        namespace: name.clone(),
+        error,
+    })?
+}
+
+/// False when IPv6 is compiled out or switched off for `lo`.
+fn has_ipv6() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+        .is_ok_and(|value| value.trim() == "0")
+}
+
+fn versions(ipv6: bool) -> Vec<IpVersion> {
+    if ipv6 { vec![IpVersion::V4, IpVersion::V6] } else { vec![IpVersion::V4] }
+}
+
+/// Runs `work` with a netlink handle of the current namespace, to its end.
+fn netlink<F>(namespace: &str, work: F) -> Result<(), SetupError>
+where
+    F: AsyncFnOnce(
+        Handle,
+        &dyn Fn(&'static str) -> Box<dyn Fn(rtnetlink::Error) -> SetupError>,
+    ) -> Result<(), SetupError>,
+{
+    let io = |error| SetupError::Io {
+        what: "open netlink".into(),
+        namespace: namespace.to_owned(),
+        error,
+    };
+    let failed = |what: &'static str| -> Box<dyn Fn(rtnetlink::Error) -> SetupError> {
+        let namespace = namespace.to_owned();
+        Box::new(move |error| SetupError::Netlink { what, namespace: namespace.clone(), error })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(io)?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(io)?;
+        let connection = tokio::spawn(connection);
+        let result = work(handle, &failed).await;
+        connection.abort();
+        result
+    })
+}
+
+fn local_route(version: &IpVersion) -> rtnetlink::packet_route::route::RouteMessage {
+    match version {
+        IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
+            .table_id(TABLE)
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .output_interface(LOOPBACK_INTERFACE)
+            .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
+            .build(),
+        IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
+            .table_id(TABLE)
+            .kind(RouteType::Local)
+            .output_interface(LOOPBACK_INTERFACE)
+            .destination_prefix(Ipv6Addr::UNSPECIFIED, 0)
+            .build(),
+    }
+}
+
+async fn add_route(handle: &Handle, version: &IpVersion) -> Result<(), rtnetlink::Error> {
+    handle.route().add(local_route(version)).replace().execute().await
+}
+
+async fn add_rule(handle: &Handle, version: &IpVersion) -> Result<(), rtnetlink::Error> {
+    let rule = handle
+        .rule()
+        .add()
+        .table_id(TABLE)
+        .priority(RULE_PRIORITY)
+        .fw_mark(MARK)
+        .action(RuleAction::ToTable);
+    let added = match version {
+        IpVersion::V4 => rule.v4().execute().await,
+        IpVersion::V6 => rule.v6().execute().await,
+    };
+    tolerate(added, libc::EEXIST)
+}
+
+async fn delete_rules(handle: &Handle, version: IpVersion) -> Result<(), rtnetlink::Error> {
+    use futures_util::TryStreamExt;
+    let rules: Vec<RuleMessage> = handle.rule().get(version).execute().try_collect().await?;
+    for rule in rules {
+        let ours = rule.attributes.contains(&RuleAttribute::FwMark(MARK))
+            && rule.attributes.contains(&RuleAttribute::Table(TABLE));
+        if ours {
+            tolerate(handle.rule().del(rule).execute().await, libc::ENOENT)?;
+        }
+    }
+    Ok(())
+}
+
+/// An error that says that the wanted state is there already is none.
+fn tolerate(
+    result: Result<(), rtnetlink::Error>,
+    errno: libc::c_int,
+) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(ErrorMessage { code: Some(code), .. }))
+            if code.get() == -errno =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,179 @@
+//! Which DestinationRule a client uses for a host, and which TLS settings inside it
+//! (POLICY 2.1, 2.2).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::destination_rule::{DestinationRule, Subset, TlsSettings, TrafficPolicy};
+use super::effective::selects;
+use super::export::ExportTo;
+use super::host;
+
+/// One namespace's rules by host, oldest first.
+type Hosts = BTreeMap<Arc<str>, Vec<Arc<DestinationRule>>>;
+
+/// All rules, oldest first within a namespace and host.
+#[derive(Debug, Clone, Default)]
+pub struct DestinationRules {
+    root_namespace: Arc<str>,
+    by_namespace: HashMap<Arc<str>, Hosts>,
+}
+
+/// The rules that apply to one client and host, merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedRule {
+    /// Its traffic policy's object, for example `DestinationRule ns/name`.
+    pub because: Arc<str>,
+    pub traffic: Option<TrafficPolicy>,
+    pub subsets: Vec<Subset>,
+}
+
+/// Rules of one namespace that a client may use for a host, by the client's labels.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Candidates {
+    /// With a `workloadSelector`, oldest first: the first that selects the client wins.
+    pub selected: Vec<(BTreeMap<String, String>, Arc<ResolvedRule>)>,
+    /// For every other client. None: the namespace's only rules select other clients; as in
+    /// Istio, the search still ends here, and auto mTLS decides.
+    pub otherwise: Option<Arc<ResolvedRule>>,
+}
+
+impl Candidates {
+    pub fn for_client(&self, labels: &BTreeMap<String, String>) -> Option<&Arc<ResolvedRule>> {
+        self.selected
+            .iter()
+            .find(|(selector, _)| selects(selector, labels))
+            .map(|(_, rule)| rule)
+            .or(self.otherwise.as_ref())
+    }
+}
+
+impl DestinationRules {
+    pub fn new(root_namespace: &str, mut rules: Vec<DestinationRule>) -> Self {
+        rules.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
+        let mut all = Self { root_namespace: root_namespace.into(), ..Self::default() };
+        for rule in rules {
+            all.by_namespace
+                .entry(rule.meta.namespace.clone())
+                .or_default()
+                .entry(rule.host.clone())
+                .or_default()
+                .push(Arc::new(rule));
+        }
+        all
+    }
+
+    /// Every namespace whose clients may see other rules than clients elsewhere.
+    pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
+        let mut names: BTreeSet<Arc<str>> = self.by_namespace.keys().cloned().collect();
+        for rule in self.by_namespace.values().flat_map(|hosts| hosts.values()).flatten() {
+            if let ExportTo::Names(list) = &rule.export_to {
+                names.extend(list.iter().cloned());
+            }
+        }
+        names.insert(self.root_namespace.clone());
+        names
+    }
+
+    /// The rules for clients of `client` that call `host`, a service of namespace `service`.
+    /// Looked up in the client's namespace, the service's, the root namespace: the first with a
+    /// match wins whole (POLICY 2.1.2).
+    pub fn find(&self, client: &str, service: &str, host: &str) -> Option<Candidates> {
+        let root = &*self.root_namespace;
+        let own = if client == root {
+            // Clients of the root namespace: its private rules first, then the ordinary order.
+            self.in_namespace(client, host, |rule| rule.export_to == ExportTo::Own)
+        } else {
+            self.in_namespace(client, host, |_| true)
+        };
+        let exported = |namespace: &str| self.exported(namespace, client, host);
+        own.or_else(|| exported(service)).or_else(|| exported(root))
+    }
+
+    fn in_namespace(
+        &self,
+        namespace: &str,
+        host: &str,
+        eligible: impl Fn(&DestinationRule) -> bool,
+    ) -> Option<Candidates> {
+        let hosts = self.by_namespace.get(namespace)?;
+        let best = host::most_specific(
+            host,
+            hosts.iter().filter(|(_, rules)| rules.iter().any(|r| eligible(r))).map(|(h, _)| &**h),
+        )?;
+        let rules: Vec<_> = hosts[best].iter().filter(|rule| eligible(rule)).collect();
+        Some(candidates(&rules))
+    }
+
+    /// Among rules exported beyond their namespace, the best host is chosen first and visibility
+    /// checked after: what the client cannot see ends the search in this namespace (POLICY 2.1.4).
+    fn exported(&self, namespace: &str, client: &str, host: &str) -> Option<Candidates> {
+        let hosts = self.by_namespace.get(namespace)?;
+        let public = |rule: &DestinationRule| rule.export_to != ExportTo::Own;
+        let best = host::most_specific(
+            host,
+            hosts.iter().filter(|(_, rules)| rules.iter().any(|r| public(r))).map(|(h, _)| &**h),
+        )?;
+        let rules: Vec<_> = hosts[best]
+            .iter()
+            .filter(|rule| public(rule) && rule.export_to.visible_from(namespace, client))
+            .collect();
+        if rules.is_empty() { None } else { Some(candidates(&rules)) }
+    }
+}
+
+/// A selecting rule overrides; the others are merged: the oldest `trafficPolicy` wins whole,
+/// subsets are added by name, the first wins (POLICY 2.1.6).
+fn candidates(rules: &[&Arc<DestinationRule>]) -> Candidates {
+    let mut all = Candidates::default();
+    let mut merged: Option<ResolvedRule> = None;
+    for rule in rules {
+        let resolved = ResolvedRule {
+            because: rule.meta.origin.object.clone(),
+            traffic: rule.traffic.clone(),
+            subsets: rule.subsets.clone(),
+        };
+        if !rule.workload_selector.is_empty() {
+            all.selected.push((rule.workload_selector.clone(), Arc::new(resolved)));
+            continue;
+        }
+        let Some(merged) = &mut merged else {
+            merged = Some(resolved);
+            continue;
+        };
+        if merged.traffic.is_none() && resolved.traffic.is_some() {
+            merged.traffic = resolved.traffic;
+            merged.because = resolved.because;
+        }
+        for subset in resolved.subsets {
+            if !merged.subsets.iter().any(|known| known.name == subset.name) {
+                merged.subsets.push(subset);
+            }
+        }
+    }
+    all.otherwise = merged.map(Arc::new);
+    all
+}
+
+impl ResolvedRule {
+    /// The TLS settings for a service port: subset's port, subset, port, top level. A port entry
+    /// replaces its level wholesale; a subset that sets nothing falls back to the rule
+    /// (POLICY 2.2). None: no setting, auto mTLS decides.
+    pub fn tls(&self, port: u16, subset: Option<&str>) -> Option<&Arc<TlsSettings>> {
+        let of_subset = subset
+            .and_then(|name| self.subsets.iter().find(|s| *s.name == *name))
+            .and_then(|s| s.traffic.as_ref());
+        if let Some(traffic) = of_subset {
+            match traffic.ports.get(&port) {
+                Some(entry) => return entry.as_ref(),
+                None if traffic.tls.is_some() => return traffic.tls.as_ref(),
+                None => {}
+            }
+        }
+        let traffic = self.traffic.as_ref()?;
+        match traffic.ports.get(&port) {
+            Some(entry) => entry.as_ref(),
+            None => traffic.tls.as_ref(),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! `apiVersion`, `kind` and `metadata`: which object a document is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::error::{Code, Origin, Report};
+use super::field::{Field, Fields};
+use super::yaml::Node;
+
+/// An object's name and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub labels: BTreeMap<String, String>,
+    /// Whole seconds; None sorts first, so that objects without one compare by name.
+    pub created: Option<SystemTime>,
+    pub origin: Origin,
+}
+
+impl ObjectMeta {
+    /// Oldest first, then by name, then by namespace (POLICY 1.3).
+    pub fn age_order(&self) -> (Option<SystemTime>, &str, &str) {
+        (self.created, &self.name, &self.namespace)
+    }
+}
+
+/// One document, opened as far as its `spec`.
+#[derive(Debug)]
+pub struct Document<'n> {
+    /// API group, for example `networking.istio.io`.
+    pub group: &'n str,
+    pub version: &'n str,
+    pub kind: &'n str,
+    pub meta: ObjectMeta,
+    /// None when absent or empty: an empty spec is valid for some kinds.
+    pub spec: Option<Field<'n>>,
+}
+
+impl<'n> Document<'n> {
+    /// Reads the envelope. Sets `report.object` for the findings that follow.
+    pub fn open(node: &'n Node, report: &mut Report) -> Option<Self> {
+        report.object = "".into();
+        let mut fields = Field::root(node).fields(report)?;
+        let api = fields.need(report, "apiVersion").and_then(|f| f.text(report));
+        let kind = fields.need(report, "kind").and_then(|f| f.text(report));
+        let (api, kind) = (api?, kind?);
+        report.object = kind.into();
+        let mut metadata = fields.need(report, "metadata")?.fields(report)?;
+        let meta = read_metadata(&mut metadata, kind, node.line, report);
+        metadata.finish(report);
+        let spec = fields.take(report, "spec");
+        fields.skip("status");
+        fields.finish(report);
+        let (group, version) = api.split_once('/').unwrap_or(("", api));
+        Some(Self { group, version, kind, meta: meta?, spec })
+    }
+}
+
+fn read_metadata(
+    fields: &mut Fields<'_>,
+    kind: &str,
+    line: u32,
+    report: &mut Report,
+) -> Option<ObjectMeta> {
+    let namespace = match fields.take(report, "namespace") {
+        Some(field) => name_of(&field, report)?,
+        None => "default".into(),
+    };
+    let name = name_of(&fields.need(report, "name")?, report)?;
+    report.object = format!("{kind} {namespace}/{name}").into();
+    let labels = fields.take(report, "labels").map(|f| f.labels(report)).unwrap_or_default();
+    let created =
+        fields.take(report, "creationTimestamp").and_then(|field| timestamp(&field, report));
+    // Written by `kubectl get -o yaml`; nothing here depends on them.
+    for known in ["annotations", "uid", "resourceVersion", "generation", "managedFields"] {
+        fields.skip(known);
+    }
+    let origin = Origin { file: report.file.clone(), line, object: report.object.clone() };
+    Some(ObjectMeta { namespace, name, labels, created, origin })
+}
+
+/// An object's name: what Kubernetes allows as one, and safe in a SPIFFE ID's path.
+pub fn name_of(field: &Field<'_>, report: &mut Report) -> Option<Arc<str>> {
+    let text = field.text(report)?;
+    let fine = text.len() <= 253
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+    if !fine {
+        field.error(
+            report,
+            Code::FieldValue,
+            format!("{text:?} is not a name: lower-case letters, digits, '-' and '.', at most 253"),
+        );
+        return None;
+    }
+    Some(text.into())
+}
+
+fn timestamp(field: &Field<'_>, report: &mut Report) -> Option<SystemTime> {
+    let text = field.text(report)?;
+    match humantime::parse_rfc3339(text) {
+        // Kubernetes keeps whole seconds; comparing more would order objects differently there.
+        Ok(time) => {
+            let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+        }
+        Err(error) => {
+            field.error(
+                report,
+                Code::FieldValue,
+                format!("{text:?} is not an RFC 3339 time: {error}"),
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Reading and resolving, rule by rule; hostile input; the conformance rows where they are given.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::metadata::Document;
+use crate::policy::parse::{Limits, documents};
+
+/// All objects of both kinds in `yaml`, and everything found on the way.
+fn read(yaml: &str) -> (Vec<PeerAuthentication>, Vec<DestinationRule>, Report) {
+    let mut report = Report::new("f.yaml");
+    let (mut authentications, mut rules) = (Vec::new(), Vec::new());
+    for node in documents(yaml.as_bytes(), &Limits::default(), &mut report).unwrap_or_default() {
+        let Some(document) = Document::open(&node, &mut report) else { continue };
+        match document.kind {
+            "PeerAuthentication" => {
+                authentications.extend(PeerAuthentication::read(&document, &mut report));
+            }
+            _ => rules.extend(DestinationRule::read(&document, &mut report)),
+        }
+    }
+    (authentications, rules, report)
+}
+
+fn authn(name: &str, namespace: &str, extra: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+         metadata: {{name: {name}, namespace: {namespace}{extra}}}\nspec: {spec}\n"
+    )
+}
+
+fn rule(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+/// `MODE by object` for the workload `app: a` of namespace `foo` on `port`.
+fn effective(yaml: &str, port: u16) -> String {
+    let (objects, _, report) = read(yaml);
+    assert_eq!(report.errors, [], "{yaml}");
+    let all = PeerAuthentications::new("root", objects);
+    let modes = all.workload_modes("foo", &labels(&[("app", "a")]));
+    let effective = modes.at(port);
+    format!("{} by {}", effective.mode, effective.because)
+}
+
+#[test]
+fn rules_1_1_to_1_4_scopes_inherit_from_mesh_to_namespace_to_workload() {
+    let mesh = authn("m", "root", "", "{mtls: {mode: STRICT}}");
+    let unset = authn("n", "foo", "", "{}");
+    let namespace = authn("n", "foo", "", "{mtls: {mode: DISABLE}}");
+    let workload =
+        authn("w", "foo", "", "{selector: {matchLabels: {app: a}}, mtls: {mode: PERMISSIVE}}");
+    let others =
+        authn("o", "foo", "", "{selector: {matchLabels: {app: b}}, mtls: {mode: DISABLE}}");
+    let elsewhere = authn("e", "bar", "", "{mtls: {mode: DISABLE}}");
+    let root_selector =
+        authn("r", "root", "", "{selector: {matchLabels: {app: a}}, mtls: {mode: DISABLE}}");
+    for (yaml, expected) in [
+        (String::new(), "PERMISSIVE by default (no PeerAuthentication)"),
+        (mesh.clone(), "STRICT by PeerAuthentication root/m"),
+        (mesh.clone() + &unset, "STRICT by PeerAuthentication root/m"),
+        (mesh.clone() + &namespace, "DISABLE by PeerAuthentication foo/n"),
+        (mesh.clone() + &namespace + &workload, "PERMISSIVE by PeerAuthentication foo/w"),
+        (mesh.clone() + &others + &elsewhere, "STRICT by PeerAuthentication root/m"),
+        // 1.2: a selector in the root namespace is ignored.
+        (mesh + &root_selector, "STRICT by PeerAuthentication root/m"),
+        (root_selector, "PERMISSIVE by default (no PeerAuthentication)"),
+    ] {
+        assert_eq!(effective(&yaml, 80), expected, "{yaml}");
+    }
+}
+
+#[test]
+fn rule_1_3_the_oldest_object_wins_then_the_smaller_name() {
+    let at = |name, time, mode| {
+        let extra = format!(", creationTimestamp: \"2024-01-01T00:00:{time}Z\"");
+        authn(name, "foo", &extra, &format!("{{mtls: {{mode: {mode}}}}}"))
+    };
+    let newer = at("a", "02", "STRICT");
+    let older = at("b", "01", "DISABLE");
+    let same = at("c", "01.9", "STRICT");
+    assert_eq!(effective(&(newer + &older + &same), 80), "DISABLE by PeerAuthentication foo/b");
+}
+
+#[test]
+fn rule_1_5_ports_come_from_the_winning_workload_object_only() {
+    let yaml = authn("m", "root", "", "{mtls: {mode: STRICT}}")
+        + &authn(
+            "w1",
+            "foo",
+            ", creationTimestamp: 2024-01-01T00:00:00Z",
+            "{selector: {matchLabels: {app: a}}, portLevelMtls: {80: {mode: DISABLE}, 81: {}, 82: {mode: UNSET}}}",
+        )
+        + &authn(
+            "w2",
+            "foo",
+            ", creationTimestamp: 2024-01-02T00:00:00Z",
+            "{selector: {matchLabels: {app: a}}, portLevelMtls: {83: {mode: DISABLE}}}",
+        );
+    for (port, expected) in [
+        (80, "DISABLE by PeerAuthentication foo/w1 (port 80)"),
+        (81, "STRICT by PeerAuthentication root/m"),
+        (82, "STRICT by PeerAuthentication root/m"),
+        (83, "STRICT by PeerAuthentication root/m"),
+    ] {
+        assert_eq!(effective(&yaml, port), expected);
+    }
+}
+
+#[test]
+fn rules_1_7_and_2_1_5_and_2_3_wrong_objects_are_refused_with_their_field() {
+    let a = |spec: &str| authn("x", "foo", "", spec);
+    let d = |spec: &str| rule("x", "foo", &format!("{{host: h, {spec}}}"));
+    let tls = |spec: &str| d(&format!("trafficPolicy: {{tls: {spec}}}"));
+    for (yaml, field, code) in [
+        (a("{portLevelMtls: {80: {mode: STRICT}}}"), "spec.portLevelMtls", Code::FieldValue),
+        (
+            a("{selector: {matchLabels: {a: b}}, portLevelMtls: {}}"),
+            "spec.portLevelMtls",
+            Code::FieldValue,
+        ),
+        (
+            a("{selector: {matchLabels: {a: b}}, portLevelMtls: {0: {}}}"),
+            "spec.portLevelMtls[0]",
+            Code::FieldValue,
+        ),
+        (
+            a("{selector: {matchLabels: {a: b}}, portLevelMtls: {65536: {}}}"),
+            "spec.portLevelMtls[65536]",
+            Code::FieldValue,
+        ),
+        (a("{selector: {matchLabels: {a: 'b*'}}}"), "spec.selector.matchLabels", Code::FieldValue),
+        (a("{selector: {matchLabels: {'': b}}}"), "spec.selector.matchLabels[]", Code::FieldValue),
+        (a("{selector: {matchLabels: {a: 1}}}"), "spec.selector.matchLabels[a]", Code::FieldType),
+        (a("{mtls: {mode: strict}}"), "spec.mtls.mode", Code::FieldValue),
+        (a("{mtls: STRICT}"), "spec.mtls", Code::FieldType),
+        (d("exportTo: ['.', '*']"), "spec.exportTo", Code::FieldValue),
+        (d("exportTo: ['*', a]"), "spec.exportTo", Code::FieldValue),
+        (d("exportTo: [a, a]"), "spec.exportTo", Code::FieldValue),
+        (d("exportTo: ['.', foo]"), "spec.exportTo", Code::FieldValue),
+        (
+            d("exportTo: ['*'], workloadSelector: {matchLabels: {a: b}}"),
+            "spec.exportTo",
+            Code::FieldValue,
+        ),
+        (rule("x", "foo", "{host: ''}"), "spec.host", Code::FieldValue),
+        (rule("x", "foo", "{host: 'a*b'}"), "spec.host", Code::FieldValue),
+        (rule("x", "foo", "{}"), "spec.host", Code::FieldMissing),
+        (d("subsets: [{name: ''}]"), "spec.subsets[0].name", Code::FieldValue),
+        (tls("{}"), "spec.trafficPolicy.tls", Code::FieldMissing),
+        (tls("{mode: SIMPLE}"), "spec.trafficPolicy.tls.mode", Code::Unsupported),
+        (tls("{mode: MUTUAL}"), "spec.trafficPolicy.tls.mode", Code::Unsupported),
+        (tls("{mode: NONE}"), "spec.trafficPolicy.tls.mode", Code::FieldValue),
+        (
+            tls("{mode: ISTIO_MUTUAL, caCertificates: x}"),
+            "spec.trafficPolicy.tls.caCertificates",
+            Code::FieldValue,
+        ),
+        (
+            tls("{mode: ISTIO_MUTUAL, insecureSkipVerify: true}"),
+            "spec.trafficPolicy.tls.insecureSkipVerify",
+            Code::FieldValue,
+        ),
+        (
+            d("trafficPolicy: {portLevelSettings: [{port: {number: 0}}]}"),
+            "spec.trafficPolicy.portLevelSettings[0].port.number",
+            Code::FieldValue,
+        ),
+    ] {
+        let (_, _, report) = read(&yaml);
+        let found: Vec<_> = report.errors.iter().map(|e| (e.field.as_str(), e.code)).collect();
+        assert_eq!(found, [(field, code)], "{yaml}");
+    }
+}
+
+#[test]
+fn findings_carry_the_line_of_the_value_in_any_document() {
+    let yaml = "\
+# a comment
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: one
+spec:
+  mtls:
+    mode: STRICT
+    unknown: 1
+  selector:
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: two
+spec:
+  mtls:
+    mode: Nope
+";
+    let (_, _, report) = read(yaml);
+    let text = |list: &[ConfigError]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        text(&report.errors),
+        [
+            "f.yaml:18: PeerAuthentication default/two: spec.mtls.mode: \"Nope\" is not one of UNSET, \
+          DISABLE, PERMISSIVE, STRICT [E_FIELD_VALUE]"
+        ]
+    );
+    let warnings = text(&report.warnings);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings[0]
+            .starts_with("f.yaml:10: PeerAuthentication default/one: spec.selector: is empty")
+    );
+    assert!(
+        warnings[1].starts_with("f.yaml:9: PeerAuthentication default/one: spec.mtls.unknown:")
+    );
+}
+
+#[test]
+fn rule_2_1_6_rules_of_one_host_are_merged_and_2_2_levels_are_chosen() {
+    let (_, rules, report) = read(
+        &(rule(
+            "a",
+            "foo",
+            "{host: h, subsets: [{name: s, trafficPolicy: {tls: {mode: DISABLE}}}]}",
+        ) + &rule(
+            "b",
+            "foo",
+            "{host: h, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 81}, tls: {mode: DISABLE}}, {port: {number: 82}}]}, subsets: [{name: s}, {name: t}]}",
+        ) + &rule("c", "foo", "{host: h, trafficPolicy: {tls: {mode: DISABLE}}}")),
+    );
+    assert_eq!(report.errors, []);
+    let all = DestinationRules::new("root", rules);
+    let found = all.find("foo", "foo", "h.foo.svc.cluster.local").unwrap();
+    let rule = found.for_client(&BTreeMap::new()).unwrap();
+    assert_eq!(&*rule.because, "DestinationRule foo/b");
+    let mode = |port, subset| rule.tls(port, subset).map(|tls| tls.mode);
+    assert_eq!(mode(80, None), Some(TlsMode::IstioMutual));
+    assert_eq!(mode(81, None), Some(TlsMode::Disable));
+    assert_eq!(mode(82, None), None, "a port entry without tls sets nothing");
+    assert_eq!(mode(80, Some("s")), Some(TlsMode::Disable));
+    assert_eq!(mode(80, Some("t")), Some(TlsMode::IstioMutual));
+    assert!(all.find("bar", "bar", "h.foo.svc.cluster.local").is_none());
+}
+
+#[test]
+fn rule_2_1_2_the_first_namespace_with_a_match_wins_whole() {
+    let (_, rules, _) = read(
+        &(rule("a", "client", "{host: '*.svc.cluster.local'}")
+            + &rule("b", "server", "{host: h, exportTo: [other]}")
+            + &rule("c", "server", "{host: '*.server.svc.cluster.local'}")
+            + &rule("d", "root", "{host: '*'}")),
+    );
+    let all = DestinationRules::new("root", rules);
+    let find = |client| {
+        let found = all.find(client, "server", "h.server.svc.cluster.local").unwrap();
+        found.otherwise.unwrap().because.to_string()
+    };
+    assert_eq!(find("client"), "DestinationRule client/a");
+    assert_eq!(find("other"), "DestinationRule server/b");
+    // 2.1.4: the best host is not visible, so the search goes to the next namespace.
+    assert_eq!(find("third"), "DestinationRule root/d");
+}
+
+#[test]
+fn hostile_yaml_is_refused_clearly() {
+    let laughs = (1..10).fold("a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned(), |text, i| {
+        let before = format!("*a{}", i - 1);
+        text + &format!("a{i}: &a{i} [{}]\n", [before.as_str(); 9].join(", "))
+    });
+    for (yaml, code) in [
+        (laughs, Code::YamlLimit),
+        ("a: ".to_owned() + &"[".repeat(5000), Code::YamlSyntax),
+        ((0..200).map(|i| format!("{}a:\n", " ".repeat(i))).collect(), Code::YamlLimit),
+        ("a: 1\na: 2\n".to_owned(), Code::YamlSyntax),
+        ("a: *nothing\n".to_owned(), Code::YamlSyntax),
+        ("#".repeat(5 << 20), Code::FileSize),
+        ("- 1\n".repeat(300_000), Code::YamlLimit),
+    ] {
+        let mut report = Report::new("f.yaml");
+        let found = documents(yaml.as_bytes(), &Limits::default(), &mut report);
+        assert!(found.is_none());
+        let start: String = yaml.chars().take(40).collect();
+        assert_eq!(report.errors[0].code, code, "{start}: {}", report.errors[0]);
+        assert!(report.errors[0].reason.len() < 500);
+    }
+    let mut report = Report::new("f.yaml");
+    assert!(documents(b"a: 1\nb: \xff\n", &Limits::default(), &mut report).is_none());
+    assert_eq!(report.errors[0].line, 2);
+}
+
+const SAMPLE: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\n\
+spec:\n  host: h\n  exportTo: ['.']\n  trafficPolicy:\n    tls: {mode: ISTIO_MUTUAL, sni: x.y}\n\
+    portLevelSettings:\n    - port: {number: 80}\n  subsets: [{name: s, labels: {a: b}}]\n";
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let mut report = Report::new("f.yaml");
+        let found = documents(&bytes, &Limits::default(), &mut report);
+        prop_assert_eq!(found.is_none(), !report.errors.is_empty());
+    }
+
+    #[test]
+    fn mutated_objects_never_panic(at in 0..SAMPLE.len(), len in 0..12usize, with in "[ -~\n]{0,6}") {
+        let mut text = SAMPLE.to_owned();
+        text.replace_range(at..(at + len).min(SAMPLE.len()), &with);
+        let (_, rules, report) = read(&text);
+        // A rule that came out is whole, or what is wrong with it was said.
+        prop_assert!(rules.iter().all(|rule| !rule.host.is_empty()) || !report.errors.is_empty());
+    }
+}
+
+mod conformance;

@@ -1,0 +1,262 @@
+//! A connection to an enrolled workload: settle the mode, authenticate, reach the application with
+//! the client's own address, relay.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::failure::Failure;
+use super::relay::{Tally, relay};
+use super::worker::Worker;
+use super::{Current, Pod};
+use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
+use crate::node::dial;
+use crate::policy::Mode;
+use crate::telemetry::{Direction, FlowRecord, Security};
+use crate::tls::Replay;
+use crate::tls::accept::{Kind, accept, first_bytes};
+
+pub async fn serve(
+    worker: &Worker,
+    pod: &Pod,
+    client: TcpStream,
+    peer: SocketAddr,
+    ended: impl Future<Output = ()>,
+) {
+    let current = pod.current().clone();
+    // sk_lookup selected this socket without touching the addresses: its own is the one that the
+    // client asked for.
+    let destination = match client.local_addr() {
+        Ok(address) => canonical(address),
+        Err(error) => return tracing::debug!(%error, %peer, "gone before it was accepted"),
+    };
+    if destination.port() == pod.inbound_port && destination.ip().is_loopback() {
+        worker.shared.telemetry.refused(Direction::Inbound, &Failure::LoopRefused);
+        return;
+    }
+    let source = canonical(peer);
+    // The workload's own connection to itself through a service comes from loopback (dial).
+    let source = SocketAddr::new(own_if_loopback(source.ip(), &current.workload), source.port());
+    let mut flow = FlowRecord::new(Direction::Inbound, current.workload.clone(), destination);
+    flow.source = source;
+    flow.endpoint = Some(destination);
+    flow.destination_workload = Some(current.workload.clone());
+    let tally = Tally::default();
+    let inbound = Inbound { worker, pod, current: &current, source, destination };
+    let result = tokio::select! {
+        result = inbound.run(client, &mut flow, &tally) => result,
+        () = ended => Err(Failure::Drained),
+    };
+    flow.sent = tally.sent.get();
+    flow.received = tally.received.get();
+    flow.failure = result.err();
+    worker.shared.telemetry.closed(&flow);
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn own_if_loopback(source: IpAddr, workload: &Workload) -> IpAddr {
+    if !source.is_loopback() {
+        return source;
+    }
+    let same_family = |address: &&IpAddr| address.is_ipv4() == source.is_ipv4();
+    workload.addresses.iter().find(same_family).copied().unwrap_or(source)
+}
+
+struct Inbound<'a> {
+    worker: &'a Worker,
+    pod: &'a Pod,
+    current: &'a Current,
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
+impl Inbound<'_> {
+    async fn run(
+        &self,
+        client: TcpStream,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let (plan, knowledge) = {
+            let snapshot = self.worker.shared.snapshot.load();
+            flow.source_workload = snapshot.workload_at(self.source.ip()).cloned();
+            (
+                snapshot.inbound(&self.current.workload, self.destination.port()),
+                snapshot.peer_knowledge(self.source.ip()),
+            )
+        };
+        flow.mode = Some(plan.mode.mode);
+        flow.because = Some(plan.mode.because.clone());
+        let client = Replay::new(client);
+        match plan.mode.mode {
+            Mode::Disable => self.plaintext(client, None, flow, tally).await,
+            Mode::Strict => self.strict(client, &plan, flow, tally).await,
+            Mode::Permissive => self.permissive(client, &plan, knowledge, flow, tally).await,
+        }
+    }
+
+    /// Any TLS client whose certificate verifies, whatever its ALPN (POLICY 1.10); nobody else.
+    async fn strict(
+        &self,
+        mut client: Replay<TcpStream>,
+        plan: &InboundPlan,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let limit = self.worker.shared.timeouts.mtls;
+        match timeout(limit, first_bytes(&mut client)).await {
+            Err(_) => Err(Failure::DetectTimeout),
+            Ok(Err(error)) => Err(Failure::ClientReset(error)),
+            Ok(Ok(Kind::Tls { .. })) => self.mutual(client, None, flow, tally).await,
+            Ok(Ok(Kind::NotTls)) => {
+                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
+            }
+            // Nothing was sent, so nothing was refused: somebody looked whether the port is open.
+            Ok(Ok(Kind::Closed)) => Ok(()),
+        }
+    }
+
+    /// Mesh mTLS is terminated, everything else is relayed as it is. What is known of the source
+    /// sets only how long its first bytes are awaited before the application is reached.
+    async fn permissive(
+        &self,
+        mut client: Replay<TcpStream>,
+        plan: &InboundPlan,
+        knowledge: PeerKnowledge,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let timeouts = &self.worker.shared.timeouts;
+        let limit = match knowledge {
+            PeerKnowledge::SpeaksMtls => timeouts.mtls,
+            PeerKnowledge::Unknown => timeouts.detect,
+            // Bytes that are there already are looked at, none are waited for.
+            PeerKnowledge::Plaintext if has_bytes(client.get_ref()) => timeouts.detect,
+            PeerKnowledge::Plaintext => Duration::ZERO,
+        };
+        let mut application = None;
+        let kind = match timeout(limit, first_bytes(&mut client)).await {
+            Ok(kind) => kind.map_err(Failure::ClientReset)?,
+            Err(_) => {
+                // A silent client: perhaps the server speaks first. Whoever does decides.
+                let stream = self.reach_application().await?;
+                let kind = tokio::select! {
+                    biased;
+                    kind = first_bytes(&mut client) => Some(kind.map_err(Failure::ClientReset)?),
+                    _ = stream.readable() => None,
+                };
+                application = Some(stream);
+                kind.unwrap_or(Kind::NotTls)
+            }
+        };
+        match kind {
+            Kind::Tls { mesh_alpn: true, .. } => {
+                self.mutual(client, application, flow, tally).await
+            }
+            Kind::Tls { .. } if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
+            Kind::Tls { .. } => {
+                flow.security = Security::TlsPassthrough;
+                self.plaintext(client, application, flow, tally).await
+            }
+            Kind::NotTls | Kind::Closed => {
+                self.plaintext(client, application, flow, tally).await
+            }
+        }
+    }
+
+    async fn mutual(
+        &self,
+        client: Replay<TcpStream>,
+        application: Option<TcpStream>,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let timeouts = &self.worker.shared.timeouts;
+        let own = match self.current.identity.current() {
+            Some(own) => own,
+            None => self
+                .current
+                .identity
+                .wait(timeouts.identity)
+                .await
+                .ok_or_else(|| Failure::NoIdentity(self.current.workload.id.to_string()))?,
+        };
+        flow.destination_id = Some(self.current.workload.id.clone());
+        let begun = Instant::now();
+        let shaken = match timeout(timeouts.handshake, accept(client, &own)).await {
+            Ok(result) => result.map_err(Failure::ClientHandshake)?,
+            Err(_) => return Err(Failure::DetectTimeout),
+        };
+        let (mut client, peer, summary) = shaken;
+        flow.handshake = Some(begun.elapsed());
+        flow.security = Security::MutualTls;
+        flow.source_id = Some(peer.id().clone());
+        flow.tls = Some(summary);
+        let mut application = match application {
+            Some(stream) => stream,
+            None => self.reach_application().await?,
+        };
+        self.worker.shared.telemetry.opened(flow);
+        relay(&mut client, &mut application, tally).await
+    }
+
+    async fn plaintext(
+        &self,
+        mut client: Replay<TcpStream>,
+        application: Option<TcpStream>,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        if flow.security == Security::None {
+            flow.security = Security::Plaintext;
+        }
+        let mut application = match application {
+            Some(stream) => stream,
+            None => self.reach_application().await?,
+        };
+        self.worker.shared.telemetry.opened(flow);
+        relay(&mut client, &mut application, tally).await
+    }
+
+    async fn reach_application(&self) -> Result<TcpStream, Failure> {
+        let address = self.destination;
+        let dial = dial::application(
+            &self.pod.namespace,
+            &mut self.worker.maps.borrow_mut(),
+            self.source.ip(),
+            address,
+        );
+        let connected = match dial {
+            Ok(dial) => timeout(self.worker.shared.timeouts.connect, dial.connect()).await,
+            Err(error) => Ok(Err(error)),
+        };
+        match connected {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(dial::DialError::Source(error))) => Err(Failure::SourceBind(error)),
+            Ok(Err(dial::DialError::Socket(error))) => {
+                Err(Failure::Internal(format!("cannot open a socket: {error}")))
+            }
+            Ok(Err(dial::DialError::Connect(error))) => {
+                Err(Failure::UpstreamConnect { address, error })
+            }
+            Err(_) => Err(Failure::UpstreamConnect {
+                address,
+                error: io::ErrorKind::TimedOut.into(),
+            }),
+        }
+    }
+}
+
+/// Whether the client has sent something already. Asks the kernel, not the runtime, which has not
+/// heard of the socket yet.
+fn has_bytes(client: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    SockRef::from(client).peek(&mut byte).is_ok_and(|count| count > 0)
+}

@@ -1,0 +1,205 @@
+//! An enrolled workload's own connection: resolve, connect from inside its namespace, shake hands
+//! as it, relay.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::failure::Failure;
+use super::relay::{Tally, relay};
+use super::worker::Worker;
+use super::{Current, Pod, http_error};
+use crate::mesh::{ClientTls, OutboundPlan, Workload};
+use crate::node::dial;
+use crate::telemetry::{Direction, FlowRecord, Security};
+use crate::tls::connect::{ClientStream, connect};
+
+pub async fn serve(
+    worker: &Worker,
+    pod: &Pod,
+    client: TcpStream,
+    source: SocketAddr,
+    ended: impl Future<Output = ()>,
+) {
+    let current = pod.current().clone();
+    let destination = match requested(worker, pod, &current.workload, &client) {
+        Ok(destination) => destination,
+        Err(failure) => {
+            // Dropping the client resets it. There is no flow: nobody asked for anything.
+            tracing::warn!(workload = current.workload.key(), %source, %failure, "connection refused");
+            worker.shared.telemetry.refused(Direction::Outbound, &failure);
+            return;
+        }
+    };
+    let mut flow = FlowRecord::new(Direction::Outbound, current.workload.clone(), destination);
+    flow.source = SocketAddr::new(shown_source(&current.workload, destination), source.port());
+    flow.source_workload = Some(current.workload.clone());
+    let tally = Tally::default();
+    let result = tokio::select! {
+        result = run(worker, pod, &current, client, destination, &mut flow, &tally) => result,
+        () = ended => Err(Failure::Drained),
+    };
+    flow.sent = tally.sent.get();
+    flow.received = tally.received.get();
+    flow.failure = result.err();
+    worker.shared.telemetry.closed(&flow);
+}
+
+/// What the application asked for. Whoever was not redirected, or asks for the daemon itself, is
+/// refused.
+fn requested(
+    worker: &Worker,
+    pod: &Pod,
+    workload: &Workload,
+    client: &TcpStream,
+) -> Result<SocketAddr, Failure> {
+    let destination = worker
+        .maps
+        .borrow()
+        .original_destination(client.as_fd())
+        .map_err(|error| Failure::Internal(error.to_string()))?
+        .ok_or(Failure::NoOriginalDestination)?;
+    let own = destination.ip().is_loopback() || workload.addresses.contains(&destination.ip());
+    let port = destination.port();
+    if own && (port == pod.outbound_port || port == pod.inbound_port) {
+        return Err(Failure::LoopRefused);
+    }
+    Ok(destination)
+}
+
+/// The redirected socket's own source is loopback; this is the one that its application sees.
+fn shown_source(workload: &Workload, destination: SocketAddr) -> std::net::IpAddr {
+    let same_family = |address: &&std::net::IpAddr| address.is_ipv4() == destination.is_ipv4();
+    workload.addresses.iter().find(same_family).copied().unwrap_or(destination.ip())
+}
+
+enum Upstream {
+    Plain(TcpStream),
+    Mutual(Box<ClientStream>),
+}
+
+async fn run(
+    worker: &Worker,
+    pod: &Pod,
+    current: &Current,
+    mut client: TcpStream,
+    destination: SocketAddr,
+    flow: &mut FlowRecord,
+    tally: &Tally,
+) -> Result<(), Failure> {
+    match open(worker, pod, current, destination, flow).await {
+        Ok(Upstream::Plain(mut server)) => {
+            worker.shared.telemetry.opened(flow);
+            relay(&mut client, &mut server, tally).await
+        }
+        Ok(Upstream::Mutual(mut server)) => {
+            worker.shared.telemetry.opened(flow);
+            let result = relay(&mut client, &mut *server, tally).await;
+            // TLS 1.3: the server judges our certificate after we are done with the handshake.
+            if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
+                && tally.received.get() == 0
+                && tally.http1.get()
+            {
+                http_error::unavailable(client, failure).await;
+            }
+            result
+        }
+        Err(failure) => {
+            http_error::refuse(client, &failure).await;
+            Err(failure)
+        }
+    }
+}
+
+async fn open(
+    worker: &Worker,
+    pod: &Pod,
+    current: &Current,
+    destination: SocketAddr,
+    flow: &mut FlowRecord,
+) -> Result<Upstream, Failure> {
+    let timeouts = &worker.shared.timeouts;
+    let plan = {
+        let snapshot = worker.shared.snapshot.load();
+        snapshot.outbound(&current.workload, destination, &mut |count| fastrand::usize(..count))
+    };
+    let (address, tls) = match plan {
+        OutboundPlan::Connect { address, tls, service, workload } => {
+            flow.endpoint = Some(address);
+            flow.service = service;
+            flow.destination_workload = workload;
+            (address, tls)
+        }
+        OutboundPlan::NoEndpoint { service } => {
+            let name = service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            flow.service = Some(service);
+            return Err(Failure::NoEndpoint(name));
+        }
+        OutboundPlan::NoSuchPort { service } => {
+            let name = service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            flow.service = Some(service);
+            return Err(Failure::NoSuchServicePort(name, destination.port()));
+        }
+    };
+    let (expected, sni, because) = match tls {
+        ClientTls::Plaintext { because } => {
+            flow.because = Some(because);
+            flow.security = Security::Plaintext;
+            let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+            return Ok(Upstream::Plain(server));
+        }
+        ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
+    };
+    flow.because = Some(because);
+    flow.source_id = Some(current.workload.id.clone());
+    let own = match current.identity.current() {
+        Some(own) => own,
+        None => current
+            .identity
+            .wait(timeouts.identity)
+            .await
+            .ok_or_else(|| Failure::NoIdentity(current.workload.id.to_string()))?,
+    };
+    let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+    let begun = Instant::now();
+    let shake = connect(server, &own, &expected, &sni);
+    let (server, peer, summary) = match timeout(timeouts.handshake, shake).await {
+        Ok(result) => {
+            result.map_err(|error| Failure::UpstreamHandshake { address, error })?
+        }
+        Err(_) => {
+            let error = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
+            return Err(Failure::UpstreamHandshake { address, error });
+        }
+    };
+    flow.handshake = Some(begun.elapsed());
+    flow.security = Security::MutualTls;
+    flow.destination_id = Some(peer.id().clone());
+    flow.tls = Some(summary);
+    Ok(Upstream::Mutual(Box::new(server)))
+}
+
+async fn reach(
+    worker: &Worker,
+    pod: &Pod,
+    workload: &Arc<Workload>,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<TcpStream, Failure> {
+    let failed = |error| Failure::UpstreamConnect { address, error };
+    let hairpin = workload.addresses.contains(&address.ip());
+    let dial = dial::outbound(&pod.namespace, &mut worker.maps.borrow_mut(), address, hairpin)
+        .map_err(|error| Failure::Internal(format!("cannot open a socket: {error}")))?;
+    match timeout(limit, dial.connect()).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(dial::DialError::Connect(error) | dial::DialError::Socket(error))) => {
+            Err(failed(error))
+        }
+        Ok(Err(dial::DialError::Source(error))) => Err(Failure::SourceBind(error)),
+        Err(_) => Err(failed(std::io::ErrorKind::TimedOut.into())),
+    }
+}

@@ -1,0 +1,241 @@
+//! Moves bytes both ways between two streams, keeping half-closes and resets apart.
+//!
+//! An idle connection holds no buffer: bytes are read into one that its thread's connections share,
+//! and only what the other side does not take at once is kept, which also is all the backpressure.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::failure::Failure;
+use super::http_error::is_http1_request;
+use crate::node::dial::close_in_order;
+use crate::tls::{HandshakeError, Replay};
+use crate::tls::accept::ServerStream;
+use crate::tls::connect::ClientStream;
+
+/// Bytes read at once: four full TLS records.
+const BUFFER: usize = 64 * 1024;
+
+thread_local! {
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
+
+/// One end of a relayed connection.
+pub trait Side: AsyncRead + AsyncWrite + Unpin {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Side for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Side for Replay<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref()
+    }
+}
+
+impl Side for ClientStream {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+impl Side for ServerStream {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0.get_ref()
+    }
+}
+
+/// Bytes moved so far, readable also when the relay is cut short.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Towards the server.
+    pub sent: Cell<u64>,
+    /// Back to the client.
+    pub received: Cell<u64>,
+    /// The client's first bytes were an HTTP/1 request line.
+    pub http1: Cell<bool>,
+}
+
+/// Relays until both sides have ended in order, or one of them broke. After an orderly end both
+/// may be closed; otherwise closing them resets them (their linger is zero from birth).
+pub async fn relay<C: Side, S: Side>(
+    client: &mut C,
+    server: &mut S,
+    tally: &Tally,
+) -> Result<(), Failure> {
+    let mut up = Half::default();
+    let mut down = Half::default();
+    poll_fn(|cx| {
+        // Both are polled every time: each direction registers its own wake-ups.
+        let sent = up.poll(cx, client, server, &tally.sent, |first| {
+            tally.http1.set(is_http1_request(first));
+        });
+        let received = down.poll(cx, server, client, &tally.received, |_| {});
+        match (sent, received) {
+            (Poll::Ready(Err(Broken::To(error))), _) => {
+                // What the server said before it hung up explains more than that it did.
+                let said = last_words(cx, server);
+                Poll::Ready(Err(server_broke(said.unwrap_or(error), server)))
+            }
+            (Poll::Ready(Err(Broken::From(error))), _) => Poll::Ready(Err(client_broke(error))),
+            (_, Poll::Ready(Err(Broken::From(error)))) => {
+                Poll::Ready(Err(server_broke(error, server)))
+            }
+            (_, Poll::Ready(Err(Broken::To(error)))) => Poll::Ready(Err(client_broke(error))),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    })
+    .await?;
+    close_in_order(client.tcp()).map_err(Failure::ClientReset)?;
+    close_in_order(server.tcp()).map_err(Failure::UpstreamReset)
+}
+
+fn last_words<S: Side>(cx: &mut Context<'_>, server: &mut S) -> Option<io::Error> {
+    let mut space = [0; 256];
+    match Pin::new(server).poll_read(cx, &mut ReadBuf::new(&mut space)) {
+        Poll::Ready(Err(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn client_broke(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Failure::Truncated,
+        _ => Failure::ClientReset(error),
+    }
+}
+
+fn server_broke<S: Side>(error: io::Error, server: &S) -> Failure {
+    if let Some(refusal) = HandshakeError::from_established(&error) {
+        let unknown = SocketAddr::from(([0; 4], 0));
+        let address = server.tcp().peer_addr().unwrap_or(unknown);
+        return Failure::UpstreamHandshake { address, error: refusal };
+    }
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Failure::Truncated,
+        _ => Failure::UpstreamReset(error),
+    }
+}
+
+/// Which end of a direction failed.
+enum Broken {
+    From(io::Error),
+    To(io::Error),
+}
+
+/// One direction.
+#[derive(Default)]
+struct Half {
+    /// Read, but not yet taken by the other side.
+    pending: Vec<u8>,
+    taken: usize,
+    /// Something was written that the other side's stream may still hold.
+    unflushed: bool,
+    ended: bool,
+    done: bool,
+    begun: bool,
+}
+
+impl Half {
+    /// Ready(Ok) when `from` has ended and `to` has been told so.
+    fn poll<F: Side, T: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut F,
+        to: &mut T,
+        moved: &Cell<u64>,
+        first: impl FnOnce(&[u8]),
+    ) -> Poll<Result<(), Broken>> {
+        let mut first = Some(first);
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            while self.taken < self.pending.len() {
+                let rest = &self.pending[self.taken..];
+                let count = ready!(Pin::new(&mut *to).poll_write(cx, rest))
+                    .and_then(some)
+                    .map_err(Broken::To)?;
+                self.unflushed = true;
+                self.taken += count;
+                moved.set(moved.get() + count as u64);
+            }
+            // Given back rather than kept: connections are mostly idle, and there are many.
+            self.pending = Vec::new();
+            self.taken = 0;
+            if self.ended {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Broken::To)?;
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            let read = SHARED.with_borrow_mut(|buffer| {
+                let mut bytes = ReadBuf::new(buffer);
+                match Pin::new(&mut *from).poll_read(cx, &mut bytes) {
+                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(Broken::From(error))),
+                    Poll::Ready(Ok(())) => {
+                        let filled = bytes.filled();
+                        self.ended = filled.is_empty();
+                        if !std::mem::replace(&mut self.begun, true)
+                            && let Some(first) = first.take()
+                        {
+                            first(filled);
+                        }
+                        let count = self.write(cx, to, filled, moved)?;
+                        self.pending.extend_from_slice(&filled[count..]);
+                        Poll::Ready(Ok(()))
+                    }
+                }
+            });
+            match read {
+                Poll::Ready(result) => result?,
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broken::To)?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Writes as much as `to` takes now. Returns how much that was.
+    fn write<T: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut T,
+        bytes: &[u8],
+        moved: &Cell<u64>,
+    ) -> Result<usize, Broken> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match Pin::new(&mut *to).poll_write(cx, &bytes[written..]) {
+                Poll::Pending => break,
+                Poll::Ready(result) => {
+                    let count = result.and_then(some).map_err(Broken::To)?;
+                    self.unflushed = true;
+                    written += count;
+                    moved.set(moved.get() + count as u64);
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+fn some(count: usize) -> io::Result<usize> {
+    if count == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(count) }
+}

@@ -1,0 +1,136 @@
+//! Runtime threads, and the accept loops on them.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use super::{Life, Listening, Pod, Shared, inbound, outbound};
+use crate::bpf::SocketMaps;
+
+/// The runtime threads. They end when this is dropped and their connections have ended.
+pub struct Workers {
+    threads: Vec<mpsc::UnboundedSender<Job>>,
+}
+
+/// Listeners for one thread to serve.
+struct Job {
+    pod: Arc<Pod>,
+    listening: Listening,
+    listeners: Vec<TcpListener>,
+}
+
+/// What the connections of one thread share. Never leaves the thread.
+pub struct Worker {
+    pub shared: Arc<Shared>,
+    pub maps: RefCell<SocketMaps>,
+}
+
+impl Workers {
+    /// Starts a thread for each of `maps`.
+    pub fn start(shared: &Arc<Shared>, maps: Vec<SocketMaps>) -> io::Result<Self> {
+        let mut threads = Vec::new();
+        for (index, maps) in maps.into_iter().enumerate() {
+            let (sender, jobs) = mpsc::unbounded_channel();
+            let shared = shared.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            std::thread::Builder::new().name(format!("mtls-worker-{index}")).spawn(move || {
+                let worker = Rc::new(Worker { shared, maps: RefCell::new(maps) });
+                let local = LocalSet::new();
+                local.spawn_local(serve_jobs(worker, jobs));
+                runtime.block_on(local);
+            })?;
+            threads.push(sender);
+        }
+        Ok(Self { threads })
+    }
+
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Hands out a pod's listeners of one direction, one set to each thread.
+    pub fn serve(&self, pod: &Arc<Pod>, listening: Listening, listeners: Vec<Vec<TcpListener>>) {
+        for (thread, listeners) in self.threads.iter().zip(listeners) {
+            let job = Job { pod: pod.clone(), listening, listeners };
+            if thread.send(job).is_err() {
+                tracing::error!("a worker thread is gone: its share of connections is dropped");
+            }
+        }
+    }
+}
+
+async fn serve_jobs(worker: Rc<Worker>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    while let Some(Job { pod, listening, listeners }) = jobs.recv().await {
+        for listener in listeners {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let accepting = accept(worker.clone(), pod.clone(), listening, listener);
+                    tokio::task::spawn_local(accepting);
+                }
+                Err(error) => tracing::error!(%error, "cannot serve a listener"),
+            }
+        }
+    }
+}
+
+async fn accept(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    listening: Listening,
+    listener: tokio::net::TcpListener,
+) {
+    let name = match listening {
+        Listening::Outbound => format!("outbound {}", pod.current().workload.key()),
+        Listening::Inbound => format!("inbound {}", pod.current().workload.key()),
+    };
+    let drain = worker.shared.drain.named(&name);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = pod.reached(Life::NoNewConnections) => return,
+            () = drain.draining() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let guard = drain.guard();
+                let (worker, pod, drain) = (worker.clone(), pod.clone(), drain.clone());
+                tokio::task::spawn_local(async move {
+                    let ended = async {
+                        tokio::select! {
+                            () = pod.reached(Life::Ended) => {}
+                            () = drain.closing() => {}
+                        }
+                    };
+                    connection(&worker, &pod, listening, stream, peer, ended).await;
+                    drop(guard);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: what is open may free some.
+                tracing::warn!(%error, listener = %name, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    worker: &Worker,
+    pod: &Pod,
+    listening: Listening,
+    stream: TcpStream,
+    peer: SocketAddr,
+    ended: impl Future<Output = ()>,
+) {
+    match listening {
+        Listening::Outbound => outbound::serve(worker, pod, stream, peer, ended).await,
+        Listening::Inbound => inbound::serve(worker, pod, stream, peer, ended).await,
+    }
+}

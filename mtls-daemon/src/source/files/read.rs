@@ -1,0 +1,116 @@
+//! The directory's files: which there are, whether they changed, what is in them.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::unreadable;
+use crate::policy::error::{Code, ConfigError};
+use crate::policy::parse::Limits;
+
+/// Stands for names and contents of all files that were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+pub(super) struct Contents {
+    /// By name. The path as messages show it, and the text.
+    pub files: Vec<(String, Vec<u8>)>,
+    pub fingerprint: Fingerprint,
+}
+
+/// What `stat` says about the directory and its files: cheap to take, differs after any change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp {
+    /// Device and inode of the directory: another one needs another watch.
+    pub directory: (u64, u64),
+    files: Vec<(PathBuf, FileStamp)>,
+}
+
+/// Device, inode, size, and the times of change to the content and to the inode.
+type FileStamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+
+pub(super) fn stamp(dir: &Path) -> io::Result<Stamp> {
+    let meta = fs::metadata(dir)?;
+    let files = list(dir)?
+        .into_iter()
+        .map(|path| {
+            let stamp = fs::metadata(&path).ok().map(|m| {
+                let times = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+                (m.dev(), m.ino(), m.size(), times.0, times.1)
+            });
+            (path, stamp)
+        })
+        .collect();
+    Ok(Stamp { directory: (meta.dev(), meta.ino()), files })
+}
+
+/// Reads every file, or says what is wrong with each that cannot be read.
+pub(super) fn contents(dir: &Path, limits: &Limits) -> Result<Contents, Vec<ConfigError>> {
+    let paths = list(dir).map_err(|error| vec![unreadable(dir, error)])?;
+    let mut errors = Vec::new();
+    let mut files = Vec::new();
+    let mut hash = Sha256::new();
+    for path in paths {
+        match read_bounded(&path, limits.max_bytes) {
+            Ok(Some(text)) => {
+                let name = path.display().to_string();
+                for part in [name.as_bytes(), &text] {
+                    hash.update((part.len() as u64).to_be_bytes());
+                    hash.update(part);
+                }
+                files.push((name, text));
+            }
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                let mut error = unreadable(&path, error);
+                error.code = Code::FileSize;
+                errors.push(error);
+            }
+            Err(error) => errors.push(unreadable(&path, error)),
+        }
+    }
+    if errors.is_empty() {
+        Ok(Contents { files, fingerprint: Fingerprint(hash.finalize().into()) })
+    } else {
+        Err(errors)
+    }
+}
+
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        // Dotted names are editors' temporary files and a ConfigMap's own bookkeeping.
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        let path = dir.join(name);
+        let wanted = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml");
+        if wanted && !hidden {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// None for a directory. Whatever else is no regular file is refused before it is opened: a FIFO
+/// would block the reload for ever.
+fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
+    let meta = fs::metadata(path)?;
+    if meta.is_dir() {
+        return Ok(None);
+    }
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut text = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX);
+    fs::File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut text)?;
+    if text.len() > max {
+        let reason = format!("larger than the limit of {max} bytes: split it");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(Some(text))
+}

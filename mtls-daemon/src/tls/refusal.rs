@@ -1,0 +1,99 @@
+//! Why a certificate is refused: the rule, the likely cause, and the alert the peer gets to see.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::{CertificateError, OtherError};
+use rustls_pki_types::UnixTime;
+
+use crate::identity::SpiffeId;
+
+/// The rule that refused a peer's certificate. Its text reaches logs: what an unverified
+/// certificate says is either a checked SPIFFE ID or escaped and cut.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("it cannot be parsed: {0}")]
+    Unreadable(String),
+    #[error(
+        "it has {0} URI names and an SVID has exactly one (X509-SVID §2): it was not issued for the mesh"
+    )]
+    UriNames(usize),
+    #[error("its URI name {uri:?} is no SPIFFE ID: {why}")]
+    NotSpiffe { uri: String, why: String },
+    #[error("{0} names a trust domain and no workload (X509-SVID §5.2)")]
+    NoPath(SpiffeId),
+    #[error("{0}: it is a CA's certificate, which is never a workload's identity (X509-SVID §4.1)")]
+    Ca(SpiffeId),
+    #[error("{id}: its key usage {why} (X509-SVID §4.3)")]
+    KeyUsage { id: SpiffeId, why: &'static str },
+    #[error(
+        "{0}: its extended key usage lacks serverAuth or clientAuth, and an SVID has both or none \
+         (X509-SVID §4.4)"
+    )]
+    ExtendedKeyUsage(SpiffeId),
+    #[error("{0}: it has no subject, and its alternative names are not critical (X509-SVID §2)")]
+    NamesNotCritical(SpiffeId),
+    #[error(
+        "{id} is of a trust domain that is not trusted here (trusted: {trusted}); if the two are one \
+         mesh, add it with --trust-domain-alias"
+    )]
+    ForeignTrustDomain { id: SpiffeId, trusted: String },
+    #[error("{0}: the bundle of its trust domain is empty, so nothing is trusted")]
+    EmptyBundle(SpiffeId),
+    #[error(
+        "{0} is not signed by a CA that is trusted for its trust domain; do both nodes use the same \
+         CA (directory), or was the CA made anew on one of them?"
+    )]
+    UnknownIssuer(SpiffeId),
+    #[error(
+        "{id} expired at {}; does its node renew (`mtls-daemon status` there), and are both clocks \
+         right?",
+        date(*not_after)
+    )]
+    Expired { id: SpiffeId, not_after: UnixTime, now: UnixTime },
+    #[error("{id} is valid from {} only; are both clocks right?", date(*not_before))]
+    NotYetValid { id: SpiffeId, not_before: UnixTime, now: UnixTime },
+    #[error("{id}: its chain does not verify: {why}")]
+    Chain { id: SpiffeId, why: String },
+    #[error(
+        "it is {id}, and the workload at this address should be {expected}; is the WorkloadEntry's \
+         address or serviceAccount out of date, or does something else answer there?"
+    )]
+    Unexpected { id: SpiffeId, expected: String },
+    #[error("it was presented outside of a handshake of ours")]
+    OutsideHandshake,
+}
+
+impl Refusal {
+    /// Chooses the alert: rustls derives it from this error.
+    pub(super) fn to_rustls(&self) -> rustls::Error {
+        let error = match self {
+            Self::Unreadable(_)
+            | Self::UriNames(_)
+            | Self::NotSpiffe { .. }
+            | Self::NoPath(_)
+            | Self::Ca(_)
+            | Self::KeyUsage { .. }
+            | Self::NamesNotCritical(_) => CertificateError::BadEncoding,
+            Self::ExtendedKeyUsage(_) => CertificateError::InvalidPurpose,
+            Self::EmptyBundle(_) | Self::UnknownIssuer(_) => CertificateError::UnknownIssuer,
+            Self::Expired { not_after, now, .. } => {
+                CertificateError::ExpiredContext { time: *now, not_after: *not_after }
+            }
+            Self::NotYetValid { not_before, now, .. } => {
+                CertificateError::NotValidYetContext { time: *now, not_before: *not_before }
+            }
+            // Envoy answers these with certificate_unknown too.
+            Self::ForeignTrustDomain { .. }
+            | Self::Chain { .. }
+            | Self::Unexpected { .. }
+            | Self::OutsideHandshake => CertificateError::Other(OtherError(Arc::new(self.clone()))),
+        };
+        rustls::Error::InvalidCertificate(error)
+    }
+}
+
+fn date(time: UnixTime) -> String {
+    let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(time.as_secs());
+    humantime::format_rfc3339_seconds(time).to_string()
+}

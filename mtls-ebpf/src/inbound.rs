@@ -1,0 +1,174 @@
+//! sk_lookup: which listener a SYN to an enrolled namespace finds.
+//!
+//! One instance per workload: the program type has no namespace cookie, and addresses and ports can
+//! repeat in other namespaces, so the daemon writes the workload's slot into each instance.
+
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
+use aya_ebpf::programs::SkLookupContext;
+use mtls_common::event::Decision;
+use mtls_common::flow::Address;
+use mtls_common::names::{MAX_WORKERS, MAX_WORKLOADS, listener_index};
+use mtls_common::workload::{InboundKey, Workload, bypass};
+
+use crate::field;
+use crate::maps::{self, INBOUND, LISTENERS, count};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+const LOOPBACK_INTERFACE: u32 = 1;
+
+/// The workload that this instance serves. Set by the daemon when it loads the program.
+#[unsafe(no_mangle)]
+static SLOT: u32 = u32::MAX;
+
+/// True: the lookup goes on (with the listener selected here, if one was). False: dropped.
+#[inline(always)]
+pub fn lookup(ctx: &SkLookupContext) -> bool {
+    let lookup = ctx.lookup;
+    if field!(lookup, protocol) != IPPROTO_TCP {
+        return true;
+    }
+    // SAFETY: a constant of this instance, volatile so that the loader's value is read.
+    let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
+    if slot >= MAX_WORKLOADS {
+        return false;
+    }
+    // An instance without its workload (the daemon is taking it down, or has not finished) drops.
+    let Some(workload) = maps::workload(slot) else { return false };
+    let syn = Syn::read(lookup);
+
+    // The listeners' ports are the daemon's, dead or alive: a process of the pod that binds one
+    // never gets a connection there.
+    if workload.outbound_port != 0 && syn.port == workload.outbound_port {
+        // Redirected connections come from loopback, or (device-bound sockets) from the pod itself.
+        if syn.remote.is_loopback() || maps::is_own_address(slot, syn.remote) {
+            return select(ctx, slot, workload, &syn, false);
+        }
+        return drop(Decision::InboundRefused);
+    }
+    if workload.inbound_port != 0 && syn.port == workload.inbound_port {
+        return drop(Decision::InboundRefused);
+    }
+
+    // Only lo itself shows as this interface: the pod's own loopback traffic, and the daemon's
+    // connection to the application, which is bound to it.
+    if syn.interface == LOOPBACK_INTERFACE {
+        count(Decision::InboundLocal);
+        return true;
+    }
+    if !maps::is_own_address(slot, syn.local) {
+        return drop(Decision::InboundUnknownAddress);
+    }
+    // The pod calls itself. From outside such a source is not routable: its answers stay here.
+    if maps::is_own_address(slot, syn.remote) {
+        count(Decision::InboundLocal);
+        return true;
+    }
+    // SAFETY: copied at once.
+    let row = unsafe { INBOUND.get(InboundKey { slot, port: syn.port.into() }) }.copied();
+    let untouched = match row {
+        Some(answer) => answer == bypass::UNTOUCHED,
+        None => workload.inbound_untouched != 0,
+    };
+    if untouched {
+        count(Decision::InboundUntouched);
+        return true;
+    }
+    select(ctx, slot, workload, &syn, true)
+}
+
+struct Syn {
+    ipv6: bool,
+    local: Address,
+    remote: Address,
+    /// Local port, host byte order.
+    port: u16,
+    remote_port: u16,
+    interface: u32,
+}
+
+impl Syn {
+    #[inline(always)]
+    fn read(lookup: *mut bpf_sk_lookup) -> Self {
+        let ipv6 = field!(lookup, family) != AF_INET;
+        let (mut local, mut remote) = (Address::default(), Address::default());
+        if ipv6 {
+            addresses6(lookup, &mut local, &mut remote);
+        } else {
+            addresses4(lookup, &mut local, &mut remote);
+        }
+        Self {
+            ipv6,
+            local,
+            remote,
+            port: field!(lookup, local_port) as u16,
+            remote_port: u16::from_be(field!(lookup, remote_port)),
+            interface: field!(lookup, ingress_ifindex),
+        }
+    }
+}
+
+// Not inlined, as in `established`.
+
+#[inline(never)]
+fn addresses4(lookup: *mut bpf_sk_lookup, local: &mut Address, remote: &mut Address) {
+    *local = Address::from_v4(field!(lookup, local_ip4));
+    *remote = Address::from_v4(field!(lookup, remote_ip4));
+}
+
+#[inline(never)]
+fn addresses6(lookup: *mut bpf_sk_lookup, local: &mut Address, remote: &mut Address) {
+    *local = Address {
+        words: [
+            field!(lookup, local_ip6[0]),
+            field!(lookup, local_ip6[1]),
+            field!(lookup, local_ip6[2]),
+            field!(lookup, local_ip6[3]),
+        ],
+    };
+    *remote = Address {
+        words: [
+            field!(lookup, remote_ip6[0]),
+            field!(lookup, remote_ip6[1]),
+            field!(lookup, remote_ip6[2]),
+            field!(lookup, remote_ip6[3]),
+        ],
+    };
+}
+
+/// Gives the connection to one of the daemon's listeners, the same for the same client port: a SYN
+/// cookie is checked against the listener that made it.
+#[inline(always)]
+fn select(
+    ctx: &SkLookupContext,
+    slot: u32,
+    workload: &Workload,
+    syn: &Syn,
+    inbound: bool,
+) -> bool {
+    let workers = u32::from(workload.workers);
+    if workers == 0 || workers > MAX_WORKERS {
+        return drop(Decision::InboundNoListener);
+    }
+    // Clients' ports are not evenly spread (connect() prefers one parity): mix before dividing.
+    let mixed = (u32::from(syn.remote_port) ^ syn.remote.words[3]).wrapping_mul(0x9e37_79b1);
+    let worker = (mixed >> 16) % workers;
+    let index = listener_index(slot, inbound, syn.ipv6, worker);
+    // Without the flag, a process of the same user that binds the listener's port with
+    // SO_REUSEPORT would get its share.
+    match LISTENERS.redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT as u64) {
+        Ok(()) => {
+            if inbound {
+                count(Decision::InboundTaken);
+            }
+            true
+        }
+        Err(_) => drop(Decision::InboundNoListener),
+    }
+}
+
+#[inline(always)]
+fn drop(decision: Decision) -> bool {
+    count(decision);
+    false
+}

@@ -1,0 +1,58 @@
+//! The testbed's helper: runs a program in a namespace and a cgroup, or is an application there.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use mtls_tests::{apps, cgroup, leftovers, netns};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+/// Runs a program in a network namespace and a cgroup, or is an application there.
+#[derive(Parser)]
+enum Arguments {
+    /// Enter a network namespace and a cgroup, then become the program
+    Exec {
+        #[arg(long)]
+        netns: PathBuf,
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+        #[arg(last = true, required = true)]
+        program: Vec<OsString>,
+    },
+    /// Serve TCP connections and print a JSON line an event
+    Serve {
+        kind: apps::Kind,
+        #[arg(long)]
+        port: u16,
+    },
+    /// Remove what testbeds of dead processes left behind
+    Sweep,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse() {
+        Arguments::Exec { netns, cgroup, program } => exec(netns, cgroup, &program),
+        Arguments::Serve { kind, port } => apps::serve(kind, port),
+        Arguments::Sweep => {
+            let _lock = leftovers::exclusively()?;
+            leftovers::sweep()
+        }
+    }
+}
+
+fn exec(netns: PathBuf, cgroup: Option<PathBuf>, program: &[OsString]) -> Result<()> {
+    // A testbed that is killed takes its processes with it.
+    prctl::set_pdeathsig(Signal::SIGKILL).context("PR_SET_PDEATHSIG")?;
+    if let Some(cgroup) = cgroup {
+        cgroup::join(&cgroup)?;
+    }
+    netns::enter(&netns)?;
+    let (name, arguments) = program.split_first().context("a program")?;
+    let error = Command::new(name).args(arguments).exec();
+    Err(error).with_context(|| format!("running {}", name.display()))
+}

@@ -1,0 +1,57 @@
+//! Real curl, as a process of a pod.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::bed::Pod;
+use crate::process::output;
+
+/// What curl made of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Curl {
+    /// curl's exit code: 0, 56 for a reset, 52 for an empty answer, 28 for a timeout.
+    pub exit: i32,
+    /// The HTTP status code; 0 (curl prints 000) when there was none.
+    pub code: u16,
+    pub body: String,
+    /// curl's own words.
+    pub said: String,
+}
+
+impl Curl {
+    /// The echoed request, when the server was ours.
+    ///
+    /// # Errors
+    /// When the body is not its JSON.
+    pub fn echo(&self) -> Result<Value> {
+        serde_json::from_str(&self.body).with_context(|| format!("{self:?}"))
+    }
+}
+
+/// `curl http://<host>:<port of to><path>` from `pod`, connected to the address `to`, with a header
+/// `X-Canary` to look for on the wire.
+///
+/// # Errors
+/// When curl is not installed. Its failures are results.
+pub fn curl(pod: &Pod, host: &str, to: SocketAddr, path: &str, canary: &str) -> Result<Curl> {
+    let mut command = pod.place.command("curl")?;
+    let port = to.port();
+    let address = match to {
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    };
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
+    command.args(["--resolve", &format!("{host}:{port}:{address}")]);
+    command.args(["--header", &format!("X-Canary: {canary}")]);
+    command.args(["--write-out", "\n%{http_code}", &format!("http://{host}:{port}{path}")]);
+    let output = output(command)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let exit = output.status.code().with_context(|| format!("curl: {}", output.status))?;
+    let (body, code) =
+        text.rsplit_once('\n').with_context(|| format!("curl exit {exit} said: {said}"))?;
+    let code = code.parse().with_context(|| format!("a status code: {code}"))?;
+    Ok(Curl { exit, code, body: body.to_owned(), said })
+}

@@ -1,0 +1,37 @@
+//! Waiting is for a condition with a deadline, never for a length of time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How often a condition is looked at.
+const STEP: Duration = Duration::from_millis(10);
+
+/// Waits until `probe` has an answer; its last refusal is the error's text.
+///
+/// # Errors
+/// When `limit` passes first.
+pub fn until<T>(
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> Result<T, String>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe() {
+            Ok(value) => return Ok(value),
+            Err(reason) if Instant::now() >= deadline => {
+                bail!("waited {limit:?} for {what}: {reason}")
+            }
+            Err(_) => std::thread::sleep(STEP),
+        }
+    }
+}
+
+/// [`until`] for a plain yes or no.
+///
+/// # Errors
+/// When `limit` passes first.
+pub fn eventually(limit: Duration, what: &str, mut probe: impl FnMut() -> bool) -> Result<()> {
+    until(limit, what, || if probe() { Ok(()) } else { Err("it never became true".into()) })
+}

@@ -1,0 +1,98 @@
+//! A configuration that cannot be served is refused at start, with its place and its reason.
+#![forbid(unsafe_code)]
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use mtls_tests::process::{output, sibling};
+use mtls_tests::{DaemonSpec, Mesh, PodSpec, Testbed};
+
+/// A file, and what the refusal must say besides the file's name.
+struct Bad {
+    what: &'static str,
+    text: &'static str,
+    says: &'static [&'static str],
+}
+
+const BAD: &[Bad] = &[
+    Bad {
+        what: "text that is not YAML",
+        text: "apiVersion: security.istio.io/v1\nkind: [PeerAuthentication\n",
+        says: &["bad.yaml"],
+    },
+    Bad {
+        what: "a mode that does not exist",
+        text: "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x, namespace: full}\nspec:\n  mtls:\n    mode: SOMETIMES\n",
+        says: &["bad.yaml:6", "SOMETIMES"],
+    },
+    Bad {
+        what: "a kind that is not understood",
+        text: "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: full}\nspec: {}\n",
+        says: &["bad.yaml:", "AuthorizationPolicy"],
+    },
+    Bad {
+        what: "an object in the second document",
+        text: "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: x, namespace: full}\nspec: {address: 10.0.0.1, serviceAccount: x}\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x, namespace: full}\nspec:\n  mtls: {mode: MAYBE}\n",
+        says: &["bad.yaml:10", "MAYBE"],
+    },
+    Bad {
+        what: "a workload on this node without its entries",
+        text: "apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\nmetadata: {name: x, namespace: full}\nspec: {networkNamespace: nowhere, workloadEntries: [missing]}\n",
+        says: &["bad.yaml:", "missing"],
+    },
+    Bad {
+        what: "a cgroup alone",
+        text: "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: x, namespace: full}\nspec: {address: 10.0.0.1, serviceAccount: x}\n---\napiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\nmetadata: {name: x, namespace: full}\nspec: {cgroup: /x.service, workloadEntries: [x]}\n",
+        says: &["bad.yaml:", "cgroup"],
+    },
+];
+
+#[test]
+fn the_daemon_exits_with_64_and_says_where_and_why() -> Result<()> {
+    let bed = Testbed::new(&[PodSpec::new(0, "pod", 10)])?;
+    for Bad { what, text, says } in BAD {
+        Mesh::new(bed.config_directory()).write_file("bad.yaml", text)?;
+        let (status, words) = DaemonSpec::new(&bed, 0).refused()?;
+        ensure!(status.code() == Some(64), "{what}: {status}: {words}");
+        for word in *says {
+            ensure!(words.contains(word), "{what}: no {word:?} in: {words}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn check_says_the_same_without_running_anything() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for Bad { what, text, says } in BAD {
+        std::fs::write(directory.path().join("bad.yaml"), text)?;
+        let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+        command.arg("check").arg(directory.path());
+        let output = output(command)?;
+        let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        ensure!(output.status.code() == Some(64), "{what}: {}: {words}", output.status);
+        for word in *says {
+            ensure!(words.contains(word), "{what}: no {word:?} in: {words}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_testbed_writes_passes_the_check() -> Result<()> {
+    let world = mtls_tests::World::without_daemons(&[])?;
+    world.mesh.write()?;
+    let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+    command.arg("check").arg(world.bed.config_directory());
+    let output = output(command)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn an_unknown_argument_is_a_usage_error() -> Result<()> {
+    let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+    command.args(["run", "--no-such-flag"]);
+    ensure!(output(command)?.status.code() == Some(2));
+    Ok(())
+}

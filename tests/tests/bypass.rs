@@ -1,0 +1,136 @@
+//! What policy leaves in the clear is the application's own connection, from end to end.
+#![forbid(unsafe_code)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use mtls_tests::client::{self, Conversation, End, converse, ping};
+use mtls_tests::daemon::Daemon;
+use mtls_tests::process::Process;
+use mtls_tests::world::{To, event, serve};
+use mtls_tests::{Pod, PodSpec, World};
+
+const PORT: u16 = 9000;
+
+/// Talks to `to`, and checks that the server accepted the client's own socket: same address, same
+/// port. A relayed connection has another port, and a line in an access log.
+fn check_own(client: &Pod, echo: &Process, to: SocketAddr, daemon: &Daemon) -> Result<()> {
+    let (mark, log) = (echo.stdout.len(), daemon.mark());
+    let decisions = daemon.metric("mtls_bpf_decisions_total", &[])?;
+    let talk = client.inside(|| converse(to, "my own"))?;
+    let Conversation::Echoed { local, peer } = talk else { anyhow::bail!("{to}: {talk:?}") };
+    ensure!(peer == to, "getpeername: {peer}");
+    ensure!(client.has(local.ip()), "getsockname: {local}");
+    let accepted = event(echo, mark, "accepted")?;
+    ensure!(accepted["peer"] == local.to_string(), "from {local}: {accepted}");
+    ensure!(
+        daemon.metric("mtls_bpf_decisions_total", &[])? > decisions,
+        "the kernel programs count what they decide"
+    );
+    // Lines come in order: one about a later connection shows that none came about this one.
+    let lines = daemon.process.stdout.json_after(log);
+    ensure!(lines.is_empty(), "the daemon had a part in it: {lines:?}");
+    Ok(())
+}
+
+#[test]
+fn outbound_to_a_known_plaintext_server_and_to_outside_the_mesh() -> Result<()> {
+    let outside = PodSpec::new(1, "outside", 1)
+        .at(Some(Ipv4Addr::new(192, 0, 2, 10)), Some("2001:db8::10".parse()?));
+    let world = World::with(&[outside], |_, _| {}, |spec| spec)?;
+    let client = world.pod("sleep-full");
+    for name in ["httpbin-legacy", "outside"] {
+        let server = world.pod(name);
+        let echo = serve(server, "echo", PORT)?;
+        check_own(client, &echo, server.v4(PORT), world.a())?;
+        check_own(client, &echo, server.v6(PORT), world.a())?;
+    }
+    // After all that, a connection of the daemon's has the first line.
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    ensure!(client.inside(|| converse(To::Full.v4(PORT), "not mine"))?.worked());
+    let line = world.a().logged(0, "the first", |_| true)?;
+    ensure!(line["destination"]["address"] == To::Full.v4(PORT).to_string(), "{line}");
+    Ok(())
+}
+
+#[test]
+fn an_unknown_destination_inside_the_meshs_ranges_is_the_daemons_to_resolve() -> Result<()> {
+    let world = World::with(&[PodSpec::new(1, "stranger", 50)], |_, _| {}, |spec| spec)?;
+    let server = world.pod("stranger");
+    let _echo = serve(server, "echo", PORT)?;
+    let talk = world.pod("sleep-full").inside(|| converse(server.v4(PORT), "who is it?"))?;
+    ensure!(talk.worked(), "{talk:?}");
+    let line = world.a().logged(0, "about it", |line| line["direction"] == "outbound")?;
+    ensure!(line["destination"]["address"] == server.v4(PORT).to_string(), "{line}");
+    ensure!(line["security"] == "plaintext", "{line}");
+    Ok(())
+}
+
+#[test]
+fn inbound_when_the_port_is_disabled() -> Result<()> {
+    let mut world = World::new()?;
+    let server = world.pod("httpbin-full").clone();
+    let echo = serve(&server, "echo", PORT)?;
+    world.change(|mesh| {
+        mesh.mode_by_port("full", "httpbin", "STRICT", &[(PORT, "DISABLE")]);
+    })?;
+    check_own(world.pod("sleep-legacy"), &echo, server.v4(PORT), world.b())?;
+    check_own(world.pod("sleep-legacy"), &echo, server.v6(PORT), world.b())
+}
+
+#[test]
+fn the_end_of_an_inbound_bypass_ends_its_connections() -> Result<()> {
+    let mut world = World::new()?;
+    let server = world.pod("httpbin-full").clone();
+    let _echo = serve(&server, "echo", PORT)?;
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "DISABLE");
+    })?;
+    let mut stream = world.pod("sleep-legacy").inside(|| client::connect(server.v4(PORT)))?;
+    ping(&mut stream, "open")?;
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+    })?;
+    check_ended(stream)
+}
+
+#[test]
+fn the_end_of_an_outbound_bypass_ends_its_connections() -> Result<()> {
+    let mut world = World::new()?;
+    let server = world.pod("httpbin-legacy").clone();
+    let _echo = serve(&server, "echo", PORT)?;
+    let mut stream = world.pod("sleep-full").inside(|| client::connect(server.v4(PORT)))?;
+    ping(&mut stream, "open")?;
+    // From now on the server is said to speak mTLS: plaintext to it is no longer right.
+    world.change(|mesh| {
+        mesh.workload(&server, "legacy", "httpbin", "default", true);
+    })?;
+    check_ended(stream)
+}
+
+fn check_ended(mut stream: std::net::TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (bytes, end) = client::read_to_end(&mut stream)?;
+    assert_eq!((bytes.as_slice(), end), (&b""[..], End::Broken));
+    Ok(())
+}
+
+#[test]
+fn a_change_that_concerns_others_leaves_connections_alone() -> Result<()> {
+    let mut world = World::new()?;
+    let server = world.pod("httpbin-full").clone();
+    let plain = world.pod("httpbin-legacy").clone();
+    let _echoes = (serve(&server, "echo", PORT)?, serve(&plain, "echo", PORT)?);
+    let client = world.pod("sleep-full").clone();
+    let mut mutual = client.inside(|| client::connect(To::Full.v4(PORT)))?;
+    let mut own = client.inside(|| client::connect(plain.v4(PORT)))?;
+    ping(&mut mutual, "open")?;
+    ping(&mut own, "open")?;
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+        mesh.mode("partial", "httpbin", "STRICT");
+    })?;
+    ping(&mut mutual, "mTLS conforms to STRICT")?;
+    ping(&mut own, "and this is another server")
+}

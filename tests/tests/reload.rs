@@ -1,0 +1,123 @@
+//! Configuration changes while the daemon runs.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use mtls_tests::World;
+use mtls_tests::client::converse;
+use mtls_tests::wait::{eventually, until};
+use mtls_tests::world::serve;
+
+const PORT: u16 = 9000;
+
+fn plaintext_works(world: &World) -> Result<bool> {
+    let to = world.pod("httpbin-full").v4(PORT);
+    Ok(world.pod("sleep-legacy").inside(|| converse(to, "plaintext"))?.worked())
+}
+
+#[test]
+fn a_good_change_is_in_force_for_new_connections_within_a_second() -> Result<()> {
+    let mut world = World::new()?;
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    ensure!(plaintext_works(&world)?, "PERMISSIVE is the default");
+    let mut fastest = Duration::MAX;
+    // The best of three: the promise is the daemon's, not the test machine's.
+    for _ in 0..3 {
+        for (mode, works) in [("STRICT", false), ("PERMISSIVE", true)] {
+            world.mesh.mode("full", "httpbin", mode);
+            let started = Instant::now();
+            world.mesh.write()?;
+            until(Duration::from_secs(10), &format!("{mode} to be in force"), || {
+                match plaintext_works(&world) {
+                    Ok(now) if now == works => Ok(()),
+                    other => Err(format!("plaintext works: {other:?}")),
+                }
+            })?;
+            if mode == "STRICT" {
+                fastest = fastest.min(started.elapsed());
+            }
+        }
+    }
+    ensure!(fastest < Duration::from_secs(1), "the fastest change took {fastest:?}");
+    Ok(())
+}
+
+#[test]
+fn a_bad_file_is_refused_with_its_place_and_the_last_good_state_stays() -> Result<()> {
+    let mut world = World::new()?;
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+    })?;
+    ensure!(!plaintext_works(&world)?);
+    let generation = world.b().generation()?;
+    let refused = world.b().metric("mtls_config_reloads_total", &["result=\"refused\""])?;
+    let mark = world.b().process.stderr.len();
+
+    // Line 7 holds a mode that does not exist; the good PERMISSIVE around it must not get in either.
+    world.mesh.write_file(
+        "broken.yaml",
+        "apiVersion: security.istio.io/v1\n\
+         kind: PeerAuthentication\n\
+         metadata:\n\
+         \x20 name: broken\n\
+         \x20 namespace: full\n\
+         spec:\n\
+         \x20 mtls: {mode: SOMETIMES}\n",
+    )?;
+    let line = world.b().said(mark, "about broken.yaml, line 7 and SOMETIMES", |line| {
+        line.contains("broken.yaml:7") && line.contains("SOMETIMES")
+    })?;
+    ensure!(line.contains("mode"), "the field is named: {line}");
+    eventually(Duration::from_secs(5), "the refusal to be counted", || {
+        world
+            .b()
+            .metric("mtls_config_reloads_total", &["result=\"refused\""])
+            .is_ok_and(|now| now > refused)
+    })?;
+    ensure!(!plaintext_works(&world)?, "the last good state stays in force");
+    let status = world.b().status()?;
+    ensure!(status.to_string().contains("broken.yaml"), "status shows the refusal: {status}");
+    ensure!(world.b().generation()? == generation, "the generation in force is the old one");
+
+    // A good change beside the bad file does not get in without it being mended.
+    world.mesh.mode("full", "httpbin", "PERMISSIVE");
+    world.mesh.write()?;
+    world.mesh.remove_file("broken.yaml")?;
+    eventually(Duration::from_secs(10), "the mended configuration", || {
+        plaintext_works(&world).unwrap_or(false)
+    })
+}
+
+#[test]
+fn a_workload_added_while_running_is_enrolled_and_one_removed_is_left_alone() -> Result<()> {
+    let mut world =
+        World::with(&[mtls_tests::PodSpec::new(0, "late", 40)], |_, _| {}, |spec| spec)?;
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    let (node, late) = (world.node(0).clone(), world.pod("late").clone());
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+    })?;
+    let to = world.pod("httpbin-full").v4(PORT);
+    ensure!(!late.inside(|| converse(to, "not yet"))?.worked());
+    world.change(|mesh| {
+        mesh.enrol(&node, &late, "late", "late", "late");
+    })?;
+    let mark = world.b().mark();
+    eventually(Duration::from_secs(5), "the late pod to have an identity", || {
+        late.inside(|| converse(to, "now")).is_ok_and(|talk| talk.worked())
+    })?;
+    world.b().logged(mark, "with the late pod's identity", |line| {
+        line["source"]["identity"] == "spiffe://cluster.local/ns/late/sa/late"
+    })?;
+    world.change(|mesh| {
+        mesh.remove("NodeWorkload", "late", "late");
+    })?;
+    eventually(Duration::from_secs(5), "the late pod to be let go", || {
+        late.inside(|| converse(to, "in the clear, refused")).is_ok_and(|talk| !talk.worked())
+    })?;
+    let listening = late.inside(mtls_tests::client::listening_ports)?;
+    ensure!(listening.is_empty(), "listeners were left in the pod: {listening:?}");
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Protocols where the server speaks first: what is known of a client sets how long its first
+//! bytes are awaited, and never the verdict.
+#![forbid(unsafe_code)]
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use mtls_tests::apps::BANNER;
+use mtls_tests::world::{To, serve};
+use mtls_tests::{Pod, PodSpec, World, client};
+
+const PORT: u16 = 9001;
+
+/// How long the banner takes to come, for a client that sends nothing.
+fn banner(client: &Pod, to: SocketAddr) -> Result<Duration> {
+    client.inside(|| {
+        let started = Instant::now();
+        let mut stream = client::connect(to)?;
+        let mut line = vec![0; BANNER.len()];
+        stream.read_exact(&mut line)?;
+        ensure!(line == BANNER.as_bytes(), "{:?}", String::from_utf8_lossy(&line));
+        Ok(started.elapsed())
+    })
+}
+
+#[test]
+fn each_kind_of_client_waits_as_long_as_its_kind_should() -> Result<()> {
+    // Far apart, so that a busy machine cannot blur them.
+    let (unknown_wait, mtls_wait) = (Duration::from_secs(3), Duration::from_secs(6));
+    let more = [PodSpec::new(0, "unknown", 30), PodSpec::new(0, "claimed", 31)];
+    let world = World::with(
+        &more,
+        // Said to speak mTLS, and does not: it is awaited in vain, and then served.
+        |mesh, bed| drop(mesh.workload(bed.pod("claimed"), "full", "claimed", "claimed", true)),
+        |spec| spec.with("--detect-timeout", "3s").with("--mtls-wait", "6s"),
+    )?;
+    let server = world.pod("httpbin-full");
+    let _banner = serve(server, "banner", PORT)?;
+    std::thread::scope(|scope| {
+        let unknown = scope.spawn(|| banner(world.pod("unknown"), server.v4(PORT)));
+        let claimed = scope.spawn(|| banner(world.pod("claimed"), server.v4(PORT)));
+        let known = banner(world.pod("sleep-legacy"), server.v4(PORT))?;
+        ensure!(known < unknown_wait / 2, "a known plaintext client waited {known:?}");
+        let mtls = banner(world.pod("sleep-full"), To::Full.v4(PORT))?;
+        ensure!(mtls < unknown_wait / 2, "an mTLS client waited {mtls:?}");
+        let unknown = unknown.join().expect("no panic")?;
+        ensure!(unknown >= unknown_wait && unknown < mtls_wait, "unknown: {unknown:?}");
+        let claimed = claimed.join().expect("no panic")?;
+        ensure!(claimed >= mtls_wait, "known to speak mTLS: {claimed:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_unknown_client_waits_a_tenth_of_a_second_by_default() -> Result<()> {
+    let world = World::with(&[PodSpec::new(0, "unknown", 30)], |_, _| {}, |spec| spec)?;
+    let server = world.pod("httpbin-full");
+    let _banner = serve(server, "banner", PORT)?;
+    let took = banner(world.pod("unknown"), server.v6(PORT))?;
+    ensure!(took >= Duration::from_millis(100) && took < Duration::from_secs(3), "{took:?}");
+    Ok(())
+}
+
+#[test]
+fn strict_never_lets_a_silent_client_hear_the_server() -> Result<()> {
+    let mut world = World::new()?;
+    let server = world.pod("httpbin-full").clone();
+    let _banner = serve(&server, "banner", PORT)?;
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+    })?;
+    let (bytes, _) = world.pod("sleep-legacy").inside(|| {
+        let mut stream = client::connect(server.v4(PORT))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        client::read_to_end(&mut stream)
+    })?;
+    assert_eq!(bytes, b"", "the server's first words reached a client without identity");
+    Ok(())
+}

@@ -27,8 +27,8 @@ pub struct Settings<'a> {
 /// What is known after a guest has ended, however it ended.
 #[derive(Default)]
 pub struct Ended {
-    /// Number of the step and its exit code, in the order of their ends.
-    pub codes: Vec<(usize, i32)>,
+    /// In the order of their ends.
+    pub steps: Vec<StepEnd>,
     /// Each test that a test program of the numbered step reported, with its word for how it went.
     pub tests: Vec<(usize, String, String)>,
     /// Why the guest did not come to its end by itself.
@@ -36,6 +36,13 @@ pub struct Ended {
     /// The last lines of the console.
     pub last_lines: Vec<String>,
     pub took: Duration,
+}
+
+pub struct StepEnd {
+    /// Its number in the payload.
+    pub step: usize,
+    pub code: i32,
+    pub seconds: u64,
 }
 
 const LAST_LINES: usize = 30;
@@ -55,11 +62,7 @@ pub fn boot(settings: &Settings, kernel: &Kernel, initramfs: &Path) -> Result<En
     let text = fs::read_to_string(&result)?;
     fs::remove_file(&result)?;
     for line in text.lines().map(str::trim) {
-        if let Some((step, code)) = line.split_once(' ')
-            && let (Ok(step), Ok(code)) = (step.parse(), code.parse())
-        {
-            ended.codes.push((step, code));
-        }
+        ended.steps.extend(step_end(line));
     }
     if ended.fault.is_none() && !text.lines().any(|line| line.trim() == "end") {
         ended.fault = Some("the guest ended without a result".to_owned());
@@ -169,6 +172,15 @@ fn watch(settings: &Settings, guest: &mut Guest) -> Result<Ended> {
     }
     ended.last_lines = last.into();
     Ok(ended)
+}
+
+/// `STEP CODE SECONDS`, as the guest's first program writes it to the second serial port.
+fn step_end(line: &str) -> Option<StepEnd> {
+    let mut words = line.split(' ');
+    let step = words.next()?.parse().ok()?;
+    let code = words.next()?.parse().ok()?;
+    let seconds = words.next()?.parse().ok()?;
+    Some(StepEnd { step, code, seconds })
 }
 
 /// `test NAME ... WORD`, as the test harness writes it.

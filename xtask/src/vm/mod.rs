@@ -23,6 +23,9 @@ use crate::{
 /// Kernels that every change should work on: the floor, each long-term series, and the newest.
 const MATRIX: &[&str] = &["5.10", "6.1", "6.12", "6.18", "7"];
 
+/// Seconds that a kernel may take unless told otherwise: three times what all tests take under emulation.
+const LIMIT: u64 = 1800;
+
 /// Run the demo, the tests or the daemon under other kernels, in virtual machines
 ///
 /// Fetches qemu and Debian's kernels (once; they are cached, and after that no network is needed),
@@ -44,7 +47,13 @@ enum Verb {
     /// Run the integration tests of tests/ inside: the same programs that `cargo xtask test` runs
     ///
     /// What follows `--` is passed to each test program: a filter, --nocapture.
-    Test(Guests),
+    Test {
+        /// Only this file of tests/tests (without .rs). May be repeated.
+        #[arg(long = "test", value_name = "NAME")]
+        only: Vec<String>,
+        #[command(flatten)]
+        guests: Guests,
+    },
     /// Run the daemon inside, until it ends or until Ctrl-C
     ///
     /// What follows `--` is passed to mtls-daemon; without a verb in front, `run` is put there. Without
@@ -62,7 +71,7 @@ struct Guests {
     /// [default: 5.10 6.1 6.12 6.18 7]
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
-    /// Seconds that one kernel may take; run has no limit unless it is given
+    /// Seconds that one kernel may take [default: 1800; none for `run`]
     #[arg(long)]
     timeout: Option<u64>,
     /// Memory of a guest in MiB
@@ -89,14 +98,16 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         bail!("vm runs x86-64 kernels, on an x86-64 machine");
     }
     let (guests, matrix, limit) = match &args.verb {
-        Verb::Demo(guests) | Verb::Test(guests) | Verb::Exec(guests) => (guests, MATRIX, Some(900)),
+        Verb::Demo(guests) | Verb::Test { guests, .. } | Verb::Exec(guests) => {
+            (guests, MATRIX, Some(LIMIT))
+        }
         Verb::Run(guests) => (guests, &MATRIX[MATRIX.len() - 1..], None),
     };
     packages::ensure(packages::VM)?;
     packages::ensure(packages::TEST)?;
     let payload = match &args.verb {
         Verb::Demo(_) => Payload::demo(workspace, guests.release, &guests.args)?,
-        Verb::Test(_) => Payload::tests(workspace, guests.release, &guests.args)?,
+        Verb::Test { only, .. } => Payload::tests(workspace, guests.release, only, &guests.args)?,
         Verb::Run(_) => Payload::daemon(workspace, guests.release, &guests.args)?,
         Verb::Exec(_) => Payload::command(&guests.args)?,
     };

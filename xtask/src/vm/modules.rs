@@ -15,6 +15,8 @@ use crate::shell::output;
 /// without: then the daemon's own probing finds that out.
 const WANTED: &[&str] = &[
     "veth",
+    "bridge",
+    "af_packet",
     "dummy",
     "cls_bpf",
     "act_bpf",

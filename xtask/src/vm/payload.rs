@@ -52,7 +52,15 @@ impl Payload {
     }
 
     /// The integration tests of the package mtls-tests: one program for each file in tests/.
-    pub fn tests(workspace: &Workspace, release: bool, args: &[String]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the build fails, or a name in `only` is none of theirs.
+    pub fn tests(
+        workspace: &Workspace,
+        release: bool,
+        only: &[String],
+        args: &[String],
+    ) -> Result<Self> {
         packages::ensure(packages::BUILD)?;
         ebpf::build(workspace)?;
         let built = Binaries::build(workspace, release)?;
@@ -61,10 +69,17 @@ impl Payload {
         if release {
             cargo.arg("--release");
         }
-        let tests: Vec<Artifact> = binaries::executables(&mut cargo)?
+        let mut tests: Vec<Artifact> = binaries::executables(&mut cargo)?
             .into_iter()
             .filter(|it| it.kind == Kind::IntegrationTest)
             .collect();
+        // Cargo tells them in the order in which it got done with them.
+        tests.sort_by(|a, b| a.target.cmp(&b.target));
+        if let Some(name) = only.iter().find(|name| !tests.iter().any(|test| test.target == **name))
+        {
+            bail!("there is no tests/tests/{name}.rs");
+        }
+        tests.retain(|test| only.is_empty() || only.contains(&test.target));
         if tests.is_empty() {
             bail!("the package mtls-tests has no integration tests");
         }

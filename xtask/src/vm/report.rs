@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{guest::Ended, payload::Payload};
+use super::{
+    guest::{Ended, StepEnd},
+    payload::Payload,
+};
 
 #[derive(Default)]
 pub struct Report {
@@ -35,15 +38,17 @@ impl Report {
                 self.cell(&mut column, format!("{}: {test}", step.name), word);
             }
             // The exit code has the last word: it also knows of a program that died on the way.
-            let code = ended.codes.iter().find(|(of, _)| *of == number).map(|(_, code)| *code);
-            let word = match code {
-                Some(0) => "ok".to_owned(),
-                Some(code) => format!("exit {code}"),
-                None => "no result".to_owned(),
+            let word = match ended.steps.iter().find(|it| it.step == number) {
+                Some(StepEnd { code: 0, seconds, .. }) => format!("ok, {seconds} s"),
+                Some(StepEnd { code, seconds, .. }) => {
+                    column.faults.push(format!("{}: exit code {code}", step.name));
+                    format!("exit {code}, {seconds} s")
+                }
+                None => {
+                    column.faults.push(format!("{}: no result", step.name));
+                    "no result".to_owned()
+                }
             };
-            if code != Some(0) {
-                column.faults.push(format!("{}: {word}", step.name));
-            }
             self.cell(&mut column, step.name.clone(), &word);
         }
         self.kernels.push(column);
@@ -116,7 +121,8 @@ mod tests {
     }
 
     fn ended(codes: &[(usize, i32)]) -> Ended {
-        Ended { codes: codes.to_vec(), took: Duration::from_secs(1), ..Ended::default() }
+        let steps = codes.iter().map(|&(step, code)| StepEnd { step, code, seconds: 1 }).collect();
+        Ended { steps, took: Duration::from_secs(1), ..Ended::default() }
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn init(kernel: &Kernel, payload: &Payload) -> String {
          mkdir -p /dev/pts /dev/shm\n\
          mount -t devpts pts /dev/pts\n\
          mount -t tmpfs shm /dev/shm\n\
-         mount -t tmpfs -o mode=1777 tmp /tmp\n\
+         chmod 1777 /tmp /var/tmp\n\
          mount -t tmpfs run /run\n\
          mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
          mount -t bpf bpf /sys/fs/bpf\n\
@@ -172,9 +172,11 @@ fn init(kernel: &Kernel, payload: &Payload) -> String {
         let args: String = step.args.iter().map(|arg| format!(" {}", quoted(arg))).collect();
         let program = quoted(&step.program.display().to_string());
         // Through a pipe: programs that see a terminal colour what they write.
-        script += &format!("echo '== step {number}'\n");
         script += &format!(
-            "{{ {program}{args} </dev/null; echo \"{number} $?\" >/dev/ttyS1; }} 2>&1 | cat\n"
+            "echo '== step {number}'\n\
+             start=$(date +%s)\n\
+             {{ {program}{args} </dev/null; \
+             echo \"{number} $? $(($(date +%s) - start))\" >/dev/ttyS1; }} 2>&1 | cat\n"
         );
     }
     script += "echo end >/dev/ttyS1\nsync\npoweroff -f\n";

@@ -17,6 +17,10 @@ pub struct Workload {
     pub workers: u16,
     /// 1: inbound ports without a row in `INBOUND` are untouched; 0: they are the daemon's.
     pub inbound_untouched: u16,
+    /// What enrolment changed in the namespace and cleanup has to take back, as bits that only the
+    /// daemon reads.
+    pub changed: u32,
+    pub _padding: u32,
 }
 
 /// Key of `OUTBOUND`: a destination as seen from one client workload. Port 0 is every port that
@@ -74,7 +78,7 @@ impl ListenerTag {
 }
 
 const _: () = {
-    assert!(size_of::<Workload>() == 48 && align_of::<Workload>() == 8);
+    assert!(size_of::<Workload>() == 56 && align_of::<Workload>() == 8);
     assert!(size_of::<OutboundKey>() == 24);
     assert!(size_of::<InboundKey>() == 8);
     assert!(size_of::<OwnAddressKey>() == 20);
@@ -85,10 +89,12 @@ const _: () = {
 mod pod {
     use crate::flow::{Address, Destination, Flow, FlowKey};
 
-    // SAFETY: these are `repr(C)`, `Copy`, made of integers only, and have no implicit padding
-    // (the size asserts above and in `flow`), so any bytes are a value and every byte is written.
     macro_rules! plain {
-        ($($name:ty),+) => { $(unsafe impl aya::Pod for $name {})+ };
+        ($($name:ty),+) => {$(
+            // SAFETY: `repr(C)`, `Copy`, made of integers only and without implicit padding (the
+            // size asserts above and in `flow`): any bytes are a value, every byte is written.
+            unsafe impl aya::Pod for $name {}
+        )+};
     }
     plain!(Address, Destination, Flow, FlowKey);
     plain!(super::Workload, super::OutboundKey, super::InboundKey, super::OwnAddressKey);

@@ -110,11 +110,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load(&config.config_dir, &node_name, &config.mesh, 1).map_err(|error| {
             RunError::Config { dir: config.config_dir.display().to_string(), error }
         })?;
-    let ca = EmbeddedCa::open(
-        &config.ca_dir,
-        config.mesh.trust_domain.clone(),
-        config.svid_lifetime,
-    )?;
+    let ca =
+        EmbeddedCa::open(&config.ca_dir, config.mesh.trust_domain.clone(), config.svid_lifetime)?;
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
     let mut kernel = Kernel::open(&config.node.pin_name())?;
@@ -167,7 +164,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(app.clone().await_svids(svids));
 
     let signal = signals.next().await;
-    tracing::info!("{signal}: no new connections; enrolled workloads stay shut until a daemon is back");
+    tracing::info!(
+        "{signal}: no new connections; enrolled workloads stay shut until a daemon is back"
+    );
     let _stopping = readiness.condition("shutting down");
     lock(&app.node).stop_accepting();
     let ended = drain::until_drained(&drain, app.config.drain, signals.next()).await;
@@ -249,7 +248,9 @@ impl App {
                         }
                     }
                     Err(error) => {
-                        tracing::error!("configuration refused, the last good one stays in force:\n{error}");
+                        tracing::error!(
+                            "configuration refused, the last good one stays in force:\n{error}"
+                        );
                         lock(&self.state).last_error = Some(error.to_string());
                         self.shared.telemetry.metrics.config_refused();
                     }
@@ -273,7 +274,9 @@ impl App {
             match ticked.await {
                 Ok(Ok(0)) => {}
                 Ok(Ok(stale)) => tracing::debug!(stale, "handshakes that were never completed"),
-                Ok(Err(error)) => tracing::error!(%error, "cannot keep up with the node's namespaces"),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "cannot keep up with the node's namespaces")
+                }
                 Err(error) => tracing::error!(%error, "looking after namespaces failed"),
             }
         }
@@ -324,9 +327,8 @@ impl App {
         let decisions = decisions(&node);
         metrics.set_bpf_decisions(decisions.iter().map(|(name, total)| (name.as_str(), *total)));
         let svids = self.store.status();
-        metrics.set_svid_expiries(
-            svids.iter().filter_map(|svid| Some((&svid.id, svid.not_after?))),
-        );
+        metrics
+            .set_svid_expiries(svids.iter().filter_map(|svid| Some((&svid.id, svid.not_after?))));
         metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
     }
 }

@@ -95,7 +95,7 @@ fn take(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         _padding: 0,
     };
     // SAFETY: copied at once.
-    let Some(flow) = (unsafe { FLOWS.get(&key) }).copied() else { return };
+    let Some(flow) = (unsafe { FLOWS.get(key) }).copied() else { return };
     ACCEPTED_DESTINATION.set(sk, flow.destination);
     let _ = FLOWS.remove(key);
 }

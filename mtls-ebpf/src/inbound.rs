@@ -139,13 +139,7 @@ fn addresses6(lookup: *mut bpf_sk_lookup, local: &mut Address, remote: &mut Addr
 /// Gives the connection to one of the daemon's listeners, the same for the same client port: a SYN
 /// cookie is checked against the listener that made it.
 #[inline(always)]
-fn select(
-    ctx: &SkLookupContext,
-    slot: u32,
-    workload: &Workload,
-    syn: &Syn,
-    inbound: bool,
-) -> bool {
+fn select(ctx: &SkLookupContext, slot: u32, workload: &Workload, syn: &Syn, inbound: bool) -> bool {
     let workers = u32::from(workload.workers);
     if workers == 0 || workers > MAX_WORKERS {
         return drop(Decision::InboundNoListener);

@@ -4,6 +4,7 @@
 //! Attached to each enrolled namespace, an instance of its own: `sk_lookup`.
 #![no_std]
 #![no_main]
+#![expect(clippy::macro_metavars_in_unsafe, reason = "`field!` takes a path of fields, not code")]
 
 mod established;
 mod inbound;

@@ -29,8 +29,7 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
     let addr = ctx.sock_addr;
     // UDP's connect() comes here as well, and DNS must not notice.
     let protocol = field!(addr, protocol);
-    if field!(addr, type_) != SOCK_STREAM
-        || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+    if field!(addr, type_) != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
     {
         return ALLOW;
     }
@@ -102,11 +101,11 @@ fn decide(slot: u32, workload: &Workload, destination: Address, port: u16) -> De
     }
     let mut key = OutboundKey { slot, address: destination, port, _padding: 0 };
     // SAFETY: as for every value in `maps`: replaced whole, readable until this program ends.
-    let mut row = unsafe { OUTBOUND.get(&key) }.copied();
+    let mut row = unsafe { OUTBOUND.get(key) }.copied();
     if row.is_none() {
         key.port = 0;
         // SAFETY: as above.
-        row = unsafe { OUTBOUND.get(&key) }.copied();
+        row = unsafe { OUTBOUND.get(key) }.copied();
     }
     match row {
         Some(bypass::UNTOUCHED) => return Decision::OutboundUntouchedPolicy,

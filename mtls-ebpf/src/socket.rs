@@ -56,6 +56,7 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     }
 
     #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "the entry is the socket's, not the map definition's")]
     fn call(&self, sk: *mut bpf_sock, value: *mut T, flags: u64) -> Option<&mut T> {
         let map = ptr::from_ref(self).cast_mut().cast::<c_void>();
         // SAFETY: the verifier checks `sk` (a context's socket, tested for null) and the map; the
@@ -68,8 +69,9 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 /// verifier allows each field at its own width only.
 #[macro_export]
 macro_rules! field {
-    ($ctx:expr, $($path:tt)+) => {
+    ($ctx:expr, $($path:tt)+) => {{
+        let ctx = $ctx;
         // SAFETY: the verifier rewrites this into an access to the kernel's own structure.
-        unsafe { core::ptr::read_volatile(&raw const (*$ctx).$($path)+) }
-    };
+        unsafe { core::ptr::read_volatile(&raw const (*ctx).$($path)+) }
+    }};
 }

@@ -47,9 +47,10 @@ impl DaemonSpec {
         let node = bed.nodes[index].clone();
         Self {
             name: node.name.clone(),
-            node,
             config: bed.config_directory(),
-            state: bed.directory.join("state").join(&bed.nodes[index].name),
+            // One daemon's alone, as it would be on two machines.
+            state: bed.directory.join("state").join(&node.name),
+            node,
             run: leftovers::run_directory(&bed.directory),
             ca: bed.directory.join("ca"),
             arguments: Vec::new(),
@@ -92,7 +93,7 @@ impl DaemonSpec {
         // Noted before it can pin anything: whoever finds the note cleans up.
         fs::write(self.nodes.join(&self.name), "")?;
         let process = Process::start(format!("mtls-daemon of {}", self.name), command)?;
-        Ok(Daemon { spec: self, process })
+        Ok(Daemon { spec: self, process, quiet: false })
     }
 
     /// Starts it and waits until it is ready.
@@ -123,6 +124,8 @@ impl DaemonSpec {
 pub struct Daemon {
     pub spec: DaemonSpec,
     pub process: Process,
+    /// Say nothing when dropped. Tests want to hear: the harness shows it when they fail.
+    pub quiet: bool,
 }
 
 impl Daemon {
@@ -146,11 +149,17 @@ impl Daemon {
         ready.and_then(|inner| inner).with_context(|| self.words())
     }
 
-    /// The end of what it printed on stderr, for an error's text.
+    /// What it said at the end, the first failures that it logged and the last line, for an error's
+    /// text.
     pub fn words(&self) -> String {
-        let lines = self.process.stderr.all();
-        let last = lines.len().saturating_sub(30);
-        format!("mtls-daemon of {} said:\n  {}", self.spec.name, lines[last..].join("\n  "))
+        let (said, mut logged) = (self.process.stderr.all(), self.process.stdout.all());
+        let said = said[said.len().saturating_sub(30)..].join("\n  ");
+        let last = logged.pop();
+        logged.retain(|line| !line.contains(r#""outcome":"ok""#));
+        logged.truncate(5);
+        logged.extend(last);
+        let name = &self.spec.name;
+        format!("mtls-daemon of {name} said:\n  {said}\nand logged:\n  {}", logged.join("\n  "))
     }
 
     /// The admin socket's answer.
@@ -279,7 +288,7 @@ impl Drop for Daemon {
             let _ = self.term();
         }
         let _ = self.kill9();
-        if std::thread::panicking() {
+        if !self.quiet {
             eprintln!("{}", self.words());
         }
         if let Err(error) = self.cleanup() {

@@ -11,18 +11,20 @@ use mtls_tests::{DaemonSpec, World};
 const PORT: u16 = 9000;
 
 #[test]
-fn a_second_daemon_of_the_same_name_refuses_and_disturbs_nobody() -> Result<()> {
+fn a_second_daemon_of_the_same_name_or_state_refuses_and_disturbs_nobody() -> Result<()> {
     let world = World::new()?;
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
-    // The same name and directories; then the state directory alone is shared.
     let same = DaemonSpec::new(&world.bed, 0).with("--http-address", "off");
-    let mut elsewhere = same.clone();
-    elsewhere.run = world.bed.directory.join("run-elsewhere");
-    for spec in [same, elsewhere] {
-        let name = spec.name.clone();
+    // The same name with another state directory; the same state directory under another name.
+    let mut name_only = same.clone();
+    name_only.state = world.bed.directory.join("state-elsewhere");
+    let mut state_only = same.clone();
+    state_only.name = format!("{}-other", world.bed.prefix);
+    for (what, spec) in [("both", same), ("name", name_only), ("state", state_only)] {
         let (status, words) = spec.refused()?;
-        ensure!(status.code() == Some(73), "{status}: {words}");
-        ensure!(words.contains(&name), "the refusal names the node: {words}");
+        ensure!(status.code() == Some(73), "{what}: {status}: {words}");
+        let holder = world.a().process.pid().to_string();
+        ensure!(words.contains(&holder), "{what}: the refusal says who is there: {words}");
     }
     let talk = world.pod("sleep-full").inside(|| converse(To::Full.v4(PORT), "undisturbed"))?;
     ensure!(talk.worked(), "{talk:?}");

@@ -68,7 +68,7 @@ fn no_byte_of_a_plaintext_client_reaches_a_strict_application() -> Result<()> {
         assert_ne!(talk, Conversation::NoConnection, "{from}: the reset comes after the bytes");
         let line = world.b().logged(mark, "refused", |line| line["direction"] == "inbound")?;
         assert_eq!(line["outcome"], "plaintext_refused", "{line}");
-        assert_eq!(line["fault"], "client", "{line}");
+        assert_eq!(line["fault"], "policy", "{line}");
         assert_eq!(line["security"], "none", "{line}");
     }
     // An application that knows the client by one connection has seen no other.

@@ -11,7 +11,9 @@ pub enum BpfError {
          Without it the daemon cannot keep enrolled workloads' traffic out of the clear, so it does not start"
     )]
     Missing { feature: &'static str, since: &'static str, option: String, cause: String },
-    #[error("the eBPF object speaks ABI {object}, this daemon speaks ABI {daemon}: build both from one tree, or unset MTLS_EBPF_OBJECT")]
+    #[error(
+        "the eBPF object speaks ABI {object}, this daemon speaks ABI {daemon}: build both from one tree, or unset MTLS_EBPF_OBJECT"
+    )]
     Abi { object: u32, daemon: u32 },
     #[error("cannot read the eBPF object {path}: {error}")]
     Object { path: PathBuf, error: io::Error },

@@ -14,6 +14,7 @@ mod sockets;
 mod tables;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -59,20 +60,18 @@ impl Pins {
     fn new(bpffs: &Path, node: &str) -> Self {
         let all = bpffs.join(DIRECTORY);
         let node = all.join(node);
-        Self {
-            maps: node.join(format!("abi-{ABI_VERSION}")),
-            links: node.join("links"),
-            node,
-            all,
-        }
+        Self { maps: node.join(format!("abi-{ABI_VERSION}")), links: node.join("links"), node, all }
     }
 
     /// Locks the node's directory of pins. The lock is on the directory itself: a BPF file system
     /// has no other files.
     fn claim(&self) -> Result<Flock<fs::File>, BpfError> {
         let path = || self.node.clone();
-        let directory = fs::File::open(&self.node)
-            .map_err(|error| BpfError::Path { what: "open", path: path(), error })?;
+        let directory = fs::File::open(&self.node).map_err(|error| BpfError::Path {
+            what: "open",
+            path: path(),
+            error,
+        })?;
         Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             Errno::EWOULDBLOCK => BpfError::Claimed { path: path() },
             errno => BpfError::Path { what: "lock", path: path(), error: errno.into() },
@@ -154,9 +153,8 @@ impl Kernel {
     fn remove_other_abis(&self) {
         let Ok(entries) = fs::read_dir(&self.pins.node) else { return };
         for path in entries.flatten().map(|entry| entry.path()) {
-            let is_maps = path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("abi-"));
+            let is_maps =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("abi-"));
             if is_maps && path != self.pins.maps {
                 tracing::info!(path = %path.display(), "removing the maps of another version");
                 if let Err(error) = fs::remove_dir_all(&path) {
@@ -177,8 +175,7 @@ impl Kernel {
     ) -> Result<(), BpfError> {
         let mut instance = object::load(&self.object, &self.pins.maps, slot)?;
         let program = object::verify_lookup(&mut instance)?;
-        let failed =
-            |error| BpfError::Program { program: object::LOOKUP_PROGRAM.into(), error };
+        let failed = |error| BpfError::Program { program: object::LOOKUP_PROGRAM.into(), error };
         let pin_path = self.pins.namespace_link(netns_cookie);
         if let Some(link) = reopen(&pin_path)? {
             let fd = program.fd().map_err(failed)?;
@@ -231,8 +228,11 @@ impl Kernel {
         let path = self.pins.namespace_link(netns_cookie);
         match reopen(&path)? {
             None => Ok(false),
-            Some(link) => link::namespace_lives(link.as_fd())
-                .map_err(|error| BpfError::Path { what: "ask the link at", path, error }),
+            Some(link) => link::namespace_lives(link.as_fd()).map_err(|error| BpfError::Path {
+                what: "ask the link at",
+                path,
+                error,
+            }),
         }
     }
 
@@ -249,7 +249,8 @@ impl Kernel {
             .filter(|program| pinned(program.name))
             .map(|program| (program.name.to_owned(), "cgroup v2 root".to_owned()));
         let namespaces = pinned_namespaces(&self.pins).len();
-        let lookup = (object::LOOKUP_PROGRAM.to_owned(), format!("{namespaces} network namespaces"));
+        let lookup =
+            (object::LOOKUP_PROGRAM.to_owned(), format!("{namespaces} network namespaces"));
         cgroup.chain([lookup]).collect()
     }
 }
@@ -279,9 +280,15 @@ impl Leftovers {
         Ok(Some(Self { pins, _claim: claim }))
     }
 
-    /// Namespace cookies of the workloads that were enrolled.
-    pub fn namespaces(&self) -> Vec<u64> {
-        pinned_namespaces(&self.pins)
+    /// The namespaces of the workloads that were enrolled, by cookie, and what enrolment changed in
+    /// each (nothing where the maps are another version's and cannot be read).
+    pub fn namespaces(&self) -> HashMap<u64, u32> {
+        let mut found: HashMap<u64, u32> =
+            pinned_namespaces(&self.pins).into_iter().map(|cookie| (cookie, 0)).collect();
+        if let Ok(tables) = Tables::open(&self.pins.maps) {
+            found.extend(tables.workloads().map(|(_, entry)| (entry.netns_cookie, entry.changed)));
+        }
+        found
     }
 
     /// Unpins every link and map: with the last reference gone, the kernel detaches the programs.
@@ -325,7 +332,9 @@ fn reopen(path: &Path) -> Result<Option<OwnedFd>, BpfError> {
     match link::open_pinned(path) {
         Ok(link) => Ok(Some(link)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(BpfError::Path { what: "open the pinned link", path: path.into(), error }),
+        Err(error) => {
+            Err(BpfError::Path { what: "open the pinned link", path: path.into(), error })
+        }
     }
 }
 

@@ -85,8 +85,7 @@ fn detached_cgroup2() -> Result<OwnedFd, BpfError> {
     }
     const FSMOUNT_CLOEXEC: libc::c_uint = 1;
     // SAFETY: fsmount(2) takes the context made above and flags.
-    let root =
-        unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) };
+    let root = unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) };
     let root = owned(root).map_err(call("fsmount cgroup2"))?;
     // The kernel wants a descriptor opened for reading, not the mount's O_PATH one.
     fs::File::open(format!("/proc/self/fd/{}", root.as_raw_fd()))
@@ -170,8 +169,9 @@ fn in_mount_namespace_of(process: &str) -> bool {
 }
 
 fn mount_bpffs(path: &Path) -> Result<(), BpfError> {
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|error| BpfError::Path { what: "mount bpf at", path: path.into(), error: error.into() })
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700")).map_err(|error| {
+        BpfError::Path { what: "mount bpf at", path: path.into(), error: error.into() }
+    })
 }
 
 fn mount_in_namespace_of(process: &str, path: &Path) -> Result<(), BpfError> {

@@ -96,9 +96,8 @@ pub fn load(bytes: &[u8], maps: &Path, slot: u32) -> Result<Ebpf, BpfError> {
 
 /// Refuses an object of another ABI: its size of the map `ABI` is its version.
 pub fn check_abi(ebpf: &Ebpf) -> Result<(), BpfError> {
-    let map = ebpf
-        .map("ABI")
-        .ok_or_else(|| BpfError::Incomplete { what: "map", name: "ABI".into() })?;
+    let map =
+        ebpf.map("ABI").ok_or_else(|| BpfError::Incomplete { what: "map", name: "ABI".into() })?;
     let Map::Array(data) = map else {
         return Err(BpfError::Incomplete { what: "array", name: "ABI".into() });
     };
@@ -120,11 +119,12 @@ pub fn verify(ebpf: &mut Ebpf, wanted: &CgroupProgram) -> Result<(), BpfError> {
 /// The namespace program of a freshly loaded object.
 pub fn verify_lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, BpfError> {
     let Program::SkLookup(program) = program(ebpf, LOOKUP_PROGRAM)? else {
-        return Err(BpfError::Incomplete { what: "sk_lookup program", name: LOOKUP_PROGRAM.into() });
+        return Err(BpfError::Incomplete {
+            what: "sk_lookup program",
+            name: LOOKUP_PROGRAM.into(),
+        });
     };
-    program
-        .load()
-        .map_err(|error| missing(LOOKUP_PROGRAM, "sk_lookup programs", "5.9", error))?;
+    program.load().map_err(|error| missing(LOOKUP_PROGRAM, "sk_lookup programs", "5.9", error))?;
     Ok(program)
 }
 

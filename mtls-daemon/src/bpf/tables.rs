@@ -41,9 +41,7 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
         if self.rows.get(&key) == Some(&value) {
             return Ok(());
         }
-        self.map
-            .insert(key, value, 0)
-            .map_err(|error| BpfError::Map { map: self.name, error })?;
+        self.map.insert(key, value, 0).map_err(|error| BpfError::Map { map: self.name, error })?;
         self.rows.insert(key, value);
         Ok(())
     }
@@ -100,8 +98,7 @@ impl Tables {
                 .map_err(map_error("LISTENERS"))?,
             listener_tag: SkStorage::try_from(Map::SkStorage(pinned("LISTENER_TAG")?))
                 .map_err(map_error("LISTENER_TAG"))?,
-            flows: HashMap::try_from(Map::HashMap(pinned("FLOWS")?))
-                .map_err(map_error("FLOWS"))?,
+            flows: HashMap::try_from(Map::HashMap(pinned("FLOWS")?)).map_err(map_error("FLOWS"))?,
             decisions: PerCpuArray::try_from(Map::PerCpuArray(pinned("DECISIONS")?))
                 .map_err(map_error("DECISIONS"))?,
         })
@@ -326,9 +323,10 @@ impl Bypasses {
     }
 
     fn inbound_rows(&self, slot: u32, answer: u32) -> impl Iterator<Item = (InboundKey, u32)> + '_ {
-        self.inbound.iter().filter(move |(_, value)| **value == answer).map(move |(port, value)| {
-            (InboundKey { slot, port: u32::from(*port) }, *value)
-        })
+        self.inbound
+            .iter()
+            .filter(move |(_, value)| **value == answer)
+            .map(move |(port, value)| (InboundKey { slot, port: u32::from(*port) }, *value))
     }
 
     /// Whether a direct connection of the workload's own to `address` conforms.

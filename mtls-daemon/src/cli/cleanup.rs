@@ -3,9 +3,8 @@
 use clap::Args;
 
 use super::{Exit, Failed, print};
-use crate::bpf::BpfError;
 use crate::config::{NodeArgs, NodePaths};
-use crate::node::Busy;
+use crate::node::CleanupError;
 
 /// The flags of `mtls-daemon cleanup`.
 #[derive(Debug, Args)]
@@ -20,9 +19,6 @@ pub(super) fn cleanup(args: CleanupArgs) -> Result<(), Failed> {
     print(&format!("{report}\n"))
 }
 
-/// A daemon that runs is to be stopped first.
-fn busy(error: anyhow::Error) -> Failed {
-    let held = matches!(error.downcast_ref(), Some(Busy::Held { .. }))
-        || matches!(error.downcast_ref(), Some(BpfError::Claimed { .. }));
-    Failed::new(if held { Exit::Busy } else { Exit::Failure }, error)
+fn busy(error: CleanupError) -> Failed {
+    Failed::new(if error.is_busy() { Exit::Busy } else { Exit::Failure }, error)
 }

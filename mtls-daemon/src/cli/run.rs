@@ -8,7 +8,7 @@ use crate::telemetry::logs;
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
     let config = Config::try_from(args)?;
-    logs::init(config.log_format, &config.log_level)?;
+    logs::init(config.log_format, &config.log_level).map_err(anyhow::Error::from)?;
     keep_keys_out_of_core_files();
     if !config.mesh.enable_auto_mtls {
         tracing::warn!(

@@ -1,5 +1,6 @@
 //! The daemon's own connections from inside a workload's namespace.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -10,6 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::Namespace;
 use super::listeners::relayed;
+use super::ports::ClientPorts;
 use crate::bpf::SocketMaps;
 
 /// Why a connection could not be opened.
@@ -25,34 +27,16 @@ pub enum DialError {
     Connect(io::Error),
 }
 
-/// A socket that is ready to connect. In two steps, because the first needs the thread's handles on
-/// the kernel's maps, which must not be held while waiting.
-#[must_use]
-pub struct Dial {
-    socket: Socket,
-    address: SocketAddr,
-}
-
-impl Dial {
-    pub async fn connect(self) -> Result<TcpStream, DialError> {
-        TcpSocket::from_std_stream(self.socket.into())
-            .connect(self.address)
-            .await
-            .map_err(DialError::Connect)
-    }
-}
-
 /// Towards a server. `hairpin`: the server is the workload itself; the connection then comes from
 /// loopback, which keeps it apart from the workload's own calls to itself and leads it to the
 /// inbound listener like anybody else's.
-pub fn outbound(
+pub async fn outbound(
     namespace: &Namespace,
-    maps: &mut SocketMaps,
+    maps: &RefCell<SocketMaps>,
     address: SocketAddr,
     hairpin: bool,
-) -> Result<Dial, DialError> {
-    let socket = open(namespace, address)?;
-    maps.mark_own(socket.as_fd(), role::OUTBOUND).map_err(other)?;
+) -> Result<TcpStream, DialError> {
+    let socket = open(namespace, maps, address, role::OUTBOUND)?;
     if hairpin {
         let loopback: IpAddr = match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -60,66 +44,98 @@ pub fn outbound(
         };
         socket.bind(&SocketAddr::new(loopback, 0).into()).map_err(DialError::Socket)?;
     }
-    Ok(Dial { socket, address })
+    connect(socket, address).await
 }
 
-/// Towards the workload's own application, from `source`: over `lo` (which alone the kernel side
-/// lets through), with a mark that brings the answers back there (`node::setup`).
-pub fn application(
+/// Towards the workload's own application, from the address of `client`: over `lo` (which alone the
+/// kernel side lets through), with a mark that brings the answers back there (`node::setup`).
+pub async fn application(
     namespace: &Namespace,
-    maps: &mut SocketMaps,
-    source: IpAddr,
+    maps: &RefCell<SocketMaps>,
+    ports: &ClientPorts,
+    client: SocketAddr,
     address: SocketAddr,
-) -> Result<Dial, DialError> {
-    let socket = open(namespace, address)?;
-    maps.mark_own(socket.as_fd(), role::APPLICATION).map_err(other)?;
-    let bind = || -> io::Result<()> {
-        socket.bind_device(Some(b"lo"))?;
-        socket.set_mark(MARK)?;
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => set_transparent_v6(&socket)?,
-        }
-        // The port is chosen at connect, per destination: one address serves many servers.
-        bind_address_no_port(&socket)?;
-        socket.bind(&SocketAddr::new(source, 0).into())
-    };
-    bind().map_err(DialError::Source)?;
-    Ok(Dial { socket, address })
+) -> Result<TcpStream, DialError> {
+    let mut last = None;
+    for port in ports.candidates(client).take(PORTS_TO_TRY) {
+        let socket = open(namespace, maps, address, role::APPLICATION)?;
+        let bind = || -> io::Result<()> {
+            socket.bind_device(Some(b"lo"))?;
+            socket.set_mark(MARK)?;
+            match address {
+                SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                SocketAddr::V6(_) => set_transparent_v6(&socket)?,
+            }
+            // One port serves several of the workload's ports at once.
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::new(client.ip(), port).into())
+        };
+        let error = match bind() {
+            Ok(()) => match connect(socket, address).await {
+                Err(DialError::Connect(error)) if is_taken(&error) => error,
+                result => return result,
+            },
+            Err(error) if is_taken(&error) => error,
+            Err(error) => return Err(DialError::Source(error)),
+        };
+        last = Some(error);
+    }
+    Err(DialError::Source(last.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into())))
 }
 
-fn other(error: crate::bpf::BpfError) -> DialError {
-    DialError::Socket(io::Error::other(error))
+/// As [`application`], where the client is the workload itself, at `own`: one of the connections
+/// that it may make to itself. Answers to an address of its own do not leave, and need no mark.
+pub async fn application_hairpin(
+    namespace: &Namespace,
+    maps: &RefCell<SocketMaps>,
+    own: IpAddr,
+    address: SocketAddr,
+) -> Result<TcpStream, DialError> {
+    let socket = open(namespace, maps, address, role::APPLICATION)?;
+    socket.bind(&SocketAddr::new(own, 0).into()).map_err(DialError::Source)?;
+    connect(socket, address).await
 }
 
-fn open(namespace: &Namespace, address: SocketAddr) -> Result<Socket, DialError> {
+/// A port that fails has a connection to the same port of the workload, open or just closed.
+const PORTS_TO_TRY: usize = 64;
+
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+/// A socket inside `namespace`, known to the kernel side as the daemon's own.
+fn open(
+    namespace: &Namespace,
+    maps: &RefCell<SocketMaps>,
+    address: SocketAddr,
+    role: u32,
+) -> Result<Socket, DialError> {
     let open = || {
         let kind = Type::STREAM.cloexec().nonblocking();
         Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))
     };
     let socket = namespace.run(open).flatten().map_err(DialError::Socket)?;
     relayed(&socket).map_err(DialError::Socket)?;
+    maps.borrow_mut()
+        .mark_own(socket.as_fd(), role)
+        .map_err(|error| DialError::Socket(io::Error::other(error)))?;
     Ok(socket)
 }
 
-fn bind_address_no_port(socket: &Socket) -> io::Result<()> {
-    set_flag(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+async fn connect(socket: Socket, address: SocketAddr) -> Result<TcpStream, DialError> {
+    TcpSocket::from_std_stream(socket.into()).connect(address).await.map_err(DialError::Connect)
 }
 
+/// socket2 names this option for IPv4 only.
 fn set_transparent_v6(socket: &Socket) -> io::Result<()> {
-    set_flag(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT)
-}
-
-/// Socket options that socket2 does not name.
-fn set_flag(socket: &Socket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     let raw = std::os::fd::AsRawFd::as_raw_fd(socket);
     // SAFETY: the option reads an int, which `on` is, of the size given.
     let result = unsafe {
         libc::setsockopt(
             raw,
-            level,
-            option,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_TRANSPARENT,
             (&raw const on).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )

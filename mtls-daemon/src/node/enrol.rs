@@ -12,6 +12,7 @@ use mtls_common::workload::{self as abi, bypass};
 use serde::Serialize;
 
 use super::listeners::Listeners;
+use super::setup::Prepared;
 use super::sweep::{Connection, sweep};
 use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
@@ -56,7 +57,8 @@ struct MeshAddresses {
 
 impl MeshAddresses {
     fn contains(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address) || self.ranges.iter().any(|range| range.contains(&address))
+        self.addresses.contains(&address)
+            || self.ranges.iter().any(|range| range.contains(&address))
     }
 }
 
@@ -299,10 +301,10 @@ impl Node {
             )));
         }
         self.orphans.retain(|(_, orphan)| *orphan != cookie);
-        let ipv6 = setup::prepare(&namespace)?;
+        let prepared = setup::prepare(&namespace)?;
         let slot = self.kernel.tables.slot_for(cookie)?;
         let earlier = self.kernel.tables.workload(slot).copied();
-        let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), ipv6, snapshot);
+        let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), prepared, snapshot);
         if result.is_err() && earlier.is_none() {
             // Nothing was enrolled before, so nothing is opened by taking this back.
             self.kernel.tables.remove_workload(slot)?;
@@ -318,14 +320,16 @@ impl Node {
         namespace: &Arc<Namespace>,
         slot: u32,
         earlier: Option<&abi::Workload>,
-        ipv6: bool,
+        prepared: Prepared,
         snapshot: &Snapshot,
     ) -> Result<(), EnrolError> {
         let workers = self.workers.count();
         let open = |preferred: Option<u16>| {
-            Listeners::open(namespace, workers, ipv6, preferred.filter(|port| *port != 0)).map_err(
-                |error| EnrolError::Io { path: namespace.path().display().to_string(), error },
-            )
+            Listeners::open(namespace, workers, prepared.ipv6, preferred.filter(|port| *port != 0))
+                .map_err(|error| EnrolError::Io {
+                    path: namespace.path().display().to_string(),
+                    error,
+                })
         };
         let outbound = open(earlier.map(|entry| entry.outbound_port))?;
         let inbound = open(earlier.map(|entry| entry.inbound_port))?;
@@ -336,6 +340,7 @@ impl Node {
             inbound_port: inbound.port,
             workers: workers as u16,
             inbound_untouched: earlier.map_or(0, |entry| entry.inbound_untouched),
+            changed: earlier.map_or(0, |entry| entry.changed) | prepared.changed,
             ..shown(wanted)
         };
         let tables = &mut self.kernel.tables;
@@ -398,10 +403,11 @@ impl Node {
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
         let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "no longer enrolled");
+        let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
         self.kernel.tables.remove_workload(entry.slot)?;
         self.kernel.detach_namespace(entry.namespace.cookie())?;
         entry.pod.stop_accepting();
-        if let Err(error) = setup::restore(&entry.namespace) {
+        if let Err(error) = setup::restore(&entry.namespace, changed) {
             tracing::warn!(workload = %key, %error, "could not take back the rules and routes");
         }
         Ok(())

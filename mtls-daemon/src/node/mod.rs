@@ -6,17 +6,19 @@ mod enrol;
 mod listeners;
 mod lock;
 mod netns;
+mod ports;
 mod setup;
 mod sweep;
 
 pub use enrol::{Node, WorkloadState, WorkloadStatus};
 pub use lock::{Busy, NodeLock};
 pub use netns::Namespace;
+pub use ports::ClientPorts;
 pub use sweep::can_destroy;
 
 use std::path::Path;
 
-use crate::bpf::Leftovers;
+use crate::bpf::{BpfError, Leftovers};
 use crate::config::NodeName;
 
 /// What `cleanup` found and took away.
@@ -28,6 +30,22 @@ pub struct CleanupReport {
     pub namespaces: usize,
     /// Namespaces that could not be restored, and why.
     pub problems: Vec<String>,
+}
+
+/// Why nothing was taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+}
+
+impl CleanupError {
+    /// A daemon runs as this node: it is to be stopped first.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy(Busy::Held { .. }) | Self::Bpf(BpfError::Claimed { .. }))
+    }
 }
 
 impl std::fmt::Display for CleanupReport {
@@ -48,14 +66,14 @@ impl std::fmt::Display for CleanupReport {
 /// then on its workloads' traffic is no longer intercepted. Refused while a daemon runs.
 ///
 /// `run_dir` is the directory of all nodes.
-pub fn cleanup(node: &NodeName, run_dir: &Path) -> anyhow::Result<CleanupReport> {
+pub fn cleanup(node: &NodeName, run_dir: &Path) -> Result<CleanupReport, CleanupError> {
     let _lock = NodeLock::take(&run_dir.join(node.as_str()))?;
     let mut report = CleanupReport::default();
     let Some(leftovers) = Leftovers::find(&node.pin_name())? else { return Ok(report) };
-    let cookies = leftovers.namespaces();
+    let changed = leftovers.namespaces();
     for namespace in known_namespaces() {
-        if cookies.contains(&namespace.cookie()) {
-            match setup::restore(&namespace) {
+        if let Some(changed) = changed.get(&namespace.cookie()) {
+            match setup::restore(&namespace, *changed) {
                 Ok(()) => report.namespaces += 1,
                 Err(error) => report.problems.push(error.to_string()),
             }

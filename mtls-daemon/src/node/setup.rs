@@ -26,19 +26,27 @@ pub enum SetupError {
 
 /// Sysctls, relative to /proc/sys/net, that make marked connections answer on `lo`. Without the
 /// first the SYN-ACK leaves through the pod's interface; without the others the reset of a closed
-/// application port does, and the daemon waits for a timeout instead of a refusal.
-const SYSCTLS4: &[&str] = &["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect"];
-const SYSCTLS6: &[&str] = &["ipv6/fwmark_reflect"];
+/// application port does, and the daemon waits for a timeout instead of a refusal. Their order is
+/// the order of bits in [`Prepared::changed`].
+const SYSCTLS: [&str; 3] = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
 
-/// Prepares `namespace`. Safe to repeat. Returns whether it has IPv6.
-pub fn prepare(namespace: &Namespace) -> Result<bool, SetupError> {
+/// What was found and done in a namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Prepared {
+    pub ipv6: bool,
+    /// Which of the sysctls were off before: one bit each.
+    pub changed: u32,
+}
+
+/// Prepares `namespace`. Safe to repeat.
+pub fn prepare(namespace: &Namespace) -> Result<Prepared, SetupError> {
     inside(namespace, |name| {
         let ipv6 = has_ipv6();
-        let sysctls = SYSCTLS4.iter().chain(if ipv6 { SYSCTLS6 } else { &[] });
-        for sysctl in sysctls {
-            std::fs::write(Path::new("/proc/sys/net").join(sysctl), "1").map_err(|error| {
-                SetupError::Io { what: format!("set {sysctl}"), namespace: name.clone(), error }
-            })?;
+        let mut changed = 0;
+        for (bit, sysctl) in SYSCTLS.iter().enumerate() {
+            if (ipv6 || !sysctl.starts_with("ipv6/")) && set(name, sysctl, "1")? {
+                changed |= 1 << bit;
+            }
         }
         netlink(name, async |handle, failed| {
             let up = LinkUnspec::new_with_index(LOOPBACK_INTERFACE).up().build();
@@ -49,12 +57,12 @@ pub fn prepare(namespace: &Namespace) -> Result<bool, SetupError> {
             }
             Ok(())
         })?;
-        Ok(ipv6)
+        Ok(Prepared { ipv6, changed })
     })
 }
 
-/// Takes back what [`prepare`] added. The sysctls stay: they only act on marked packets.
-pub fn restore(namespace: &Namespace) -> Result<(), SetupError> {
+/// Takes back what [`prepare`] did; `changed` is what it returned when it was first called.
+pub fn restore(namespace: &Namespace, changed: u32) -> Result<(), SetupError> {
     inside(namespace, |name| {
         let ipv6 = has_ipv6();
         netlink(name, async |handle, failed| {
@@ -66,8 +74,29 @@ pub fn restore(namespace: &Namespace) -> Result<(), SetupError> {
                 tolerate(removed, libc::ESRCH).map_err(failed("delete the local route"))?;
             }
             Ok(())
-        })
+        })?;
+        for (bit, sysctl) in SYSCTLS.iter().enumerate() {
+            if changed & (1 << bit) != 0 {
+                set(name, sysctl, "0")?;
+            }
+        }
+        Ok(())
     })
+}
+
+/// Returns whether it had another value.
+fn set(namespace: &str, sysctl: &str, value: &str) -> Result<bool, SetupError> {
+    let path = Path::new("/proc/sys/net").join(sysctl);
+    let failed = |error| SetupError::Io {
+        what: format!("set {sysctl}"),
+        namespace: namespace.to_owned(),
+        error,
+    };
+    if std::fs::read_to_string(&path).map_err(failed)?.trim() == value {
+        return Ok(false);
+    }
+    std::fs::write(&path, value).map_err(failed)?;
+    Ok(true)
 }
 
 fn inside<T: Send>(

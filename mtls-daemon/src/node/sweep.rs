@@ -105,8 +105,8 @@ fn dump(socket: &Socket, family: u8) -> io::Result<Vec<InetResponse>> {
         let (bytes, _) = socket.recv_from_full()?;
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
-                .map_err(io::Error::other)?;
+            let message =
+                NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             let length = (message.header.length as usize).next_multiple_of(4);
             match message.payload {
                 NetlinkPayload::Done(_) => return Ok(found),

@@ -65,7 +65,8 @@ enum RequestLine {
 fn request_line(bytes: &[u8]) -> RequestLine {
     let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     let Some(bytes) = start.map(|start| &bytes[start..]) else { return RequestLine::Unfinished };
-    let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    let method =
+        bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
     match bytes.get(method) {
         _ if method > 32 => return RequestLine::Other,
         None => return RequestLine::Unfinished,

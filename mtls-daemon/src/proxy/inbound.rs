@@ -39,6 +39,7 @@ pub async fn serve(
         return;
     }
     let source = canonical(peer);
+    let _port = pod.client_ports.hold(source);
     // The workload's own connection to itself through a service comes from loopback (dial).
     let source = SocketAddr::new(own_if_loopback(source.ip(), &current.workload), source.port());
     let mut flow = FlowRecord::new(Direction::Inbound, current.workload.clone(), destination);
@@ -165,9 +166,7 @@ impl Inbound<'_> {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await
             }
-            Kind::NotTls | Kind::Closed => {
-                self.plaintext(client, application, flow, tally).await
-            }
+            Kind::NotTls | Kind::Closed => self.plaintext(client, application, flow, tally).await,
         }
     }
 
@@ -227,16 +226,16 @@ impl Inbound<'_> {
 
     async fn reach_application(&self) -> Result<TcpStream, Failure> {
         let address = self.destination;
-        let dial = dial::application(
-            &self.pod.namespace,
-            &mut self.worker.maps.borrow_mut(),
-            self.source.ip(),
-            address,
-        );
-        let connected = match dial {
-            Ok(dial) => timeout(self.worker.shared.timeouts.connect, dial.connect()).await,
-            Err(error) => Ok(Err(error)),
+        let (namespace, maps) = (&self.pod.namespace, &self.worker.maps);
+        let dial = async {
+            if self.current.workload.addresses.contains(&self.source.ip()) {
+                dial::application_hairpin(namespace, maps, self.source.ip(), address).await
+            } else {
+                let ports = &self.pod.client_ports;
+                dial::application(namespace, maps, ports, self.source, address).await
+            }
         };
+        let connected = timeout(self.worker.shared.timeouts.connect, dial).await;
         match connected {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(dial::DialError::Source(error))) => Err(Failure::SourceBind(error)),
@@ -246,10 +245,9 @@ impl Inbound<'_> {
             Ok(Err(dial::DialError::Connect(error))) => {
                 Err(Failure::UpstreamConnect { address, error })
             }
-            Err(_) => Err(Failure::UpstreamConnect {
-                address,
-                error: io::ErrorKind::TimedOut.into(),
-            }),
+            Err(_) => {
+                Err(Failure::UpstreamConnect { address, error: io::ErrorKind::TimedOut.into() })
+            }
         }
     }
 }

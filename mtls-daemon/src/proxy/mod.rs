@@ -21,7 +21,7 @@ pub use worker::Workers;
 use crate::drain;
 use crate::identity::IdentitySlot;
 use crate::mesh::{Snapshot, Workload};
-use crate::node::Namespace;
+use crate::node::{ClientPorts, Namespace};
 use crate::telemetry::Telemetry;
 
 /// How long a connection may take on its way to being relayed.
@@ -59,6 +59,7 @@ pub struct Pod {
     pub namespace: Arc<Namespace>,
     pub outbound_port: u16,
     pub inbound_port: u16,
+    pub client_ports: ClientPorts,
     current: ArcSwap<Current>,
     life: watch::Sender<Life>,
 }
@@ -90,6 +91,7 @@ impl Pod {
             namespace,
             outbound_port,
             inbound_port,
+            client_ports: ClientPorts::default(),
             current: ArcSwap::from_pointee(Current { workload, identity }),
             life: watch::Sender::new(Life::Serving),
         }

@@ -135,12 +135,14 @@ async fn open(
             (address, tls)
         }
         OutboundPlan::NoEndpoint { service } => {
-            let name = service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name =
+                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
             flow.service = Some(service);
             return Err(Failure::NoEndpoint(name));
         }
         OutboundPlan::NoSuchPort { service } => {
-            let name = service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name =
+                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
             flow.service = Some(service);
             return Err(Failure::NoSuchServicePort(name, destination.port()));
         }
@@ -168,9 +170,7 @@ async fn open(
     let begun = Instant::now();
     let shake = connect(server, &own, &expected, &sni);
     let (server, peer, summary) = match timeout(timeouts.handshake, shake).await {
-        Ok(result) => {
-            result.map_err(|error| Failure::UpstreamHandshake { address, error })?
-        }
+        Ok(result) => result.map_err(|error| Failure::UpstreamHandshake { address, error })?,
         Err(_) => {
             let error = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
             return Err(Failure::UpstreamHandshake { address, error });
@@ -192,14 +192,11 @@ async fn reach(
 ) -> Result<TcpStream, Failure> {
     let failed = |error| Failure::UpstreamConnect { address, error };
     let hairpin = workload.addresses.contains(&address.ip());
-    let dial = dial::outbound(&pod.namespace, &mut worker.maps.borrow_mut(), address, hairpin)
-        .map_err(|error| Failure::Internal(format!("cannot open a socket: {error}")))?;
-    match timeout(limit, dial.connect()).await {
+    let dial = dial::outbound(&pod.namespace, &worker.maps, address, hairpin);
+    match timeout(limit, dial).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(dial::DialError::Connect(error) | dial::DialError::Socket(error))) => {
-            Err(failed(error))
-        }
-        Ok(Err(dial::DialError::Source(error))) => Err(Failure::SourceBind(error)),
+        Ok(Err(dial::DialError::Connect(error))) => Err(failed(error)),
+        Ok(Err(error)) => Err(Failure::Internal(format!("cannot open a socket: {error}"))),
         Err(_) => Err(failed(std::io::ErrorKind::TimedOut.into())),
     }
 }

@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 use super::failure::Failure;
 use super::http_error::is_http1_request;
 use crate::node::dial::close_in_order;
-use crate::tls::{HandshakeError, Replay};
 use crate::tls::accept::ServerStream;
 use crate::tls::connect::ClientStream;
+use crate::tls::{HandshakeError, Replay};
 
 /// Bytes read at once: four full TLS records.
 const BUFFER: usize = 64 * 1024;

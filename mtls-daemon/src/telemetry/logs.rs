@@ -53,11 +53,20 @@ impl Level {
     }
 }
 
+/// The log cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the log level is not understood: {0}")]
+    Level(#[from] tracing_subscriber::filter::ParseError),
+    #[error("a log was started before: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
 /// Starts the log of this process.
 ///
 /// # Errors
 /// A log was started before: two in one process is a mistake of the caller's.
-pub fn init(format: Format, level: &Level) -> anyhow::Result<()> {
+pub fn init(format: Format, level: &Level) -> Result<(), LogError> {
     let filter = EnvFilter::try_new(&level.0)?;
     let stderr = std::io::stderr;
     let builder = tracing_subscriber::fmt()

@@ -89,6 +89,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         keep(&world);
     }
     println!("\nCleaning up...");
+    for daemon in &mut world.daemons {
+        daemon.quiet = result.is_ok();
+    }
     result
 }
 

@@ -53,6 +53,8 @@ fn exec(netns: PathBuf, cgroup: Option<PathBuf>, program: &[OsString]) -> Result
     }
     netns::enter(&netns)?;
     let (name, arguments) = program.split_first().context("a program")?;
+    // The demo blocks the signals that it waits for; what it starts must not inherit that.
+    nix::sys::signal::SigSet::empty().thread_set_mask().context("signal mask")?;
     let error = Command::new(name).args(arguments).exec();
     Err(error).with_context(|| format!("running {}", name.display()))
 }

@@ -52,6 +52,8 @@ pub struct Attempt {
     /// The client's identity, as the daemon of the server says (the client's own daemon when the
     /// server is not enrolled). None: plaintext, or no daemon on either side.
     pub identity: Option<String>,
+    /// What that log says of the connection's security; empty when there is no such log.
+    pub security: String,
     /// Whose access log the identity is from.
     pub witness: &'static str,
     pub wire: Crossing,
@@ -126,6 +128,7 @@ pub fn attempt(world: &World, capture: &Capture, row: &Row, family: Family) -> R
         exit: curl.exit,
         curl_said: curl.said,
         identity,
+        security: line["security"].as_str().unwrap_or_default().to_owned(),
         witness,
         wire,
         flow: flow.cloned(),

@@ -11,20 +11,21 @@ use crate::packet::Flow;
 pub fn heading() -> String {
     format!(
         "  {:<7} {:<26} {:<22} {:<46} {:>4} {:>4}  {:<13} {}",
-        "from", "to", "expected", "client, as seen by", "HTTP", "exit", "on the wire", ""
+        "from", "to", "expected", "client's identity, says", "HTTP", "exit", "on the wire", ""
     )
 }
 
 /// One line of a matrix, and whether it agrees.
 pub fn line(row: &Row, attempt: &Attempt) -> (String, bool) {
     let to = match row.pod {
-        Some(pod) => format!("{}  ({pod})", row.to.namespace()),
-        None => format!("{}  (service)", row.to.namespace()),
+        Some(pod) => format!("{:<8} {pod}", row.to.namespace()),
+        None => format!("{:<8} (service)", row.to.namespace()),
     };
     let who = match &attempt.identity {
         Some(identity) => identity.clone(),
         None if attempt.witness == "nobody" => "plaintext, no daemon".into(),
-        None => format!("plaintext, {}", attempt.witness),
+        None if attempt.security == "none" => format!("none, {}", attempt.witness),
+        None => format!("{}, {}", attempt.security, attempt.witness),
     };
     let differs = row.expected.differs(attempt);
     let text = format!(

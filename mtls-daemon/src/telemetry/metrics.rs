@@ -72,6 +72,8 @@ pub struct Metrics {
     pub access_log_dropped: Counter,
     registry: Registry,
     hooks: Mutex<Vec<Arc<Hook>>>,
+    /// One scrape at a time: hooks replace whole families of values.
+    scrape: Mutex<()>,
 }
 
 impl Metrics {
@@ -106,6 +108,7 @@ impl Metrics {
             handshake: add.register("mtls_handshake_seconds", "mTLS handshake time", histogram),
             tcp,
             hooks: Mutex::default(),
+            scrape: Mutex::default(),
             registry,
         };
         metrics.start_at_zero();
@@ -209,12 +212,14 @@ impl Metrics {
     }
 
     /// Runs `hook` before every scrape: for values that live elsewhere, as the kernel's counters do.
+    /// It may block, and must not call [`Metrics::encode`].
     pub fn on_scrape(&self, hook: Box<dyn Fn(&Metrics) + Send + Sync>) {
         self.hooks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::from(hook));
     }
 
-    /// OpenMetrics text of everything, see [`CONTENT_TYPE`].
+    /// OpenMetrics text of everything, see [`CONTENT_TYPE`]. Blocking, as the hooks are.
     pub fn encode(&self) -> String {
+        let _alone = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         // Cloned, so that a hook may add another without a deadlock.
         let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for hook in hooks {

@@ -32,9 +32,8 @@ impl Telemetry {
         Ok(Self { metrics, access })
     }
 
-    /// Counts a connection whose peer and policy are settled.
+    /// Counts a connection whose peer and policy are settled: its labels are those of this moment.
     pub fn opened(&self, flow: &mut FlowRecord) {
-        flow.opened = true;
         self.metrics.opened(flow);
     }
 

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use status::{ConfigStatus, ConnectionsStatus, KernelStatus, timestamp};
+use status::{ConfigStatus, ConnectionsStatus, KernelStatus, SvidStatus, timestamp};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -27,7 +27,15 @@ fn status() -> Status {
             warnings: Vec::new(),
         },
         workloads: Vec::new(),
-        svids: Vec::new(),
+        svids: vec![SvidStatus {
+            identity: "spiffe://cluster.local/ns/full/sa/server".into(),
+            source: "embedded".into(),
+            serial: Some("01ab".into()),
+            not_before: None,
+            not_after: Some(timestamp(SystemTime::UNIX_EPOCH + LONG)),
+            next_renewal: Some(timestamp(SystemTime::UNIX_EPOCH + LONG / 2)),
+            last_error: None,
+        }],
         kernel: KernelStatus {
             programs: BTreeMap::new(),
             decisions: BTreeMap::from([("redirected".into(), 7)]),
@@ -237,4 +245,13 @@ async fn an_answer_that_panics_is_an_error_and_the_daemon_lives() {
     let daemon = Daemon::serving_with(|_| {}, || panic!("a bug")).await;
     assert_eq!(daemon.get_by_socket("/status").await.0, 500);
     assert_eq!(daemon.get("/healthz/live").await.0, 200);
+}
+
+#[test]
+fn the_status_of_a_daemon_that_tells_no_renewals_is_read() {
+    let mut json = serde_json::to_value(status()).expect("JSON");
+    let svid = json["svids"][0].as_object_mut().expect("an SVID");
+    assert_eq!(svid.remove("next_renewal"), Some("1970-01-01T00:00:15Z".into()));
+    let read: Status = serde_json::from_value(json).expect("a status");
+    assert_eq!(read.svids[0].next_renewal, None);
 }

@@ -16,3 +16,5 @@ pub use svid::Svid;
 
 #[cfg(test)]
 mod rotation_tests;
+#[cfg(test)]
+mod secrecy_tests;

@@ -32,7 +32,7 @@ async fn an_intermediate_that_may_not_sign_is_refused() {
     ];
     let root = TestCa::new();
     for (spoil, why) in spoilt {
-        let error = shown(&root, &root.intermediate(spoil), &[]).await.err().expect(why);
+        let error = shown(&root, &root.intermediate(spoil), &[]).await.expect_err(why);
         assert!(refused(&error).contains(why), "{why}: {error}");
         assert!(refused(&error).contains(SERVER), "{error}");
     }

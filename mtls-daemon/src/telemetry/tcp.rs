@@ -13,10 +13,10 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use super::flag::Flag;
 use super::{Direction, FlowRecord, Security};
 use crate::identity::SpiffeId;
 use crate::mesh::{Service, Workload};
-use crate::proxy::failure::Failure;
 
 /// Label sets beyond this many are counted together, as unknown to unknown. Labels are names of the
 /// mesh's own objects and authenticated identities, never addresses; what is left to bound is a mesh
@@ -158,66 +158,6 @@ fn security_policy(flow: &FlowRecord) -> &'static str {
     }
 }
 
-/// Envoy's response flags, as dashboards made for Istio know them: how a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flag {
-    Orderly,
-    NoRoute,
-    NoHealthyUpstream,
-    DownstreamProtocolError,
-    UpstreamFailure,
-    DownstreamConnectionEnd,
-    UpstreamConnectionEnd,
-    /// Ended by this daemon itself.
-    LocalReset,
-}
-
-impl Flag {
-    const ALL: [Self; 8] = [
-        Self::Orderly,
-        Self::NoRoute,
-        Self::NoHealthyUpstream,
-        Self::DownstreamProtocolError,
-        Self::UpstreamFailure,
-        Self::DownstreamConnectionEnd,
-        Self::UpstreamConnectionEnd,
-        Self::LocalReset,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Orderly => "-",
-            Self::NoRoute => "NR",
-            Self::NoHealthyUpstream => "UH",
-            Self::DownstreamProtocolError => "DPE",
-            Self::UpstreamFailure => "UF",
-            Self::DownstreamConnectionEnd => "DC",
-            Self::UpstreamConnectionEnd => "UC",
-            Self::LocalReset => "LR",
-        }
-    }
-
-    fn of(failure: Option<&Failure>) -> Self {
-        let Some(failure) = failure else { return Self::Orderly };
-        match failure {
-            Failure::PlaintextRefused { .. }
-            | Failure::ForeignTlsOnHttpPort
-            | Failure::NoSuchServicePort(..)
-            | Failure::NoOriginalDestination
-            | Failure::LoopRefused => Self::NoRoute,
-            Failure::NoEndpoint(_) => Self::NoHealthyUpstream,
-            Failure::ClientHandshake(_) | Failure::DetectTimeout => Self::DownstreamProtocolError,
-            Failure::UpstreamHandshake { .. }
-            | Failure::UpstreamConnect { .. }
-            | Failure::NoIdentity(_)
-            | Failure::SourceBind(_) => Self::UpstreamFailure,
-            Failure::ClientReset(_) => Self::DownstreamConnectionEnd,
-            Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::Drained | Failure::Internal(_) => Self::LocalReset,
-        }
-    }
-}
-
 /// The counters of one label set. Held by each of its connections, so that their end needs no lookup.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -346,94 +286,5 @@ impl Collector for TcpCollector {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::telemetry::testing::{failures, flow, service};
-
-    #[test]
-    fn label_sets_are_bounded_and_the_rest_is_counted_together() {
-        let metrics = TcpMetrics { max: 2, ..TcpMetrics::default() };
-        for host in ["a.test", "b.test", "c.test", "d.test"] {
-            let mut flow = flow(Direction::Outbound);
-            flow.service = Some(service("team", "any", host));
-            metrics.counters(&flow).opened();
-        }
-        let sets = metrics.read();
-        assert_eq!(sets.len(), 3, "two of their own and one for all others");
-        let overflow = sets
-            .iter()
-            .find(|(labels, _)| labels.destination_service == Name::Static(UNKNOWN))
-            .expect("the common label set");
-        assert_eq!(overflow.1.opened.load(Relaxed), 2);
-        assert_eq!(overflow.0.reporter, "source");
-    }
-
-    #[test]
-    fn a_label_set_that_was_there_first_is_found_when_there_are_too_many() {
-        let metrics = TcpMetrics { max: 1, ..TcpMetrics::default() };
-        let flow = flow(Direction::Outbound);
-        let first = metrics.counters(&flow);
-        assert!(Arc::ptr_eq(&first, &metrics.counters(&flow)));
-    }
-
-    #[test]
-    fn every_failure_has_a_response_flag() {
-        let flags = [
-            ("plaintext_refused", "NR"),
-            ("tls_on_http_port", "NR"),
-            ("no_such_service_port", "NR"),
-            ("no_original_destination", "NR"),
-            ("loop_refused", "NR"),
-            ("no_endpoint", "UH"),
-            ("peer_identity_refused", "DPE"),
-            ("tls_handshake_failed", "DPE"),
-            ("detect_timeout", "DPE"),
-            ("upstream_identity_refused", "UF"),
-            ("upstream_tls_failed", "UF"),
-            ("upstream_connect_failed", "UF"),
-            ("no_identity", "UF"),
-            ("source_bind_failed", "UF"),
-            ("client_reset", "DC"),
-            ("upstream_reset", "UC"),
-            ("truncated", "UC"),
-            ("drained", "LR"),
-            ("internal", "LR"),
-        ];
-        for (failure, code, _) in failures() {
-            let expected = flags.iter().find(|(known, _)| *known == code);
-            let (_, expected) = expected.unwrap_or_else(|| panic!("no flag for {code}"));
-            assert_eq!(Flag::of(Some(&failure)).as_str(), *expected, "{code}");
-        }
-        assert_eq!(Flag::of(None).as_str(), "-");
-    }
-
-    #[test]
-    fn every_flag_has_its_own_place() {
-        for (place, flag) in Flag::ALL.into_iter().enumerate() {
-            assert_eq!(flag as usize, place, "{flag:?}");
-        }
-    }
-
-    #[test]
-    fn a_slow_scrape_holds_no_lock() {
-        let metrics = Arc::new(TcpMetrics::default());
-        metrics.counters(&flow(Direction::Outbound)).opened();
-        // What a scrape works on does not keep a new label set from being counted.
-        let scraped = metrics.list();
-        assert!(metrics.sets.try_write().is_ok());
-        metrics.counters(&flow(Direction::Inbound)).opened();
-        assert_eq!((scraped.len(), metrics.list().len()), (1, 2));
-    }
-
-    #[test]
-    fn a_cluster_service_has_a_short_name_and_a_service_entry_its_host() {
-        let cases = [
-            ("team", "web", "web.team.svc.cluster.local", "web"),
-            ("team", "web", "web.example.com", "web.example.com"),
-            ("team", "web", "web.teammates.example.com", "web.teammates.example.com"),
-        ];
-        for (namespace, name, host, expected) in cases {
-            assert_eq!(&**short_name(&service(namespace, name, host)), expected, "{host}");
-        }
-    }
-}
+#[path = "tcp_tests.rs"]
+mod tests;

@@ -392,6 +392,7 @@ fn svid_status(svid: crate::identity::SvidStatus) -> admin::status::SvidStatus {
         serial: svid.serial,
         not_before: timestamp(svid.not_before),
         not_after: timestamp(svid.not_after),
+        next_renewal: timestamp(svid.next_renewal),
         last_error: svid.last_error,
     }
 }

@@ -10,6 +10,8 @@ pub enum Code {
     FileRead,
     /// A file is larger than the limit.
     FileSize,
+    /// A file holds no object.
+    FileEmpty,
     YamlSyntax,
     /// Nesting, aliases or the number of nodes exceed the limits.
     YamlLimit,
@@ -39,6 +41,7 @@ impl Code {
         match self {
             Self::FileRead => "E_FILE_READ",
             Self::FileSize => "E_FILE_SIZE",
+            Self::FileEmpty => "E_FILE_EMPTY",
             Self::YamlSyntax => "E_YAML_SYNTAX",
             Self::YamlLimit => "E_YAML_LIMIT",
             Self::ObjectKind => "E_OBJECT_KIND",

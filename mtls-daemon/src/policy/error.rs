@@ -22,6 +22,8 @@ pub enum Code {
     FieldType,
     FieldValue,
     FieldMissing,
+    /// Misspelt, or in a place where it has no meaning.
+    FieldUnknown,
     /// Valid for Istio, refused here so that it is not silently left out.
     Unsupported,
     /// An address, port or network namespace is claimed twice.
@@ -49,6 +51,7 @@ impl Code {
             Self::FieldType => "E_FIELD_TYPE",
             Self::FieldValue => "E_FIELD_VALUE",
             Self::FieldMissing => "E_FIELD_MISSING",
+            Self::FieldUnknown => "E_FIELD_UNKNOWN",
             Self::Unsupported => "E_UNSUPPORTED",
             Self::Conflict => "E_CONFLICT",
             Self::Reference => "E_REFERENCE",

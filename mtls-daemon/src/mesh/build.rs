@@ -85,7 +85,7 @@ fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
         for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.ready) {
             let count = if endpoint.address.is_ipv4() { &mut v4 } else { &mut v6 };
             let address = SocketAddr::new(endpoint.address, target_port(endpoint, port));
-            answers.headless.entry(address).or_insert(HeadlessPort {
+            answers.headless.entry(address).or_default().push(HeadlessPort {
                 service: index,
                 port: port.number,
                 position: *count,
@@ -115,9 +115,17 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
                 Some(_) => {}
             }
         }
-        if let Some(known) = direct.get_mut(&endpoint.address) {
-            let http = service.ports.iter().filter(|port| declares_http(port));
-            known.http_ports.extend(http.map(|port| target_port(endpoint, port)));
+        // The application has one port on all of the workload's addresses, also where the service
+        // lists only some of them.
+        let addresses = match &endpoint.workload {
+            Some(workload) => workload.addresses.as_slice(),
+            None => std::slice::from_ref(&endpoint.address),
+        };
+        for address in addresses {
+            if let Some(known) = direct.get_mut(address) {
+                let http = service.ports.iter().filter(|port| declares_http(port));
+                known.http_ports.extend(http.map(|port| target_port(endpoint, port)));
+            }
         }
     }
 }

@@ -125,11 +125,8 @@ impl Policy<'_> {
             plan
         };
         let mut for_namespace = |client: &str| -> ClientPlans {
-            let found = service
-                .hosts
-                .iter()
-                .find_map(|host| self.rules.find(client, &service.namespace, host))
-                .unwrap_or_default();
+            let found =
+                self.rules.find(client, &service.namespace, &service.hosts).unwrap_or_default();
             ClientPlans {
                 selected: found
                     .selected

@@ -95,6 +95,20 @@ impl Members {
         for object in objects {
             let origin = &object.meta.origin;
             let Some(chosen) = choose(object, entries, errors) else { continue };
+            let namesake = entries.iter().enumerate().find(|(index, entry)| {
+                entry.meta.namespace == object.meta.namespace
+                    && entry.meta.name == object.meta.name
+                    && !chosen.contains(index)
+            });
+            if let Some((_, entry)) = namesake {
+                let reason = format!(
+                    "two workloads would be called {}/{}: {} is not among workloadEntries",
+                    object.meta.namespace,
+                    object.meta.name,
+                    entry.meta.origin.place()
+                );
+                errors.push(origin.error("metadata.name", Code::Conflict, reason));
+            }
             if here(object) {
                 if let Some(other) = namespaces.insert(object.network_namespace.clone(), origin) {
                     let path = object.network_namespace.display();

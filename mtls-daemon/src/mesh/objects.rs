@@ -32,7 +32,18 @@ impl Objects {
     /// Reads every document of one file. `file` is what messages call it.
     pub fn add_file(&mut self, file: &str, text: &[u8], limits: &Limits) {
         let mut report = Report::new(file);
-        for node in parse::documents(text, limits, &mut report).unwrap_or_default() {
+        let documents = parse::documents(text, limits, &mut report);
+        // Whoever writes a file in place truncates it first: taken as it is, that would be a
+        // configuration without its policy.
+        if documents.as_ref().is_some_and(Vec::is_empty) {
+            report.error(
+                0,
+                "",
+                Code::FileEmpty,
+                "empty: still being written? (else remove the file)",
+            );
+        }
+        for node in documents.unwrap_or_default() {
             self.add_document(&node, &mut report);
         }
         self.errors.append(&mut report.errors);

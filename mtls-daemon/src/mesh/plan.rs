@@ -23,6 +23,9 @@ pub enum OutboundPlan {
     NoEndpoint { service: Arc<Service> },
     /// The address is a service's, the port is not one of its ports.
     NoSuchPort { service: Arc<Service> },
+    /// The address is a service's that is not exported to the client's namespace. Nobody else
+    /// answers there, and nothing is sent there in the clear.
+    NotExported { service: Arc<Service> },
 }
 
 /// The client side of one connection, DestinationRule over auto mTLS.

@@ -31,11 +31,7 @@ pub struct ServiceEntry {
 impl ServiceEntry {
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
-        let Some(spec) = &document.spec else {
-            report.error(meta.origin.line, "spec", Code::FieldMissing, "is required");
-            return None;
-        };
-        let mut fields = spec.fields(report)?;
+        let mut fields = document.spec(report)?;
         let hosts =
             fields.need(report, "hosts").map(|f| read_hosts(&f, report)).unwrap_or_default();
         let addresses = fields
@@ -91,6 +87,8 @@ fn read_hosts(field: &Field<'_>, report: &mut Report) -> Vec<Arc<str>> {
                 "is a short name: only a DestinationRule with a wildcard can match it; give the full name",
             );
         }
+        // DNS names have no case.
+        let text = text.to_ascii_lowercase();
         if hosts.iter().any(|known| **known == *text) {
             item.error(report, Code::FieldValue, format!("{text} is there twice"));
             continue;

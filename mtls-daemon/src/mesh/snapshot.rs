@@ -45,7 +45,9 @@ pub(super) struct Answers {
     pub virtual_addresses: HashMap<IpAddr, Vec<usize>>,
     /// Workloads' and endpoints' own addresses.
     pub direct: HashMap<IpAddr, Direct>,
-    pub headless: HashMap<SocketAddr, HeadlessPort>,
+    /// Several services may stand at one endpoint's port, in the order of `services`: which of
+    /// them a client sees is the client's matter.
+    pub headless: HashMap<SocketAddr, Vec<HeadlessPort>>,
     pub node_workloads: Vec<Arc<NodeWorkload>>,
 }
 
@@ -135,6 +137,10 @@ impl Snapshot {
             if let Some(service) = first {
                 return OutboundPlan::NoSuchPort { service };
             }
+            if let Some(index) = services.first() {
+                let service = self.answers.services[*index].service.clone();
+                return OutboundPlan::NotExported { service };
+            }
         }
         let address = SocketAddr::new(address, destination.port());
         if let Some((target, service)) = self.headless(client, address) {
@@ -147,17 +153,20 @@ impl Snapshot {
         OutboundPlan::Connect { address, tls, service: None, workload }
     }
 
-    /// The endpoint of a headless service at `address`, as `client`'s rules see it.
+    /// The endpoint of a headless service at `address`, as `client`'s rules see it: of several
+    /// services the first that is exported to the client, by namespace and name.
     pub(super) fn headless(
         &self,
         client: &Workload,
         address: SocketAddr,
     ) -> Option<(&Target, &Arc<Service>)> {
-        let found = self.answers.headless.get(&address)?;
-        let compiled = &self.answers.services[found.service];
-        if !compiled.visible_from(&client.namespace) {
-            return None;
-        }
+        let (found, compiled) = self
+            .answers
+            .headless
+            .get(&address)?
+            .iter()
+            .map(|found| (found, &self.answers.services[found.service]))
+            .find(|(_, compiled)| compiled.visible_from(&client.namespace))?;
         let port = compiled.plan(client).port(found.port)?;
         let target = port.targets(address.ip()).get(found.position)?;
         Some((target, &compiled.service))

@@ -97,6 +97,7 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
     match snapshot.outbound(client, destination, &mut |n| choice.min(n - 1)) {
         OutboundPlan::NoEndpoint { .. } => "no-endpoint".into(),
         OutboundPlan::NoSuchPort { .. } => "no-port".into(),
+        OutboundPlan::NotExported { .. } => "not-exported".into(),
         OutboundPlan::Connect { address, tls: ClientTls::Plaintext { .. }, .. } => {
             format!("plain {address}")
         }
@@ -414,6 +415,111 @@ fn conflicts_name_both_sides() {
 }
 
 #[test]
+fn a_virtual_address_that_is_not_exported_is_refused_and_not_passed_on() {
+    let own = MESH.replace("resolution: STATIC", "resolution: STATIC\n  exportTo: ['.']");
+    let outsider = r#"
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: client, namespace: other}
+spec: {address: 10.0.1.1, serviceAccount: client}
+"#;
+    let snapshot = build(&[&own, outsider]);
+    assert_eq!(answer_from(&snapshot, "10.0.1.1", "10.96.0.1:8000", 0), "not-exported");
+    assert_eq!(answer_from(&snapshot, "10.0.1.1", "10.96.0.1:81", 0), "not-exported");
+    assert_eq!(answer(&snapshot, "10.96.0.1:8000", 1), "plain 10.0.0.3:80");
+}
+
+#[test]
+fn of_several_headless_services_the_first_that_the_client_sees_counts() {
+    let service = |namespace: &str, export: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: db, namespace: {namespace}}}\n\
+             spec: {{hosts: [db.{namespace}.test], location: MESH_INTERNAL, exportTo: [{export}], \
+             ports: [{{number: 5432, name: tcp}}], endpoints: [{{address: 10.0.0.3}}]}}\n"
+        )
+    };
+    let forced = rule("other", "db.other.test", "trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}");
+    let hidden = service("a", "'.'");
+    let seen = service("other", "'*'");
+    let snapshot = build(&[MESH, &hidden, &seen, &forced]);
+    let found = answer(&snapshot, "10.0.0.3:5432", 0);
+    assert_eq!(found, format!("mtls 10.0.0.3:5432 {SERVER}"));
+    // Seen as well, the first by namespace and name counts, which has no rule.
+    let snapshot = build(&[MESH, &service("a", "'*'"), &seen, &forced]);
+    assert_eq!(answer(&snapshot, "10.0.0.3:5432", 0), "plain 10.0.0.3:5432");
+}
+
+#[test]
+fn a_port_declared_http_on_one_address_is_http_on_all_of_the_workloads() {
+    let second = r#"
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: server-v6, namespace: full}
+spec: {address: "fd00::2", serviceAccount: server, labels: {security.istio.io/tlsMode: istio}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: v6, namespace: full}
+spec:
+  hosts: [v6.full.svc.cluster.local]
+  location: MESH_INTERNAL
+  ports: [{number: 7000, name: http}]
+  endpoints: [{address: "fd00::2"}]
+---
+apiVersion: mtls-ebpf.dev/v1alpha1
+kind: NodeWorkload
+metadata: {name: server, namespace: full}
+spec: {networkNamespace: /var/run/netns/server, workloadEntries: [server, server-v6]}
+"#;
+    let disable = authn("full", "{mtls: {mode: DISABLE}}");
+    let snapshot = build(&[MESH, second, &disable]);
+    for address in ["10.0.0.2", "fd00::2"] {
+        let server = snapshot.workload_at(address.parse().unwrap()).unwrap();
+        assert!(snapshot.inbound(server, 7000).declared_http, "{address}");
+        assert_eq!(snapshot.inbound_table(server).exceptions, [80, 7000], "{address}");
+    }
+    // /var/run is /run: two claims on one namespace are seen as such.
+    let again = "apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\n\
+                 metadata: {name: z, namespace: full}\n\
+                 spec: {networkNamespace: /run/netns/server, workloadEntries: [plain]}\n";
+    let errors = refused(&[MESH, second, again]);
+    assert!(
+        errors[0].contains("/run/netns/server is also of NodeWorkload full/server"),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn two_workloads_never_share_a_name() {
+    let renamed = MESH.replace(
+        "metadata: {name: client, namespace: full}\nspec: {node: a",
+        "metadata: {name: plain, namespace: full}\nspec: {node: a",
+    );
+    let errors = refused(&[&renamed]);
+    assert!(
+        errors[0].contains("NodeWorkload full/plain: metadata.name: two workloads"),
+        "{errors:?}"
+    );
+    assert!(errors[0].contains("[E_CONFLICT]"), "{errors:?}");
+}
+
+#[test]
+fn rule_2_1_3_any_name_of_a_service_may_carry_its_rule_and_names_have_no_case() {
+    let named = MESH.replace(
+        "hosts: [server.full.svc.cluster.local]",
+        "hosts: [alias.example, Server.Full.svc.cluster.local]",
+    );
+    let wide = rule("full", "'*.example'", "trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}");
+    let exact = rule("full", "server", "trafficPolicy: {tls: {mode: DISABLE}}")
+        .replace("name: rule", "name: exact");
+    let snapshot = build(&[&named, &wide, &exact]);
+    assert_eq!(answer(&snapshot, "10.96.0.1:8000", 0), "plain 10.0.0.2:80");
+    let twice = named.replace("alias.example", "SERVER.full.svc.cluster.local");
+    assert!(refused(&[&twice])[0].contains("is there twice"));
+}
+
+#[test]
 fn wrong_objects_are_refused_with_line_field_and_code() {
     for (from, to, expected) in [
         ("10.96.0.1,", "10.96.0.0/24,", "spec.addresses[0]: \"10.96.0.0/24\" is a range"),
@@ -424,6 +530,20 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
         ),
         ("networkNamespace: client", "cgroup: /x.slice", "spec.cgroup: a cgroup is not supported"),
         ("networkNamespace: client", "networkNamespace: ../x", "is neither an absolute path"),
+        (
+            "networkNamespace: client",
+            "networkNameSpace: client",
+            "spec.networkNamespace: is required",
+        ),
+        ("node: a", "Node: a", "spec.Node: is not known here: did you mean node?"),
+        ("node: a", "node: ", "spec.node: is empty"),
+        ("address: 10.0.0.3", "address: 127.0.0.3", "127.0.0.3 is a loopback address"),
+        ("address: 10.0.0.3", "address: '::ffff:127.0.0.3'", "is a loopback address"),
+        ("address: 10.0.0.3", "address: 169.254.0.3", "is a link-local address"),
+        ("address: 10.0.0.3", "address: 'fe80::3'", "is a link-local address"),
+        ("address: 10.0.0.3", "address: 224.0.0.3", "is a multicast address"),
+        ("address: 10.0.0.3", "address: '::'", "is the unspecified address"),
+        ("10.96.0.1,", "255.255.255.255,", "spec.addresses[0]: 255.255.255.255 is the broadcast"),
         ("number: 8000", "number: 0", "spec.ports[0].number: 0 is not a port"),
         ("resolution: STATIC", "resolution: DNS", "spec.resolution: DNS is not supported"),
         (

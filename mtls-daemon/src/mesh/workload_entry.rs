@@ -87,11 +87,10 @@ pub fn speaks_mtls(labels: &BTreeMap<String, String>) -> bool {
 impl WorkloadEntry {
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
-        let Some(spec) = &document.spec else {
-            report.error(meta.origin.line, "spec", Code::FieldMissing, "is required");
-            return None;
-        };
-        let mut spec = EndpointSpec::read(spec, report)?;
+        let mut fields = document.spec(report)?;
+        let spec = EndpointSpec::read_fields(&mut fields, report);
+        fields.finish(report);
+        let mut spec = spec?;
         // Istio merges the object's labels below the spec's.
         let mut labels = meta.labels.clone();
         labels.append(&mut spec.labels);
@@ -127,11 +126,7 @@ pub struct NodeWorkloadEntry {
 impl NodeWorkloadEntry {
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
-        let Some(spec) = &document.spec else {
-            report.error(meta.origin.line, "spec", Code::FieldMissing, "is required");
-            return None;
-        };
-        let mut fields = spec.fields(report)?;
+        let mut fields = document.spec(report)?;
         let node = fields.take(report, "node").and_then(|f| f.text(report)).map(Arc::from);
         let cgroup = fields.take(report, "cgroup");
         let network_namespace = if let Some(cgroup) = &cgroup {
@@ -168,7 +163,13 @@ impl NodeWorkloadEntry {
 fn read_netns(field: &Field<'_>, report: &mut Report) -> Option<PathBuf> {
     let text = field.text(report)?;
     if text.starts_with('/') && !text.contains('\0') && !text.split('/').any(|part| part == "..") {
-        return Some(PathBuf::from(text));
+        // The same directory under its old name: one namespace has one path, so that two objects
+        // that claim it are seen to do so.
+        let path = PathBuf::from(text);
+        return Some(match path.strip_prefix("/var/run") {
+            Ok(rest) => PathBuf::from("/run").join(rest),
+            Err(_) => path,
+        });
     }
     if !text.contains(['/', '\0']) && text != "." && text != ".." {
         return Some(PathBuf::from(NETNS_DIRECTORY).join(text));

@@ -1,5 +1,6 @@
 //! `DestinationRule`: how a client speaks TLS to a service (POLICY 2). Only its TLS parts are
-//! used; the others are reported as ignored.
+//! used; the others are reported as not used, and unknown ones refused: misspelt, TLS settings would
+//! silently be missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,11 +58,7 @@ impl DestinationRule {
     /// Reads and validates (POLICY 2.1.5, 2.3).
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
-        let Some(spec) = &document.spec else {
-            report.error(meta.origin.line, "spec", Code::FieldMissing, "is required");
-            return None;
-        };
-        let mut fields = spec.fields(report)?;
+        let mut fields = document.spec(report)?;
         let host = fields.need(report, "host").and_then(|field| read_host(&field, &meta, report));
         let workload_selector = fields
             .take(report, "workloadSelector")
@@ -97,7 +94,8 @@ fn read_host(field: &Field<'_>, meta: &ObjectMeta, report: &mut Report) -> Optio
         field.error(report, Code::FieldValue, format!("{text:?} is no host name or wildcard"));
         return None;
     }
-    Some(host::resolve_short_name(text, &meta.namespace))
+    // DNS names have no case.
+    Some(host::resolve_short_name(&text.to_ascii_lowercase(), &meta.namespace))
 }
 
 fn read_workload_selector(
@@ -143,6 +141,16 @@ fn read_subsets(field: &Field<'_>, report: &mut Report) -> Vec<Subset> {
     subsets
 }
 
+/// What else Istio has in a traffic policy: it opens nothing.
+const NOT_TLS: [&str; 6] = [
+    "loadBalancer",
+    "connectionPool",
+    "outlierDetection",
+    "tunnel",
+    "proxyProtocol",
+    "retryBudget",
+];
+
 fn read_traffic(field: &Field<'_>, with_ports: bool, report: &mut Report) -> Option<TrafficPolicy> {
     let mut fields = field.fields(report)?;
     let tls = fields.take(report, "tls").and_then(|f| read_tls(&f, report)).map(Arc::new);
@@ -152,6 +160,7 @@ fn read_traffic(field: &Field<'_>, with_ports: bool, report: &mut Report) -> Opt
             let Some(mut entry) = item.fields(report) else { continue };
             let port = entry.need(report, "port").and_then(|f| read_port_selector(&f, report));
             let tls = entry.take(report, "tls").and_then(|f| read_tls(&f, report)).map(Arc::new);
+            entry.ignore(report, &NOT_TLS);
             entry.finish(report);
             if let Some(port) = port
                 && ports.insert(port, tls).is_some()
@@ -160,6 +169,7 @@ fn read_traffic(field: &Field<'_>, with_ports: bool, report: &mut Report) -> Opt
             }
         }
     }
+    fields.ignore(report, &NOT_TLS);
     fields.finish(report);
     Some(TrafficPolicy { tls, ports })
 }
@@ -176,6 +186,9 @@ fn read_tls(field: &Field<'_>, report: &mut Report) -> Option<TlsSettings> {
     // Istio reads a missing mode as DISABLE: plaintext by omission is refused here.
     let mode_field = fields.take(report, "mode");
     let Some(mode_field) = mode_field else {
+        if fields.has("mode") {
+            return None;
+        }
         field.error(
             report,
             Code::FieldMissing,
@@ -214,6 +227,8 @@ fn read_tls(field: &Field<'_>, report: &mut Report) -> Option<TlsSettings> {
     if mode == TlsMode::IstioMutual {
         refuse_certificate_fields(&mut fields, report);
     }
+    fields.ignore(report, &CERTIFICATES);
+    fields.ignore(report, &["insecureSkipVerify"]);
     fields.finish(report);
     Some(settings)
 }
@@ -230,10 +245,11 @@ fn read_sni(field: &Field<'_>, report: &mut Report) -> Option<Arc<str>> {
     Some(text.into())
 }
 
+const CERTIFICATES: [&str; 5] =
+    ["clientCertificate", "privateKey", "caCertificates", "credentialName", "caCrl"];
+
 /// ISTIO_MUTUAL uses the mesh's certificates: naming others contradicts it (POLICY 2.3).
 fn refuse_certificate_fields(fields: &mut Fields<'_>, report: &mut Report) {
-    const CERTIFICATES: [&str; 5] =
-        ["clientCertificate", "privateKey", "caCertificates", "credentialName", "caCrl"];
     for name in CERTIFICATES {
         if let Some(field) = fields.take(report, name)
             && field.string(report).is_some_and(|text| !text.is_empty())

@@ -10,6 +10,8 @@ pub enum Code {
     FileRead,
     /// A file is larger than the limit.
     FileSize,
+    /// A file holds no object.
+    FileEmpty,
     YamlSyntax,
     /// Nesting, aliases or the number of nodes exceed the limits.
     YamlLimit,
@@ -20,6 +22,8 @@ pub enum Code {
     FieldType,
     FieldValue,
     FieldMissing,
+    /// Misspelt, or in a place where it has no meaning.
+    FieldUnknown,
     /// Valid for Istio, refused here so that it is not silently left out.
     Unsupported,
     /// An address, port or network namespace is claimed twice.
@@ -39,6 +43,7 @@ impl Code {
         match self {
             Self::FileRead => "E_FILE_READ",
             Self::FileSize => "E_FILE_SIZE",
+            Self::FileEmpty => "E_FILE_EMPTY",
             Self::YamlSyntax => "E_YAML_SYNTAX",
             Self::YamlLimit => "E_YAML_LIMIT",
             Self::ObjectKind => "E_OBJECT_KIND",
@@ -46,6 +51,7 @@ impl Code {
             Self::FieldType => "E_FIELD_TYPE",
             Self::FieldValue => "E_FIELD_VALUE",
             Self::FieldMissing => "E_FIELD_MISSING",
+            Self::FieldUnknown => "E_FIELD_UNKNOWN",
             Self::Unsupported => "E_UNSUPPORTED",
             Self::Conflict => "E_CONFLICT",
             Self::Reference => "E_REFERENCE",

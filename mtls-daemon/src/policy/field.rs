@@ -2,9 +2,10 @@
 //! and path, and what nobody asked for is reported as ignored.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::error::{Code, Report};
+use super::near::nearest;
 use super::yaml::{Entry, Node, Value};
 
 /// A value and its path from the document's root.
@@ -12,6 +13,9 @@ use super::yaml::{Entry, Node, Value};
 pub struct Field<'n> {
     pub path: String,
     pub node: &'n Node,
+    /// Here a slip would open what should be closed: what is unknown or empty below is an error,
+    /// not a warning.
+    pub strict: bool,
 }
 
 /// The fields of a mapping; remembers which were asked for.
@@ -19,13 +23,16 @@ pub struct Field<'n> {
 pub struct Fields<'n> {
     pub path: String,
     pub line: u32,
+    strict: bool,
     entries: &'n [Entry],
     seen: Vec<bool>,
+    /// Names that were asked for, to compare misspelt ones with.
+    known: Vec<&'static str>,
 }
 
 impl<'n> Field<'n> {
     pub fn root(node: &'n Node) -> Self {
-        Self { path: String::new(), node }
+        Self { path: String::new(), node, strict: false }
     }
 
     pub fn line(&self) -> u32 {
@@ -106,12 +113,9 @@ impl<'n> Field<'n> {
         match text.parse::<IpAddr>() {
             Ok(address) => {
                 let address = address.to_canonical();
-                if address.is_unspecified() || address.is_multicast() {
-                    self.error(
-                        report,
-                        Code::FieldValue,
-                        format!("{text} is no address that a connection can go to"),
-                    );
+                if let Some(what) = not_a_workloads(address) {
+                    let reason = format!("{text} is {what}, no address of one workload or service");
+                    self.error(report, Code::FieldValue, reason);
                     return None;
                 }
                 Some(address)
@@ -135,7 +139,11 @@ impl<'n> Field<'n> {
             Value::List(list) => list
                 .iter()
                 .enumerate()
-                .map(|(i, node)| Field { path: format!("{}[{i}]", self.path), node })
+                .map(|(i, node)| Field {
+                    path: format!("{}[{i}]", self.path),
+                    node,
+                    strict: self.strict,
+                })
                 .collect(),
             _ => {
                 self.wrong_type(report, "a list");
@@ -160,8 +168,10 @@ impl<'n> Field<'n> {
             Value::Map(entries) => Some(Fields {
                 path: self.path.clone(),
                 line: self.node.line,
+                strict: self.strict,
                 entries,
                 seen: vec![false; entries.len()],
+                known: Vec::new(),
             }),
             _ => {
                 self.wrong_type(report, "a mapping");
@@ -177,7 +187,7 @@ impl<'n> Field<'n> {
                 .iter()
                 .map(|entry| {
                     let path = format!("{}[{}]", self.path, entry.key);
-                    (entry.key.as_str(), Field { path, node: &entry.node })
+                    (entry.key.as_str(), Field { path, node: &entry.node, strict: self.strict })
                 })
                 .collect(),
             _ => {
@@ -227,38 +237,87 @@ impl<'n> Field<'n> {
     }
 }
 
+/// Addresses that mean something else on every host, or that no connection can go to.
+fn not_a_workloads(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if link_local {
+        Some("a link-local address")
+    } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("the broadcast address")
+    } else {
+        None
+    }
+}
+
 impl<'n> Fields<'n> {
+    /// What follows is read strictly: see [`Field::strict`].
+    pub fn strictly(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
     /// The field's value; a null is reported as empty and counts as absent.
-    pub fn take(&mut self, report: &mut Report, name: &str) -> Option<Field<'n>> {
+    pub fn take(&mut self, report: &mut Report, name: &'static str) -> Option<Field<'n>> {
+        self.known.push(name);
         let index = self.entries.iter().position(|entry| entry.key == name)?;
         self.seen[index] = true;
         let entry = &self.entries[index];
         let path = self.path_of(name);
         if entry.node.value == Value::Null {
-            report.warn(
-                entry.line,
-                &path,
-                Code::WarnEmpty,
-                "is empty and counts as absent: check the indentation below it",
-            );
+            if self.strict {
+                let reason = "is empty: check the indentation below it, or leave it out";
+                report.error(entry.line, &path, Code::FieldMissing, reason);
+            } else {
+                report.warn(
+                    entry.line,
+                    &path,
+                    Code::WarnEmpty,
+                    "is empty and counts as absent: check the indentation below it",
+                );
+            }
             return None;
         }
-        Some(Field { path, node: &entry.node })
+        Some(Field { path, node: &entry.node, strict: self.strict })
     }
 
     /// As [`Self::take`]; absence is an error.
-    pub fn need(&mut self, report: &mut Report, name: &str) -> Option<Field<'n>> {
+    pub fn need(&mut self, report: &mut Report, name: &'static str) -> Option<Field<'n>> {
         let found = self.take(report, name);
-        if found.is_none() {
+        let already_said = self.strict && self.has(name);
+        if found.is_none() && !already_said {
             report.error(self.line, &self.path_of(name), Code::FieldMissing, "is required");
         }
         found
     }
 
     /// Marks a field as known although nothing reads it.
-    pub fn skip(&mut self, name: &str) {
+    pub fn skip(&mut self, name: &'static str) {
+        self.known.push(name);
         for (seen, entry) in self.seen.iter_mut().zip(self.entries) {
             *seen |= entry.key == name;
+        }
+    }
+
+    /// Warns about fields that Istio knows and nothing here uses.
+    pub fn ignore(&mut self, report: &mut Report, names: &[&'static str]) {
+        for name in names {
+            self.known.push(name);
+            for (index, entry) in self.entries.iter().enumerate() {
+                if entry.key == *name && !self.seen[index] {
+                    self.seen[index] = true;
+                    let path = self.path_of(name);
+                    report.warn(entry.line, &path, Code::WarnIgnored, "is not used here");
+                }
+            }
         }
     }
 
@@ -270,14 +329,20 @@ impl<'n> Fields<'n> {
     /// Reports every field that nobody asked for.
     pub fn finish(self, report: &mut Report) {
         for (seen, entry) in self.seen.iter().zip(self.entries) {
-            if !seen {
-                let path = self.path_of(&entry.key);
-                report.warn(
-                    entry.line,
-                    &path,
-                    Code::WarnIgnored,
-                    "is not known here and is ignored",
-                );
+            if *seen {
+                continue;
+            }
+            let path = self.path_of(&entry.key);
+            let free = self.known.iter().copied().filter(|name| !self.has(name));
+            let hint = nearest(&entry.key, free)
+                .map(|name| format!(": did you mean {name}?"))
+                .unwrap_or_default();
+            if self.strict {
+                let reason = format!("is not known here{hint}");
+                report.error(entry.line, &path, Code::FieldUnknown, reason);
+            } else {
+                let reason = format!("is not known here and is ignored{hint}");
+                report.warn(entry.line, &path, Code::WarnIgnored, reason);
             }
         }
     }

@@ -75,51 +75,74 @@ impl DestinationRules {
         names
     }
 
-    /// The rules for clients of `client` that call `host`, a service of namespace `service`.
-    /// Looked up in the client's namespace, the service's, the root namespace: the first with a
-    /// match wins whole (POLICY 2.1.2).
-    pub fn find(&self, client: &str, service: &str, host: &str) -> Option<Candidates> {
+    /// The rules for clients of `client` that call a service of namespace `service` with these
+    /// names. Looked up in the client's namespace, the service's, the root namespace: the first
+    /// with a match for any of the names wins whole (POLICY 2.1.2).
+    pub fn find<H: AsRef<str>>(
+        &self,
+        client: &str,
+        service: &str,
+        hosts: &[H],
+    ) -> Option<Candidates> {
         let root = &*self.root_namespace;
         let own = if client == root {
             // Clients of the root namespace: its private rules first, then the ordinary order.
-            self.in_namespace(client, host, |rule| rule.export_to == ExportTo::Own)
+            self.in_namespace(client, hosts, |rule| rule.export_to == ExportTo::Own)
         } else {
-            self.in_namespace(client, host, |_| true)
+            self.in_namespace(client, hosts, |_| true)
         };
-        let exported = |namespace: &str| self.exported(namespace, client, host);
+        let exported = |namespace: &str| self.exported(namespace, client, hosts);
         own.or_else(|| exported(service)).or_else(|| exported(root))
     }
 
-    fn in_namespace(
+    fn in_namespace<H: AsRef<str>>(
         &self,
         namespace: &str,
-        host: &str,
+        hosts: &[H],
         eligible: impl Fn(&DestinationRule) -> bool,
     ) -> Option<Candidates> {
-        let hosts = self.by_namespace.get(namespace)?;
-        let best = host::most_specific(
-            host,
-            hosts.iter().filter(|(_, rules)| rules.iter().any(|r| eligible(r))).map(|(h, _)| &**h),
-        )?;
-        let rules: Vec<_> = hosts[best].iter().filter(|rule| eligible(rule)).collect();
+        let by_host = self.by_namespace.get(namespace)?;
+        let best = best_match(hosts, by_host, &eligible)?;
+        let rules: Vec<_> = by_host[best].iter().filter(|rule| eligible(rule)).collect();
         Some(candidates(&rules))
     }
 
     /// Among rules exported beyond their namespace, the best host is chosen first and visibility
     /// checked after: what the client cannot see ends the search in this namespace (POLICY 2.1.4).
-    fn exported(&self, namespace: &str, client: &str, host: &str) -> Option<Candidates> {
-        let hosts = self.by_namespace.get(namespace)?;
+    fn exported<H: AsRef<str>>(
+        &self,
+        namespace: &str,
+        client: &str,
+        hosts: &[H],
+    ) -> Option<Candidates> {
+        let by_host = self.by_namespace.get(namespace)?;
         let public = |rule: &DestinationRule| rule.export_to != ExportTo::Own;
-        let best = host::most_specific(
-            host,
-            hosts.iter().filter(|(_, rules)| rules.iter().any(|r| public(r))).map(|(h, _)| &**h),
-        )?;
-        let rules: Vec<_> = hosts[best]
+        let best = best_match(hosts, by_host, &public)?;
+        let rules: Vec<_> = by_host[best]
             .iter()
             .filter(|rule| public(rule) && rule.export_to.visible_from(namespace, client))
             .collect();
         if rules.is_empty() { None } else { Some(candidates(&rules)) }
     }
+}
+
+/// The rules' host that fits any of a service's names best; of two that fit equally well the one
+/// of the name that is listed first.
+fn best_match<'r, H: AsRef<str>>(
+    hosts: &[H],
+    by_host: &'r Hosts,
+    eligible: &impl Fn(&DestinationRule) -> bool,
+) -> Option<&'r str> {
+    let eligible =
+        || by_host.iter().filter(|(_, rules)| rules.iter().any(|r| eligible(r))).map(|(h, _)| &**h);
+    hosts
+        .iter()
+        .filter_map(|host| {
+            let best = host::most_specific(host.as_ref(), eligible())?;
+            Some((best == host.as_ref(), best.len(), best))
+        })
+        .reduce(|best, next| if (next.0, next.1) > (best.0, best.1) { next } else { best })
+        .map(|(.., best)| best)
 }
 
 /// A selecting rule overrides; the others are merged: the oldest `trafficPolicy` wins whole,

@@ -34,9 +34,14 @@ pub struct Document<'n> {
     pub version: &'n str,
     pub kind: &'n str,
     pub meta: ObjectMeta,
-    /// None when absent or empty: an empty spec is valid for some kinds.
-    pub spec: Option<Field<'n>>,
+    spec: Option<Field<'n>>,
+    /// A spec that is written and empty was reported when it was read.
+    spec_reported: bool,
 }
+
+/// Kinds that close something: a misspelt field would leave it open, so it refuses the object.
+/// Elsewhere objects of newer versions stay readable.
+const STRICT: [&str; 3] = ["PeerAuthentication", "NodeWorkload", "DestinationRule"];
 
 impl<'n> Document<'n> {
     /// Reads the envelope. Sets `report.object` for the findings that follow.
@@ -47,14 +52,37 @@ impl<'n> Document<'n> {
         let kind = fields.need(report, "kind").and_then(|f| f.text(report));
         let (api, kind) = (api?, kind?);
         report.object = kind.into();
+        if kind.ends_with("List") && fields.has("items") {
+            report.error(
+                node.line,
+                "kind",
+                Code::ObjectKind,
+                "lists are not read: write each item as a document of its own, with a line --- \
+                 between two",
+            );
+            return None;
+        }
         let mut metadata = fields.need(report, "metadata")?.fields(report)?;
         let meta = read_metadata(&mut metadata, kind, node.line, report);
         metadata.finish(report);
+        let strict = STRICT.contains(&kind);
+        if strict {
+            fields = fields.strictly();
+        }
         let spec = fields.take(report, "spec");
+        let spec_reported = strict && fields.has("spec");
         fields.skip("status");
         fields.finish(report);
         let (group, version) = api.split_once('/').unwrap_or(("", api));
-        Some(Self { group, version, kind, meta: meta?, spec })
+        Some(Self { group, version, kind, meta: meta?, spec, spec_reported })
+    }
+
+    /// The fields of the `spec`, which every kind needs, be it `{}`.
+    pub fn spec(&self, report: &mut Report) -> Option<Fields<'n>> {
+        if self.spec.is_none() && !self.spec_reported {
+            report.error(self.meta.origin.line, "spec", Code::FieldMissing, "is required");
+        }
+        self.spec.as_ref()?.fields(report)
     }
 }
 

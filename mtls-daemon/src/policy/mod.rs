@@ -10,6 +10,7 @@ pub mod host;
 pub mod lookup;
 pub mod metadata;
 pub mod mode;
+mod near;
 pub mod parse;
 pub mod peer_authentication;
 #[cfg(test)]

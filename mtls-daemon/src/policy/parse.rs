@@ -91,7 +91,14 @@ pub fn documents(text: &[u8], limits: &Limits, report: &mut Report) -> Option<Ve
                 | Error::AliasReplayCounterOverflow { .. } => Code::YamlLimit,
                 _ => Code::YamlSyntax,
             };
-            report.error(line, "", code, one_line(&error.to_string()));
+            let reason = match cause(error) {
+                Error::DuplicateMappingKey { key: Some(key), .. } => {
+                    format!("key {key:?} is there twice in one mapping")
+                }
+                Error::DuplicateMappingKey { .. } => "a key is there twice in one mapping".into(),
+                other => one_line(&other.to_string()),
+            };
+            report.error(line, "", code, reason);
             None
         }
     }

@@ -27,8 +27,7 @@ impl PeerAuthentication {
             mode: None,
             ports: BTreeMap::new(),
         };
-        let Some(spec) = &document.spec else { return Some(object) };
-        let mut fields = spec.fields(report)?;
+        let mut fields = document.spec(report)?;
         if let Some(selector) = fields.take(report, "selector") {
             object.selector = read_selector(&selector, report);
         }
@@ -47,11 +46,14 @@ impl PeerAuthentication {
                 ports.error(report, Code::FieldValue, "must name at least one port");
             }
             for (key, field) in entries {
-                match key.parse::<u16>() {
-                    Ok(port) if port > 0 => {
-                        object.ports.insert(port, read_mtls(&field, report));
-                    }
-                    _ => field.error(report, Code::FieldValue, "the key is not a port, 1-65535"),
+                // Only the usual writing: "080" and "+80" would be 80 once more.
+                let port = key.parse::<u16>().ok().filter(|p| *p > 0 && p.to_string() == key);
+                let Some(port) = port else {
+                    field.error(report, Code::FieldValue, "the key is not a port, 1-65535");
+                    continue;
+                };
+                if object.ports.insert(port, read_mtls(&field, report)).is_some() {
+                    field.error(report, Code::FieldValue, "the port is there twice");
                 }
             }
         }

@@ -193,7 +193,7 @@ metadata:
 spec:
   mtls:
     mode: STRICT
-    unknown: 1
+    moed: 1
   selector:
 ---
 apiVersion: security.istio.io/v1
@@ -209,19 +209,15 @@ spec:
     assert_eq!(
         text(&report.errors),
         [
-            "f.yaml:18: PeerAuthentication default/two: spec.mtls.mode: \"Nope\" is not one of UNSET, \
-          DISABLE, PERMISSIVE, STRICT [E_FIELD_VALUE]"
+            "f.yaml:10: PeerAuthentication default/one: spec.selector: is empty: check the \
+             indentation below it, or leave it out [E_FIELD_MISSING]",
+            "f.yaml:9: PeerAuthentication default/one: spec.mtls.moed: is not known here \
+             [E_FIELD_UNKNOWN]",
+            "f.yaml:18: PeerAuthentication default/two: spec.mtls.mode: \"Nope\" is not one of \
+             UNSET, DISABLE, PERMISSIVE, STRICT [E_FIELD_VALUE]"
         ]
     );
-    let warnings = text(&report.warnings);
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(
-        warnings[0]
-            .starts_with("f.yaml:10: PeerAuthentication default/one: spec.selector: is empty")
-    );
-    assert!(
-        warnings[1].starts_with("f.yaml:9: PeerAuthentication default/one: spec.mtls.unknown:")
-    );
+    assert_eq!(report.warnings, []);
 }
 
 #[test]
@@ -239,7 +235,7 @@ fn rule_2_1_6_rules_of_one_host_are_merged_and_2_2_levels_are_chosen() {
     );
     assert_eq!(report.errors, []);
     let all = DestinationRules::new("root", rules);
-    let found = all.find("foo", "foo", "h.foo.svc.cluster.local").unwrap();
+    let found = all.find("foo", "foo", &["h.foo.svc.cluster.local"]).unwrap();
     let rule = found.for_client(&BTreeMap::new()).unwrap();
     assert_eq!(&*rule.because, "DestinationRule foo/b");
     let mode = |port, subset| rule.tls(port, subset).map(|tls| tls.mode);
@@ -248,7 +244,7 @@ fn rule_2_1_6_rules_of_one_host_are_merged_and_2_2_levels_are_chosen() {
     assert_eq!(mode(82, None), None, "a port entry without tls sets nothing");
     assert_eq!(mode(80, Some("s")), Some(TlsMode::Disable));
     assert_eq!(mode(80, Some("t")), Some(TlsMode::IstioMutual));
-    assert!(all.find("bar", "bar", "h.foo.svc.cluster.local").is_none());
+    assert!(all.find("bar", "bar", &["h.foo.svc.cluster.local"]).is_none());
 }
 
 #[test]
@@ -261,13 +257,132 @@ fn rule_2_1_2_the_first_namespace_with_a_match_wins_whole() {
     );
     let all = DestinationRules::new("root", rules);
     let find = |client| {
-        let found = all.find(client, "server", "h.server.svc.cluster.local").unwrap();
+        let found = all.find(client, "server", &["h.server.svc.cluster.local"]).unwrap();
         found.otherwise.unwrap().because.to_string()
     };
     assert_eq!(find("client"), "DestinationRule client/a");
     assert_eq!(find("other"), "DestinationRule server/b");
     // 2.1.4: the best host is not visible, so the search goes to the next namespace.
     assert_eq!(find("third"), "DestinationRule root/d");
+}
+
+#[test]
+fn a_slip_of_the_pen_never_opens_what_should_be_closed() {
+    let a = |spec: &str| authn("x", "foo", "", spec);
+    let d = |spec: &str| rule("x", "foo", &format!("{{host: h, {spec}}}"));
+    let missing = |field| (field, Code::FieldMissing, "");
+    let unknown = |field, hint| (field, Code::FieldUnknown, hint);
+    for (yaml, (field, code, hint)) in [
+        (a("{mTLS: {mode: STRICT}}"), unknown("spec.mTLS", "did you mean mtls?")),
+        (a("{mtls: {modes: STRICT}}"), unknown("spec.mtls.modes", "did you mean mode?")),
+        (a("{mode: STRICT}"), unknown("spec.mode", "")),
+        (
+            a("{selector: {matchlabels: {a: b}}}"),
+            unknown("spec.selector.matchlabels", "mean match"),
+        ),
+        (a("{mtls: }"), missing("spec.mtls")),
+        (a("{mtls: {mode: }}"), missing("spec.mtls.mode")),
+        (a("{selector: , mtls: {mode: STRICT}}"), missing("spec.selector")),
+        (a(""), missing("spec")),
+        (a("{}").replace("spec:", "spce:"), unknown("spce", "did you mean spec?")),
+        (d("trafficPolcy: {}"), unknown("spec.trafficPolcy", "did you mean trafficPolicy?")),
+        (d("trafficPolicy: {tsl: {}}"), unknown("spec.trafficPolicy.tsl", "did you mean tls?")),
+        (d("trafficPolicy: {tls: }"), missing("spec.trafficPolicy.tls")),
+        (
+            d("trafficPolicy: {tls: {mode: ISTIO_MUTUAL, subjectAltName: [x]}}"),
+            unknown("spec.trafficPolicy.tls.subjectAltName", "did you mean subjectAltNames?"),
+        ),
+        (
+            d("trafficPolicy: {portLevelSettings: [{port: {number: 1}, TLS: {}}]}"),
+            unknown("spec.trafficPolicy.portLevelSettings[0].TLS", "did you mean tls?"),
+        ),
+        (
+            d("subsets: [{name: s, traficPolicy: {}}]"),
+            unknown("spec.subsets[0].traficPolicy", "did you mean trafficPolicy?"),
+        ),
+    ] {
+        let (_, _, report) = read(&yaml);
+        let first = &report.errors[0];
+        assert_eq!((first.field.as_str(), first.code), (field, code), "{yaml}");
+        assert!(first.reason.contains(hint), "{first}");
+    }
+}
+
+#[test]
+fn what_istio_knows_and_concerns_no_tls_is_a_warning() {
+    for (yaml, warnings) in [
+        (authn("x", "foo", "", "{}"), 0),
+        (authn("x", "foo", "", "{selector: {}}"), 1),
+        (authn("x", "foo", ", finalizer: a", "{}"), 1),
+        (
+            rule(
+                "x",
+                "foo",
+                "{host: h, trafficPolicy: {loadBalancer: {warmup: {}}, connectionPool: {}, \
+                 outlierDetection: , tunnel: {}, proxyProtocol: {}, retryBudget: {}}}",
+            ),
+            6,
+        ),
+        (
+            rule(
+                "x",
+                "foo",
+                "{host: h, trafficPolicy: {tls: {mode: DISABLE, credentialName: a, caCrl: b}}}",
+            ),
+            2,
+        ),
+    ] {
+        let (_, _, report) = read(&yaml);
+        assert_eq!(report.errors, [], "{yaml}");
+        assert_eq!(report.warnings.len(), warnings, "{yaml} {:?}", report.warnings);
+    }
+}
+
+#[test]
+fn port_keys_have_one_writing() {
+    let with = |ports: &str| {
+        let spec = format!("{{selector: {{matchLabels: {{a: b}}}}, portLevelMtls: {{{ports}}}}}");
+        read(&authn("x", "foo", "", &spec)).2.errors
+    };
+    assert_eq!(with("80: {mode: STRICT}, '81': {}"), []);
+    for ports in ["'080': {}", "+80: {}", "80: {}, '80': {}", "80: {}, 80: {}", "' 80': {}"] {
+        let errors = with(ports);
+        assert_eq!(errors.len(), 1, "{ports} {errors:?}");
+    }
+}
+
+#[test]
+fn keys_that_are_there_twice_are_named() {
+    let mut report = Report::new("f.yaml");
+    assert!(documents(b"a: 1\nb:\n  c: 1\n  c: 2\n", &Limits::default(), &mut report).is_none());
+    let expected = "f.yaml:4: key \"c\" is there twice in one mapping [E_YAML_SYNTAX]";
+    assert_eq!(report.errors[0].to_string(), expected);
+}
+
+#[test]
+fn lists_of_objects_are_refused_with_advice() {
+    let (.., report) = read("apiVersion: v1\nkind: List\nmetadata: {}\nitems: []\n");
+    let [error] = &report.errors[..] else { panic!("{:?}", report.errors) };
+    assert_eq!((error.field.as_str(), error.code), ("kind", Code::ObjectKind));
+    assert!(error.reason.contains("document of its own"), "{error}");
+}
+
+#[test]
+fn rule_2_1_3_the_best_match_over_all_names_of_a_service_wins() {
+    let (_, rules, _) = read(
+        &(rule("a", "foo", "{host: '*.example'}")
+            + &rule("b", "foo", "{host: Api.Foo.Example}")
+            + &rule("c", "foo", "{host: '*.long.example'}")),
+    );
+    let all = DestinationRules::new("root", rules);
+    let find = |hosts: &[&str]| {
+        let found = all.find("foo", "foo", hosts).unwrap();
+        found.otherwise.unwrap().because.to_string()
+    };
+    assert_eq!(find(&["x.example", "api.foo.example"]), "DestinationRule foo/b");
+    assert_eq!(find(&["x.example", "y.long.example"]), "DestinationRule foo/c");
+    assert_eq!(find(&["y.long.example", "x.example"]), "DestinationRule foo/c");
+    assert_eq!(find(&["x.example"]), "DestinationRule foo/a");
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub enum Failure {
     NoEndpoint(String),
     #[error("{0} has no port {1}")]
     NoSuchServicePort(String, u16),
+    #[error("{0} is not exported to namespace {1}: name the namespace in its exportTo")]
+    NotExported(String, String),
     #[error("the kernel recorded no original destination: not a redirected connection")]
     NoOriginalDestination,
     #[error("the destination is the daemon's own listener")]
@@ -93,6 +95,7 @@ impl Failure {
             Self::NoIdentity(_) => "no_identity",
             Self::NoEndpoint(_) => "no_endpoint",
             Self::NoSuchServicePort(..) => "no_such_service_port",
+            Self::NotExported(..) => "not_exported",
             Self::NoOriginalDestination => "no_original_destination",
             Self::LoopRefused => "loop_refused",
             Self::SourceBind(_) => "source_bind_failed",
@@ -106,8 +109,9 @@ impl Failure {
 
     pub fn fault(&self) -> Fault {
         match self {
-            Self::PlaintextRefused { .. }
+Self::PlaintextRefused { .. }
             | Self::PolicyChanged { .. }
+            | Self::NotExported(..)
             | Self::ForeignTlsOnHttpPort => Fault::Policy,
             Self::ClientHandshake(HandshakeError::Own(_))
             | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }

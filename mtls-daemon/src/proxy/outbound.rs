@@ -157,6 +157,12 @@ async fn open(
             flow.service = Some(service);
             return Err(Failure::NoSuchServicePort(name, destination.port()));
         }
+        OutboundPlan::NotExported { service } => {
+            let name =
+                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            flow.service = Some(service);
+            return Err(Failure::NotExported(name, current.workload.namespace.to_string()));
+        }
     };
     let (expected, sni, because) = match tls {
         ClientTls::Plaintext { because } => {

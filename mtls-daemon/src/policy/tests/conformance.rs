@@ -101,7 +101,7 @@ fn destination_rule_look_up() {
         let found = all.find(
             text(row, "proxy_namespace"),
             text(row, "service_namespace"),
-            text(row, "host"),
+            &[text(row, "host")],
         );
         let subsets = found.and_then(|found| found.otherwise).map(|rule| {
             rule.subsets.iter().map(|subset| subset.name.to_string()).collect::<Vec<_>>()
@@ -135,7 +135,8 @@ fn client_tls_for_endpoints() {
         let rules = DestinationRules::new(root, rules);
         let (service, endpoint) = (&row["service"], &row["endpoint"]);
         let namespace = text(endpoint, "namespace");
-        let found = rules.find(text(&row["client"], "namespace"), namespace, text(service, "host"));
+        let found =
+            rules.find(text(&row["client"], "namespace"), namespace, &[text(service, "host")]);
         let rule = found.and_then(|found| found.otherwise);
         let port = u16::try_from(service["port"].as_u64().unwrap()).unwrap();
         let setting = rule.as_ref().and_then(|rule| rule.tls(port, service["subset"].as_str()));

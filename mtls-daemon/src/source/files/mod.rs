@@ -3,11 +3,13 @@
 //! The directory is read as a whole and accepted as a whole: one error in one file refuses the
 //! change, and whoever holds the last good snapshot keeps it.
 
+mod changes;
 mod read;
 mod watch;
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 pub use read::Fingerprint;
 pub use watch::watch;
@@ -15,6 +17,11 @@ pub use watch::watch;
 use crate::mesh::{MeshSettings, Objects, Snapshot};
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
+
+/// Quiet before and after files are read: a writer needs several steps.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often a load starts over because files changed under it.
+const ATTEMPTS: u32 = 20;
 
 /// A directory that was read and accepted.
 #[derive(Debug)]
@@ -64,16 +71,51 @@ pub fn load_within(
     generation: u64,
     limits: &Limits,
 ) -> Result<Loaded, LoadError> {
+    let stamp = || read::stamp(dir).map_err(|error| LoadError(vec![unreadable(dir, error)]));
+    let mut before = stamp()?;
+    for _ in 0..ATTEMPTS {
+        // Files that somebody is writing at this moment are waited for.
+        if before.is_younger_than(SETTLE) {
+            std::thread::sleep(SETTLE);
+        }
+        let loaded = load_once(dir, node, settings, generation, limits);
+        let after = stamp()?;
+        if before == after {
+            return loaded;
+        }
+        before = after;
+    }
+    let reason = "its files keep changing: still being written?";
+    Err(LoadError(vec![unreadable(dir, reason)]))
+}
+
+/// Reads what is there, whether or not it is whole.
+fn load_once(
+    dir: &Path,
+    node: &str,
+    settings: &MeshSettings,
+    generation: u64,
+    limits: &Limits,
+) -> Result<Loaded, LoadError> {
     let contents = read::contents(dir, limits).map_err(LoadError)?;
     let mut objects = Objects::default();
     for (file, text) in &contents.files {
         objects.add_file(file, text, limits);
     }
     let built = Snapshot::build(objects, settings.clone(), node, generation).map_err(LoadError)?;
+    let mut warnings = built.warnings;
+    if contents.files.is_empty() {
+        warnings.push(ConfigError {
+            reason: "has no *.yaml or *.yml file: no workload is enrolled".to_owned(),
+            code: Code::WarnEmpty,
+            ..unreadable(dir, "")
+        });
+    }
+    let node_workloads = built.snapshot.node_workloads().len();
     Ok(Loaded {
         snapshot: built.snapshot,
-        warnings: built.warnings,
-        fingerprint: contents.fingerprint,
+        warnings,
+        fingerprint: Fingerprint { hash: contents.hash, node_workloads },
     })
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -11,14 +12,18 @@ use super::unreadable;
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
 
-/// Stands for names and contents of all files that were read.
+/// Stands for names and contents of all files that were read, and says how many workloads of this
+/// node they enrol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
+pub struct Fingerprint {
+    pub(super) hash: [u8; 32],
+    pub(super) node_workloads: usize,
+}
 
 pub(super) struct Contents {
     /// By name. The path as messages show it, and the text.
     pub files: Vec<(String, Vec<u8>)>,
-    pub fingerprint: Fingerprint,
+    pub hash: [u8; 32],
 }
 
 /// What `stat` says about the directory and its files: cheap to take, differs after any change.
@@ -31,6 +36,18 @@ pub(super) struct Stamp {
 
 /// Device, inode, size, and the times of change to the content and to the inode.
 type FileStamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+
+impl Stamp {
+    /// Something changed less than `age` ago, by the clock that stamps files.
+    pub fn is_younger_than(&self, age: Duration) -> bool {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.files.iter().filter_map(|(_, stamp)| *stamp).any(|(.., changed)| {
+            let seconds = u64::try_from(changed.0).unwrap_or_default();
+            let nanoseconds = u32::try_from(changed.1).unwrap_or_default();
+            now.abs_diff(Duration::new(seconds, nanoseconds)) < age
+        })
+    }
+}
 
 pub(super) fn stamp(dir: &Path) -> io::Result<Stamp> {
     let meta = fs::metadata(dir)?;
@@ -73,7 +90,7 @@ pub(super) fn contents(dir: &Path, limits: &Limits) -> Result<Contents, Vec<Conf
         }
     }
     if errors.is_empty() {
-        Ok(Contents { files, fingerprint: Fingerprint(hash.finalize().into()) })
+        Ok(Contents { files, hash: hash.finalize().into() })
     } else {
         Err(errors)
     }
@@ -83,16 +100,20 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        // Dotted names are editors' temporary files and a ConfigMap's own bookkeeping.
-        let hidden = name.as_encoded_bytes().starts_with(b".");
         let path = dir.join(name);
-        let wanted = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml");
-        if wanted && !hidden {
+        if is_wanted(&path) {
             paths.push(path);
         }
     }
     paths.sort();
     Ok(paths)
+}
+
+/// By its name: a configuration file.
+pub(super) fn is_wanted(path: &Path) -> bool {
+    // Dotted names are editors' temporary files and a ConfigMap's own bookkeeping.
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml")
 }
 
 /// None for a directory. Whatever else is no regular file is refused before it is opened: a FIFO

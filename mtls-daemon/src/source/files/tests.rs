@@ -75,25 +75,11 @@ async fn after(
     dir: &std::path::Path,
     change: impl FnOnce(),
 ) -> (Result<Loaded, LoadError>, Duration) {
-    let loaded = load(dir, "n", &settings(), 1).unwrap();
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let watching = tokio::spawn(watch(
-        dir.to_owned(),
-        "n".to_owned(),
-        settings(),
-        1,
-        loaded.fingerprint,
-        move |result| drop(tell.send(result)),
-    ));
-    // The watch stands once its first look found nothing new.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(told.try_recv().is_err(), "nothing has changed yet");
+    let mut watched = Watched::start(dir).await;
+    assert!(watched.told.try_recv().is_err(), "nothing has changed yet");
     let start = Instant::now();
     change();
-    let result = tokio::time::timeout(Duration::from_secs(10), told.recv()).await;
-    let result = result.expect("the change is told").expect("the watch goes on");
-    watching.abort();
-    (result, start.elapsed())
+    (watched.next().await, start.elapsed())
 }
 
 #[tokio::test]
@@ -135,6 +121,129 @@ async fn a_swapped_link_is_a_change_as_in_a_mounted_config_map() {
     };
     let (result, took) = after(path, swap).await;
     let loaded = result.unwrap();
+    assert_eq!(names(&loaded), ["default/a"]);
     assert!(loaded.snapshot.workload_at("10.0.0.2".parse().unwrap()).is_some());
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn an_empty_file_is_refused_and_an_empty_directory_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let loaded = load(dir.path(), "n", &settings(), 1).unwrap();
+    assert_eq!(loaded.warnings[0].code, Code::WarnEmpty);
+    let file = dir.path().join("a.yaml");
+    for text in ["", "\n  \n", "# only a comment\n", "---\n---\n"] {
+        fs::write(&file, text).unwrap();
+        let error = load(dir.path(), "n", &settings(), 1).unwrap_err();
+        assert_eq!(error.0[0].code, Code::FileEmpty, "{text:?}");
+        assert!(error.to_string().contains("a.yaml: empty: still being written?"), "{error}");
+    }
+}
+
+/// What a watch tells, from its first quiet look on.
+struct Watched {
+    told: tokio::sync::mpsc::UnboundedReceiver<Result<Loaded, LoadError>>,
+    watching: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+impl Watched {
+    async fn start(dir: &std::path::Path) -> Self {
+        let loaded = load(dir, "n", &settings(), 1).unwrap();
+        let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+        let watching = tokio::spawn(watch(
+            dir.to_owned(),
+            "n".to_owned(),
+            settings(),
+            1,
+            loaded.fingerprint,
+            move |result| drop(tell.send(result)),
+        ));
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        Self { told, watching }
+    }
+
+    async fn next(&mut self) -> Result<Loaded, LoadError> {
+        let next = tokio::time::timeout(Duration::from_secs(10), self.told.recv()).await;
+        next.expect("the change is told").expect("the watch goes on")
+    }
+}
+
+async fn pause(milliseconds: u64) {
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_truncated_and_written_later_is_never_taken_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, entry("a", 1) + "---\n" + &entry("b", 2)).unwrap();
+    let mut watched = Watched::start(dir.path()).await;
+    fs::write(&file, "").unwrap();
+    pause(300).await;
+    fs::write(&file, entry("c", 3) + "---\n" + &entry("d", 4)).unwrap();
+    assert_eq!(watched.next().await.unwrap_err().0[0].code, Code::FileEmpty);
+    assert_eq!(names(&watched.next().await.unwrap()), ["default/c", "default/d"]);
+}
+
+#[tokio::test]
+async fn nothing_is_read_while_a_writer_has_the_file_open() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.yaml");
+    fs::write(&path, entry("a", 1) + "---\n" + &entry("b", 2)).unwrap();
+    let mut watched = Watched::start(dir.path()).await;
+    let mut file = fs::File::create(&path).unwrap();
+    pause(300).await;
+    // A valid configuration, and only half of what is meant.
+    file.write_all(entry("c", 3).as_bytes()).unwrap();
+    pause(300).await;
+    assert!(watched.told.try_recv().is_err(), "neither refused nor accepted meanwhile");
+    file.write_all(format!("---\n{}", entry("d", 4)).as_bytes()).unwrap();
+    drop(file);
+    let start = Instant::now();
+    assert_eq!(names(&watched.next().await.unwrap()), ["default/c", "default/d"]);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_burst_of_changes_is_taken_once_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("0.yaml"), entry("w0", 1)).unwrap();
+    let mut watched = Watched::start(dir.path()).await;
+    for number in 1..=20 {
+        let text = entry(&format!("w{number}"), number + 1);
+        fs::write(dir.path().join(format!("{number}.yaml")), text).unwrap();
+        pause(30).await;
+    }
+    let loaded = watched.next().await.unwrap();
+    assert_eq!((names(&loaded).len(), loaded.snapshot.generation), (21, 2));
+    pause(400).await;
+    assert!(watched.told.try_recv().is_err(), "one change");
+}
+
+#[tokio::test]
+async fn the_nodes_last_workload_goes_only_when_it_stays_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("place.yaml");
+    let text = "apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\nmetadata: {name: a}\n\
+                spec: {networkNamespace: a, workloadEntries: [a]}\n";
+    let member = entry("a", 1).replace("10.0.0.1", "10.0.0.1, serviceAccount: a");
+    fs::write(dir.path().join("a.yaml"), &member).unwrap();
+    fs::write(&place, text).unwrap();
+    let mut watched = Watched::start(dir.path()).await;
+    fs::remove_file(&place).unwrap();
+    pause(600).await;
+    fs::write(&place, text).unwrap();
+    pause(600).await;
+    assert!(watched.told.try_recv().is_err(), "away and back is no change");
+    fs::remove_file(&place).unwrap();
+    let start = Instant::now();
+    assert!(watched.next().await.unwrap().snapshot.node_workloads().is_empty());
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
 }

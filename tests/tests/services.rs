@@ -142,9 +142,7 @@ fn without_auto_mtls_traffic_is_plaintext_and_strict_refuses_it() -> Result<()> 
         .a()
         .said(0, "a warning", |line| line.contains("WARN") && line.contains("auto mTLS is off"))?;
     let client = world.pod("sleep-full").clone();
-    let get = || {
-        curl(&client, &To::Full.host(), To::Full.v4(SERVICE_PORT), "/headers", "canary")
-    };
+    let get = || curl(&client, &To::Full.host(), To::Full.v4(SERVICE_PORT), "/headers", "canary");
     let mark = world.b().mark();
     let got = get()?;
     ensure!(got.code == 200, "{got:?}");

@@ -205,3 +205,22 @@ fn a_mesh_with_another_root_is_refused_on_both_sides() -> Result<()> {
     ensure!(split.echo.stdout.json_after(heard).is_empty(), "the application heard of it");
     Ok(())
 }
+
+#[test]
+fn a_server_that_does_not_know_the_clients_trust_domain_refuses_it() -> Result<()> {
+    // Both share a CA, so that only the name is foreign.
+    let split = split(
+        |_, _| {},
+        |index, spec| match index {
+            0 => spec
+                .with("--trust-domain", "old.example")
+                .with("--trust-domain-alias", "cluster.local"),
+            _ => spec,
+        },
+    )?;
+    // Its answer comes after the client's handshake is over, in any order with the first bytes.
+    for _ in 0..5 {
+        split.check_refused("upstream_tls_failed", &["peer_identity_refused"])?;
+    }
+    Ok(())
+}

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use mtls_tests::{DaemonSpec, World};
+use mtls_tests::{DaemonSpec, World, leftovers};
 
 fn stand() -> Result<World> {
     let world = World::without_daemons(&[])?;
@@ -44,5 +44,21 @@ fn an_object_that_is_none_is_refused_and_harms_no_later_daemon() -> Result<()> {
     }
     let daemon = DaemonSpec::new(&world.bed, 0).start()?;
     ensure!(daemon.status()?["ready"] == true);
+    Ok(())
+}
+
+#[test]
+fn a_refused_object_leaves_nothing_in_the_kernel() -> Result<()> {
+    let world = stand()?;
+    let (path, spec) = with_object(&world);
+    for garbage in [None, Some("this is no object")] {
+        if let Some(garbage) = garbage {
+            std::fs::write(&path, garbage)?;
+        }
+        check_refused(spec.clone(), 1, &["eBPF object"])?;
+        let left = leftovers::remains(&world.bed.prefix);
+        let pins: Vec<_> = left.iter().filter(|what| what.starts_with("pins")).collect();
+        ensure!(pins.is_empty(), "with {garbage:?} it left {pins:?}");
+    }
     Ok(())
 }

@@ -62,3 +62,33 @@ fn a_refused_object_leaves_nothing_in_the_kernel() -> Result<()> {
     }
     Ok(())
 }
+
+/// Starts a daemon without some capabilities, which must say what it lacks.
+fn check_without(dropped: &str, named: &str) -> Result<()> {
+    let world = stand()?;
+    let bounding = format!("--bounding-set={dropped}");
+    let spec = DaemonSpec::new(&world.bed, 0).under(&["setpriv", &bounding]);
+    check_refused(spec, 1, &[named])
+}
+
+#[test]
+fn without_any_capability_it_says_what_it_lacks() -> Result<()> {
+    check_without("-all", "CAP_")
+}
+
+#[test]
+fn without_cap_bpf_it_says_so() -> Result<()> {
+    check_without("-bpf,-sys_admin", "CAP_BPF")
+}
+
+/// Ready, and unable to enrol anything, it would leave every workload in the clear.
+#[test]
+fn without_cap_net_admin_it_does_not_start() -> Result<()> {
+    check_without("-net_admin", "CAP_NET_ADMIN")
+}
+
+/// It enters no namespace without it.
+#[test]
+fn without_cap_sys_admin_it_does_not_start() -> Result<()> {
+    check_without("-sys_admin", "CAP_SYS_ADMIN")
+}

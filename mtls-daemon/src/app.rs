@@ -28,6 +28,8 @@ const FLOW_LIFETIME: Duration = Duration::from_secs(180);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDENTITY: Duration = Duration::from_secs(5);
+/// How often a start that takes long says what it waits for.
+const REPORT: Duration = Duration::from_secs(10);
 /// For the last access log lines.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -152,15 +154,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         config,
     });
     tokio::spawn(store.run());
+    let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
     let generation = snapshot.generation;
     app.clone().accept(snapshot, warnings).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
     tokio::spawn(app.clone().follow_files(node_name, generation, fingerprint));
-    let svids = readiness.condition("SVIDs of the enrolled workloads");
+    app.clone().answer_readiness();
     start.met();
-    tokio::spawn(app.clone().await_svids(svids));
+    tokio::spawn(async move { reported.report(REPORT).await });
 
     let signal = signals.next().await;
     tracing::info!(
@@ -294,14 +297,23 @@ impl App {
         }
     }
 
-    async fn await_svids(self: Arc<Self>, condition: admin::Condition) {
-        while !self.store.missing().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        condition.met();
+    /// Beside the start itself: a workload that is configured and not enrolled talks in the clear,
+    /// one without an SVID not at all.
+    fn answer_readiness(self: Arc<Self>) {
+        let readiness = self.readiness.clone();
+        // Weak: readiness is held by the very thing that it asks.
+        let app = Arc::downgrade(&self);
+        readiness.check(Box::new(move || {
+            let Some(app) = app.upgrade() else { return Vec::new() };
+            let refused = lock(&app.node).refused();
+            let missing = app.store.missing().into_iter().map(|id| format!("an SVID for {id}"));
+            refused.into_iter().chain(missing).collect()
+        }));
     }
 
     fn status(&self) -> admin::Status {
+        // Before the lock that its checks take.
+        let awaited = self.readiness.awaited();
         let node = lock(&self.node);
         let state = lock(&self.state);
         let metrics = &self.shared.telemetry.metrics;
@@ -310,8 +322,8 @@ impl App {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             started: admin::status::timestamp(self.started),
-            ready: self.readiness.is_ready(),
-            awaited: self.readiness.awaited(),
+            ready: awaited.is_empty(),
+            awaited,
             config: admin::status::ConfigStatus {
                 dir: self.config.config_dir.clone(),
                 generation: state.generation,

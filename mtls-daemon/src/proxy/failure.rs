@@ -101,7 +101,8 @@ impl Failure {
             Self::SourceBind(_) => "source_bind_failed",
             Self::ClientReset(_) => "client_reset",
             Self::UpstreamReset(_) => "upstream_reset",
-            Self::Truncated | Self::ClientTruncated => "truncated",
+            Self::Truncated => "truncated",
+            Self::ClientTruncated => "client_truncated",
             Self::Drained => "drained",
             Self::Internal(_) => "internal",
         }
@@ -109,7 +110,7 @@ impl Failure {
 
     pub fn fault(&self) -> Fault {
         match self {
-Self::PlaintextRefused { .. }
+            Self::PlaintextRefused { .. }
             | Self::PolicyChanged { .. }
             | Self::NotExported(..)
             | Self::ForeignTlsOnHttpPort => Fault::Policy,

@@ -46,6 +46,7 @@ impl Flag {
         match failure {
             Failure::PlaintextRefused { .. }
             | Failure::ForeignTlsOnHttpPort
+            | Failure::NotExported(..)
             | Failure::NoSuchServicePort(..)
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,
@@ -55,9 +56,11 @@ impl Flag {
             | Failure::UpstreamConnect { .. }
             | Failure::NoIdentity(_)
             | Failure::SourceBind(_) => Self::UpstreamFailure,
-            Failure::ClientReset(_) => Self::DownstreamConnectionEnd,
+            Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
             Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::Drained | Failure::Internal(_) => Self::LocalReset,
+            Failure::PolicyChanged { .. } | Failure::Drained | Failure::Internal(_) => {
+                Self::LocalReset
+            }
         }
     }
 }
@@ -73,6 +76,7 @@ mod tests {
             ("plaintext_refused", "NR"),
             ("tls_on_http_port", "NR"),
             ("no_such_service_port", "NR"),
+            ("not_exported", "NR"),
             ("no_original_destination", "NR"),
             ("loop_refused", "NR"),
             ("no_endpoint", "UH"),
@@ -87,6 +91,8 @@ mod tests {
             ("client_reset", "DC"),
             ("upstream_reset", "UC"),
             ("truncated", "UC"),
+            ("client_truncated", "DC"),
+            ("policy_changed", "LR"),
             ("drained", "LR"),
             ("internal", "LR"),
         ];

@@ -85,6 +85,8 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::ClientReset(io()), "client_reset", "client"),
         (Failure::UpstreamReset(io()), "upstream_reset", "server"),
         (Failure::Truncated, "truncated", "server"),
+        (Failure::ClientTruncated, "client_truncated", "client"),
+        (Failure::PolicyChanged { because: "a".into() }, "policy_changed", "policy"),
         (Failure::SourceBind(io()), "source_bind_failed", "us"),
         (Failure::Drained, "drained", "us"),
         (Failure::Internal("a \"quoted\"\nreason".into()), "internal", "us"),

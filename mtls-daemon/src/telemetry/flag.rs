@@ -55,9 +55,11 @@ impl Flag {
             | Failure::UpstreamConnect { .. }
             | Failure::NoIdentity(_)
             | Failure::SourceBind(_) => Self::UpstreamFailure,
-            Failure::ClientReset(_) => Self::DownstreamConnectionEnd,
+            Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
             Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::Drained | Failure::Internal(_) => Self::LocalReset,
+            Failure::PolicyChanged { .. } | Failure::Drained | Failure::Internal(_) => {
+                Self::LocalReset
+            }
         }
     }
 }
@@ -69,31 +71,20 @@ mod tests {
 
     #[test]
     fn every_failure_has_a_response_flag() {
-        let flags = [
-            ("plaintext_refused", "NR"),
-            ("tls_on_http_port", "NR"),
-            ("no_such_service_port", "NR"),
-            ("no_original_destination", "NR"),
-            ("loop_refused", "NR"),
-            ("no_endpoint", "UH"),
-            ("peer_identity_refused", "DPE"),
-            ("tls_handshake_failed", "DPE"),
-            ("detect_timeout", "DPE"),
-            ("upstream_identity_refused", "UF"),
-            ("upstream_tls_failed", "UF"),
-            ("upstream_connect_failed", "UF"),
-            ("no_identity", "UF"),
-            ("source_bind_failed", "UF"),
-            ("client_reset", "DC"),
-            ("upstream_reset", "UC"),
-            ("truncated", "UC"),
-            ("drained", "LR"),
-            ("internal", "LR"),
-        ];
-        for (failure, code, _) in failures() {
-            let expected = flags.iter().find(|(known, _)| *known == code);
-            let (_, expected) = expected.unwrap_or_else(|| panic!("no flag for {code}"));
-            assert_eq!(Flag::of(Some(&failure)).as_str(), *expected, "{code}");
+        for (failure, code, fault) in failures() {
+            let expected = match (code, fault) {
+                ("plaintext_refused" | "tls_on_http_port" | "no_such_service_port", _)
+                | ("no_original_destination" | "loop_refused", _) => "NR",
+                ("no_endpoint", _) => "UH",
+                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _) => "DPE",
+                ("upstream_identity_refused" | "upstream_tls_failed", _)
+                | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
+                ("client_reset", _) | ("truncated", "client") => "DC",
+                ("upstream_reset", _) | ("truncated", _) => "UC",
+                ("policy_changed" | "drained" | "internal", _) => "LR",
+                _ => panic!("no flag for {code}"),
+            };
+            assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");
         }
         assert_eq!(Flag::of(None).as_str(), "-");
     }

@@ -43,6 +43,8 @@ pub enum RunError {
     #[error(transparent)]
     Busy(Busy),
     #[error(transparent)]
+    Privilege(#[from] node::privilege::PrivilegeError),
+    #[error(transparent)]
     Ca(#[from] CaError),
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -57,9 +59,12 @@ impl RunError {
             Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
             Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(Busy::Held { .. }) => Exit::Busy,
             Self::Admin(AdminError::Busy(_)) => Exit::Busy,
-            Self::Kernel(_) | Self::Busy(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => {
-                Exit::Failure
-            }
+            Self::Kernel(_)
+            | Self::Busy(_)
+            | Self::Privilege(_)
+            | Self::Ca(_)
+            | Self::Admin(_)
+            | Self::Io { .. } => Exit::Failure,
         }
     }
 }
@@ -103,6 +108,7 @@ struct App {
 /// Runs the daemon until it is told to end. Returns early when it cannot start; then whatever an
 /// earlier daemon left in the kernel is as it was, and enrolled workloads stay shut.
 pub async fn run(config: Config) -> Result<(), RunError> {
+    node::privilege::check()?;
     let mut signals = Signals::new().map_err(io("install signal handlers"))?;
     let (readiness, start) = Readiness::starting();
     let _run_lock = NodeLock::take(&config.run_dir)?;

@@ -102,6 +102,17 @@ impl Kernel {
         raise_memlock();
         let cgroup = mounts::cgroup_root()?;
         let pins = Pins::new(&mounts::bpffs()?, node);
+        let is_new = !pins.node.exists();
+        let opened = Self::open_at(pins.clone(), cgroup);
+        if opened.is_err() && is_new {
+            // Nothing is attached: what was pinned on the way here is of no use to anybody.
+            let _ = fs::remove_dir_all(&pins.node);
+            let _ = fs::remove_dir(&pins.all);
+        }
+        opened
+    }
+
+    fn open_at(pins: Pins, cgroup: OwnedFd) -> Result<Self, BpfError> {
         make_directory(&pins.maps)?;
         make_directory(&pins.links)?;
         let claim = pins.claim()?;

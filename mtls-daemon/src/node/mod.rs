@@ -7,6 +7,7 @@ mod listeners;
 mod lock;
 mod netns;
 mod ports;
+pub mod privilege;
 mod setup;
 mod sweep;
 mod workload;

@@ -101,8 +101,8 @@ impl Failure {
             Self::SourceBind(_) => "source_bind_failed",
             Self::ClientReset(_) => "client_reset",
             Self::UpstreamReset(_) => "upstream_reset",
-            Self::Truncated => "truncated",
-            Self::ClientTruncated => "client_truncated",
+            // which side, the fault says
+            Self::Truncated | Self::ClientTruncated => "truncated",
             Self::Drained => "drained",
             Self::Internal(_) => "internal",
         }

@@ -76,7 +76,16 @@ impl InTheClear {
                 for index in 0..ENDPOINTS_ASKED {
                     let plan =
                         snapshot.outbound(workload, *destination, &mut |count| index % count);
-                    let OutboundPlan::Connect { address, tls, .. } = plan else { return Ok(()) };
+                    let (address, tls) = match plan {
+                        OutboundPlan::Connect { address, tls, .. } => (address, tls),
+                        OutboundPlan::NotExported { .. } => {
+                            return Err("the service is no longer exported to it".into());
+                        }
+                        // An endpoint that is leaving may finish what it has.
+                        OutboundPlan::NoEndpoint { .. } | OutboundPlan::NoSuchPort { .. } => {
+                            return Ok(());
+                        }
+                    };
                     if address == *endpoint {
                         return match tls {
                             ClientTls::Plaintext { .. } => Ok(()),

@@ -64,6 +64,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
     let own = || HandshakeError::Own("no key".into());
     vec![
         (Failure::PlaintextRefused { because: "a".into() }, "plaintext_refused", "policy"),
+        (Failure::PolicyChanged { because: "a".into() }, "policy_changed", "policy"),
         (Failure::ForeignTlsOnHttpPort, "tls_on_http_port", "policy"),
         (Failure::ClientHandshake(refused()), "peer_identity_refused", "client"),
         (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
@@ -80,13 +81,13 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::NoIdentity("full/client".into()), "no_identity", "us"),
         (Failure::NoEndpoint("web.test".into()), "no_endpoint", "server"),
         (Failure::NoSuchServicePort("web.test".into(), 81), "no_such_service_port", "server"),
+        (Failure::NotExported("web.test".into(), "full".into()), "not_exported", "policy"),
         (Failure::NoOriginalDestination, "no_original_destination", "client"),
         (Failure::LoopRefused, "loop_refused", "client"),
         (Failure::ClientReset(io()), "client_reset", "client"),
         (Failure::UpstreamReset(io()), "upstream_reset", "server"),
         (Failure::Truncated, "truncated", "server"),
-        (Failure::ClientTruncated, "client_truncated", "client"),
-        (Failure::PolicyChanged { because: "a".into() }, "policy_changed", "policy"),
+        (Failure::ClientTruncated, "truncated", "client"),
         (Failure::SourceBind(io()), "source_bind_failed", "us"),
         (Failure::Drained, "drained", "us"),
         (Failure::Internal("a \"quoted\"\nreason".into()), "internal", "us"),

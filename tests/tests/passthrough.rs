@@ -134,8 +134,11 @@ fn the_server_shows_its_svid_on_the_applications_port() -> Result<()> {
         );
         ensure!(lines.contains(&"X509v3 Subject Alternative Name: critical"), "{certificate}");
         ensure!(lines.contains(&"URI:spiffe://cluster.local/ns/full/sa/httpbin"), "{certificate}");
-        let events = echo.stdout.json_after(heard);
-        ensure!(events.is_empty(), "{mode}: the application was reached: {events:?}");
+        // PERMISSIVE may open a connection to the application before a slow client's first bytes.
+        for event in echo.stdout.json_after(heard) {
+            let opened = mode == "PERMISSIVE" && event["event"] == "accepted";
+            ensure!(opened || event["bytes"] == 0, "{mode}: the application got {event}");
+        }
     }
     Ok(())
 }

@@ -105,8 +105,8 @@ fn a_service_is_for_those_to_whom_it_is_exported() -> Result<()> {
         let talk = client.inside(|| converse(to, "do I see you?"))?;
         ensure!(talk.worked() == seen, "{to}: {talk:?}");
         let line = world.a().logged(mark, "outbound", |line| line["direction"] == "outbound")?;
-        let outcome = if seen { "ok" } else { "not_exported" };
-        ensure!(line["outcome"] == outcome, "{line}");
+        let (outcome, fault) = if seen { ("ok", "none") } else { ("not_exported", "policy") };
+        ensure!(line["outcome"] == outcome && line["fault"] == fault, "{line}");
     }
     Ok(())
 }

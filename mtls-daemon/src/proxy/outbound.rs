@@ -111,10 +111,10 @@ async fn run(
             if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
                 && tally.received.get() == 0
             {
-                if tally.sent.get() == 0 {
-                    http_error::refuse(client, failure).await;
-                } else if tally.http1.get() {
+                if tally.http1.get() {
                     http_error::unavailable(client, failure).await;
+                } else if tally.sent.get() == 0 {
+                    http_error::refuse(client, failure).await;
                 }
             }
             result

@@ -79,6 +79,9 @@ pub async fn relay<C: Side, S: Side>(
     server: &mut S,
     tally: &Tally,
 ) -> Result<(), Failure> {
+    // Asked now: a socket that was reset no longer knows.
+    let address = server.tcp().peer_addr().map_err(Failure::UpstreamReset)?;
+    let server_broke = |error| server_broke(error, address);
     let mut up = Half::default();
     let mut down = Half::default();
     let mut watch = Watch::default();
@@ -108,13 +111,13 @@ pub async fn relay<C: Side, S: Side>(
                 return Poll::Ready(Err(client_broke(error)));
             }
             (Poll::Ready(Err(Broken::From(error))), _) => {
-                return Poll::Ready(Err(server_broke(error, server)));
+                return Poll::Ready(Err(server_broke(error)));
             }
             (Poll::Ready(Ok(())), Some(error)) => {
                 let error = std::mem::replace(error, io::ErrorKind::BrokenPipe.into());
                 // The client has the whole answer, and its end.
                 close_in_order(client.tcp()).ok();
-                return Poll::Ready(Err(server_broke(error, server)));
+                return Poll::Ready(Err(server_broke(error)));
             }
             (Poll::Ready(Ok(())), None) if sent_all => return Poll::Ready(Ok(())),
             _ => {}
@@ -122,13 +125,13 @@ pub async fn relay<C: Side, S: Side>(
         let unwatched = up.is_deaf() || down.is_deaf() || hung_up.is_some();
         if watch.is_due(cx, unwatched) {
             if let Some(error) = hung_up.take() {
-                return Poll::Ready(Err(server_broke(error, server)));
+                return Poll::Ready(Err(server_broke(error)));
             }
             if let Some(error) = broken(client.tcp()) {
                 return Poll::Ready(Err(client_broke(error)));
             }
             if let Some(error) = broken(server.tcp()) {
-                return Poll::Ready(Err(server_broke(error, server)));
+                return Poll::Ready(Err(server_broke(error)));
             }
         }
         Poll::Pending
@@ -183,10 +186,8 @@ fn client_broke(error: io::Error) -> Failure {
     }
 }
 
-fn server_broke<S: Side>(error: io::Error, server: &S) -> Failure {
+fn server_broke(error: io::Error, address: SocketAddr) -> Failure {
     if let Some(refusal) = HandshakeError::from_established(&error) {
-        let unknown = SocketAddr::from(([0; 4], 0));
-        let address = server.tcp().peer_addr().unwrap_or(unknown);
         return Failure::UpstreamHandshake { address, error: refusal };
     }
     match error.kind() {

@@ -232,7 +232,7 @@ impl Inbound<'_> {
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, tally).await
+        relay(&mut client, &mut application, self.destination, tally).await
     }
 
     async fn plaintext(
@@ -254,7 +254,7 @@ impl Inbound<'_> {
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, tally).await
+        relay(&mut client, &mut application, self.destination, tally).await
     }
 
     async fn reach_application(&self) -> Result<TcpStream, Failure> {

@@ -79,8 +79,8 @@ fn shown_source(workload: &Workload, destination: SocketAddr) -> std::net::IpAdd
 }
 
 enum Upstream {
-    Plain(TcpStream),
-    Mutual(Box<ClientStream>),
+    Plain(TcpStream, SocketAddr),
+    Mutual(Box<ClientStream>, SocketAddr),
 }
 
 #[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
@@ -95,18 +95,16 @@ async fn run(
     place: &Place<'_>,
 ) -> Result<(), Failure> {
     match open(worker, pod, current, destination, flow).await {
-        Ok(Upstream::Plain(mut server)) => {
-            if let Some(endpoint) = flow.endpoint {
-                let workload = current.workload.clone();
-                let what = InTheClear::Outbound { workload, destination, endpoint };
-                place.in_the_clear(&worker.shared, what)?;
-            }
+        Ok(Upstream::Plain(mut server, endpoint)) => {
+            let workload = current.workload.clone();
+            let what = InTheClear::Outbound { workload, destination, endpoint };
+            place.in_the_clear(&worker.shared, what)?;
             worker.shared.telemetry.opened(flow);
-            relay(&mut client, &mut server, tally).await
+            relay(&mut client, &mut server, endpoint, tally).await
         }
-        Ok(Upstream::Mutual(mut server)) => {
+        Ok(Upstream::Mutual(mut server, endpoint)) => {
             worker.shared.telemetry.opened(flow);
-            let result = relay(&mut client, &mut *server, tally).await;
+            let result = relay(&mut client, &mut *server, endpoint, tally).await;
             // TLS 1.3: the server judges our certificate after we are done with the handshake.
             if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
                 && tally.received.get() == 0
@@ -169,7 +167,7 @@ async fn open(
             flow.because = Some(because);
             let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
             flow.security = Security::Plaintext;
-            return Ok(Upstream::Plain(server));
+            return Ok(Upstream::Plain(server, address));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
     };
@@ -197,7 +195,7 @@ async fn open(
     flow.security = Security::MutualTls;
     flow.destination_id = Some(peer.id().clone());
     flow.tls = Some(summary);
-    Ok(Upstream::Mutual(Box::new(server)))
+    Ok(Upstream::Mutual(Box::new(server), address))
 }
 
 async fn reach(

@@ -73,14 +73,14 @@ pub struct Tally {
 }
 
 /// Relays until both sides have ended in order, or one of them broke. After an orderly end both
-/// may be closed; otherwise closing them resets them (their linger is zero from birth).
+/// may be closed; otherwise closing them resets them (their linger is zero from birth). `address` is
+/// the server's, for failures: a socket that was reset no longer knows it.
 pub async fn relay<C: Side, S: Side>(
     client: &mut C,
     server: &mut S,
+    address: SocketAddr,
     tally: &Tally,
 ) -> Result<(), Failure> {
-    // Asked now: a socket that was reset no longer knows.
-    let address = server.tcp().peer_addr().map_err(Failure::UpstreamReset)?;
     let server_broke = |error| server_broke(error, address);
     let mut up = Half::default();
     let mut down = Half::default();

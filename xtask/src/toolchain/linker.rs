@@ -1,4 +1,4 @@
-//! `bpf-linker`, built from crates.io into the cache: one folder for each pinned version and LLVM.
+//! `bpf-linker`, built from the crate registry into the cache: one folder for each pinned version and LLVM.
 
 use std::{path::PathBuf, process::Command};
 
@@ -45,7 +45,7 @@ impl Variant {
     }
 
     /// # Errors
-    /// When the build fails, for want of crates.io or of a C++ library.
+    /// When the build fails, for want of the registry or of a C++ library.
     pub fn install(self, workspace: &Workspace) -> Result<PathBuf> {
         if let Some(program) = self.installed(workspace) {
             return Ok(program);

@@ -4,7 +4,7 @@
 //! is compiled from source. Two ways lead there, in this order of preference:
 //! 1. a rustup toolchain that has `rust-src` already ([`rustup`]);
 //! 2. the distribution's own compiler, sources and LLVM ([`distribution`]), which needs no server but
-//!    the distribution's and crates.io;
+//!    the distribution's and the crate registry;
 //! 3. a nightly that rustup fetches.
 
 mod distribution;

@@ -185,7 +185,7 @@ impl Policy<'_> {
         ServicePlan { ports }
     }
 
-    /// DestinationRule over auto mTLS (POLICY 2.2-2.4).
+    /// DestinationRule over auto mTLS (policy.md 2.2-2.4).
     fn service_tls(
         &self,
         service: &Service,
@@ -204,7 +204,7 @@ impl Policy<'_> {
                 ClientTls::Plaintext { because: format!("{}: DISABLE", rule.because).into() }
             }
             // Also towards a server without a proxy: the handshake fails, and nothing is sent in
-            // plaintext (POLICY 2.3).
+            // plaintext (policy.md 2.3).
             TlsMode::IstioMutual => ClientTls::IstioMutual {
                 expected: self.expected(settings, service, server),
                 sni: settings.sni.clone().unwrap_or_else(|| sni.clone()),
@@ -214,7 +214,7 @@ impl Policy<'_> {
     }
 
     /// The rule's names replace the endpoint's own identity; the service's names stand in where
-    /// the endpoint's identity is not known (POLICY 2.5).
+    /// the endpoint's identity is not known (policy.md 2.5).
     fn expected(
         &self,
         settings: &TlsSettings,
@@ -241,7 +241,7 @@ impl Policy<'_> {
             .unwrap_or_else(|_| [naming::nobody(self.settings)].into())
     }
 
-    /// Auto mTLS for one endpoint (POLICY 2.4), headless or not. `number` is the endpoint's port;
+    /// Auto mTLS for one endpoint (policy.md 2.4), headless or not. `number` is the endpoint's port;
     /// None: every port without a mode of its own.
     pub fn auto(
         &self,
@@ -262,7 +262,7 @@ impl Policy<'_> {
                 let host = service.hosts.first().map_or(&*service.name, |host| host);
                 return plaintext(format!("{host} is MESH_EXTERNAL"));
             }
-            // Workload objects take no part in the service's mode (POLICY 2.4.1, 2.4.2).
+            // Workload objects take no part in the service's mode (policy.md 2.4.1, 2.4.2).
             let inferred = self.authentications.namespace_mode(&service.namespace);
             if inferred.mode == Mode::Disable {
                 return plaintext(format!("DISABLE by {}", inferred.because));
@@ -317,7 +317,7 @@ impl Policy<'_> {
     /// The same for an endpoint that is no workload of ours.
     pub fn direct_endpoint(&self, service: &Service, endpoint: &Endpoint) -> Direct {
         let mut server = self.endpoint_server(service, endpoint);
-        // Auto mTLS never applies to what is outside the mesh (POLICY 2.4.1).
+        // Auto mTLS never applies to what is outside the mesh (policy.md 2.4.1).
         server.speaks_mtls &= !service.external;
         let sni = naming::direct_sni(&service.name, &service.namespace);
         self.direct_server(None, server, &sni)

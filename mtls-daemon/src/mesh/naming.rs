@@ -1,5 +1,5 @@
 //! Secure naming: which identities a server may show, and the server name that is asked for
-//! (POLICY 2.3, 2.5).
+//! (policy.md 2.3, 2.5).
 
 use std::sync::Arc;
 

@@ -22,6 +22,13 @@ pub struct Service {
     pub subject_alt_names: Vec<String>,
 }
 
+impl Service {
+    /// The host that logs show, or the object's name where it has none.
+    pub fn display_name(&self) -> String {
+        self.hosts.first().unwrap_or(&self.name).to_string()
+    }
+}
+
 /// One port of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {

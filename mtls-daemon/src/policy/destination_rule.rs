@@ -1,4 +1,4 @@
-//! `DestinationRule`: how a client speaks TLS to a service (POLICY 2). Only its TLS parts are
+//! `DestinationRule`: how a client speaks TLS to a service (policy.md 2). Only its TLS parts are
 //! used; the others are reported as not used, and unknown ones refused: misspelt, TLS settings would
 //! silently be missing.
 
@@ -20,7 +20,7 @@ pub struct DestinationRule {
     pub export_to: ExportTo,
     /// Labels of the clients that it is for; empty: every client.
     pub workload_selector: BTreeMap<String, String>,
-    /// None: no `trafficPolicy` at all, which matters when rules are merged (POLICY 2.1.6).
+    /// None: no `trafficPolicy` at all, which matters when rules are merged (policy.md 2.1.6).
     pub traffic: Option<TrafficPolicy>,
     pub subsets: Vec<Subset>,
 }
@@ -28,7 +28,7 @@ pub struct DestinationRule {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TrafficPolicy {
     pub tls: Option<Arc<TlsSettings>>,
-    /// By service port. An entry without TLS settings means none, not inheritance (POLICY 2.2).
+    /// By service port. An entry without TLS settings means none, not inheritance (policy.md 2.2).
     pub ports: BTreeMap<u16, Option<Arc<TlsSettings>>>,
 }
 
@@ -50,12 +50,12 @@ pub enum TlsMode {
 pub struct TlsSettings {
     pub mode: TlsMode,
     pub sni: Option<Arc<str>>,
-    /// Replace the identities that secure naming expects (POLICY 2.5). Empty: not set.
+    /// Replace the identities that secure naming expects (policy.md 2.5). Empty: not set.
     pub subject_alt_names: Vec<Arc<str>>,
 }
 
 impl DestinationRule {
-    /// Reads and validates (POLICY 2.1.5, 2.3).
+    /// Reads and validates (policy.md 2.1.5, 2.3).
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
         let mut fields = document.spec(report)?;
@@ -67,7 +67,7 @@ impl DestinationRule {
         let export_field = fields.take(report, "exportTo");
         let mut export_to = ExportTo::read(export_field.clone(), &meta.namespace, report);
         if !workload_selector.is_empty() {
-            // Private to its namespace (POLICY 2.1.5).
+            // Private to its namespace (policy.md 2.1.5).
             if let (Some(field), false) = (&export_field, export_to == ExportTo::Own) {
                 field.error(
                     report,
@@ -248,7 +248,7 @@ fn read_sni(field: &Field<'_>, report: &mut Report) -> Option<Arc<str>> {
 const CERTIFICATES: [&str; 5] =
     ["clientCertificate", "privateKey", "caCertificates", "credentialName", "caCrl"];
 
-/// ISTIO_MUTUAL uses the mesh's certificates: naming others contradicts it (POLICY 2.3).
+/// ISTIO_MUTUAL uses the mesh's certificates: naming others contradicts it (policy.md 2.3).
 fn refuse_certificate_fields(fields: &mut Fields<'_>, report: &mut Report) {
     for name in CERTIFICATES {
         if let Some(field) = fields.take(report, name)

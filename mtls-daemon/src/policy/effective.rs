@@ -1,4 +1,4 @@
-//! PeerAuthentication objects to one effective mode for each workload and port (POLICY 1.1-1.6).
+//! PeerAuthentication objects to one effective mode for each workload and port (policy.md 1.1-1.6).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl WorkloadModes {
 
 impl PeerAuthentications {
     pub fn new(root_namespace: &str, mut objects: Vec<PeerAuthentication>) -> Self {
-        // Conflicts in one scope: the oldest wins, losers are dropped whole (POLICY 1.3).
+        // Conflicts in one scope: the oldest wins, losers are dropped whole (policy.md 1.3).
         objects.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
         let mut all = Self {
             mesh: None,
@@ -48,7 +48,7 @@ impl PeerAuthentications {
                 (true, true) => {
                     all.mesh.get_or_insert(object);
                 }
-                // A selector in the root namespace: ignored, mode and ports (POLICY 1.2).
+                // A selector in the root namespace: ignored, mode and ports (policy.md 1.2).
                 (true, false) => {}
                 (false, true) => {
                     all.namespaces.entry(object.meta.namespace.clone()).or_insert(object);
@@ -62,7 +62,7 @@ impl PeerAuthentications {
     }
 
     /// The mode that clients infer for a service of `namespace`: workload objects take no part
-    /// (POLICY 2.4.2).
+    /// (policy.md 2.4.2).
     pub fn namespace_mode(&self, namespace: &str) -> EffectiveMode {
         let mut effective = self.none.clone();
         for object in self.mesh.iter().chain(self.namespaces.get(namespace)) {
@@ -74,7 +74,7 @@ impl PeerAuthentications {
     }
 
     /// Modes of the workload with these labels: mesh, then namespace, then the oldest selecting
-    /// object, each unless UNSET (POLICY 1.4).
+    /// object, each unless UNSET (policy.md 1.4).
     pub fn workload_modes(
         &self,
         namespace: &str,
@@ -90,7 +90,7 @@ impl PeerAuthentications {
         };
         let default = object.mode.map_or(inherited, |mode| decided_by(object, mode));
         // Ports come from the winning workload object only; UNSET takes the workload's effective
-        // mode, not the mesh's (POLICY 1.5).
+        // mode, not the mesh's (policy.md 1.5).
         let ports = object
             .ports
             .iter()

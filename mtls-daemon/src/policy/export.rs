@@ -25,7 +25,7 @@ impl ExportTo {
         }
     }
 
-    /// POLICY 2.1.5: `.` with `*`, `*` with names, duplicates and `.` beside the own name are refused.
+    /// policy.md 2.1.5: `.` with `*`, `*` with names, duplicates and `.` beside the own name are refused.
     pub fn read(field: Option<Field<'_>>, own: &str, report: &mut Report) -> Self {
         let Some(field) = field else { return Self::All };
         let values: Vec<&str> = field.texts(report).into_iter().map(|(_, text)| text).collect();

@@ -210,7 +210,7 @@ impl<'n> Field<'n> {
         labels
     }
 
-    /// `matchLabels` and the like: labels without wildcards (POLICY 1.7).
+    /// `matchLabels` and the like: labels without wildcards (policy.md 1.7).
     pub fn selector_labels(&self, report: &mut Report) -> BTreeMap<String, String> {
         let labels = self.labels(report);
         for (key, value) in &labels {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 /// trust domain.
 const DOMAIN_SUFFIX: &str = "svc.cluster.local";
 
-/// A rule's host in the rule's own namespace (POLICY 2.1.1): without a dot it is a short name.
+/// A rule's host in the rule's own namespace (policy.md 2.1.1): without a dot it is a short name.
 pub fn resolve_short_name(host: &str, namespace: &str) -> Arc<str> {
     if host.contains('.') || host.starts_with('*') {
         host.into()
@@ -57,7 +57,7 @@ pub fn matches(a: &str, b: &str) -> bool {
 }
 
 /// Of `hosts`, the one that `host` falls under: an exact one, else the longest wildcard
-/// (POLICY 2.1.3).
+/// (policy.md 2.1.3).
 pub fn most_specific<'h>(host: &str, hosts: impl Iterator<Item = &'h str>) -> Option<&'h str> {
     hosts
         .filter(|candidate| subset_of(host, candidate))

@@ -1,5 +1,5 @@
 //! Which DestinationRule a client uses for a host, and which TLS settings inside it
-//! (POLICY 2.1, 2.2).
+//! (policy.md 2.1, 2.2).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl DestinationRules {
 
     /// The rules for clients of `client` that call a service of namespace `service` with these
     /// names. Looked up in the client's namespace, the service's, the root namespace: the first
-    /// with a match for any of the names wins whole (POLICY 2.1.2).
+    /// with a match for any of the names wins whole (policy.md 2.1.2).
     pub fn find<H: AsRef<str>>(
         &self,
         client: &str,
@@ -108,7 +108,7 @@ impl DestinationRules {
     }
 
     /// Among rules exported beyond their namespace, the best host is chosen first and visibility
-    /// checked after: what the client cannot see ends the search in this namespace (POLICY 2.1.4).
+    /// checked after: what the client cannot see ends the search in this namespace (policy.md 2.1.4).
     fn exported<H: AsRef<str>>(
         &self,
         namespace: &str,
@@ -146,7 +146,7 @@ fn best_match<'r, H: AsRef<str>>(
 }
 
 /// A selecting rule overrides; the others are merged: the oldest `trafficPolicy` wins whole,
-/// subsets are added by name, the first wins (POLICY 2.1.6).
+/// subsets are added by name, the first wins (policy.md 2.1.6).
 fn candidates(rules: &[&Arc<DestinationRule>]) -> Candidates {
     let mut all = Candidates::default();
     let mut merged: Option<ResolvedRule> = None;
@@ -181,7 +181,7 @@ fn candidates(rules: &[&Arc<DestinationRule>]) -> Candidates {
 impl ResolvedRule {
     /// The TLS settings for a service port: subset's port, subset, port, top level. A port entry
     /// replaces its level wholesale; a subset that sets nothing falls back to the rule
-    /// (POLICY 2.2). None: no setting, auto mTLS decides.
+    /// (policy.md 2.2). None: no setting, auto mTLS decides.
     pub fn tls(&self, port: u16, subset: Option<&str>) -> Option<&Arc<TlsSettings>> {
         let of_subset = subset
             .and_then(|name| self.subsets.iter().find(|s| *s.name == *name))

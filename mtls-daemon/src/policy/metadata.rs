@@ -20,7 +20,7 @@ pub struct ObjectMeta {
 }
 
 impl ObjectMeta {
-    /// Oldest first, then by name, then by namespace (POLICY 1.3).
+    /// Oldest first, then by name, then by namespace (policy.md 1.3).
     pub fn age_order(&self) -> (Option<SystemTime>, &str, &str) {
         (self.created, &self.name, &self.namespace)
     }

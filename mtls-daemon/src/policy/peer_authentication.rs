@@ -1,4 +1,4 @@
-//! `PeerAuthentication`: what a server accepts (POLICY 1).
+//! `PeerAuthentication`: what a server accepts (policy.md 1).
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ pub struct PeerAuthentication {
     /// `matchLabels`; empty: the whole namespace, or the mesh in the root namespace.
     pub selector: BTreeMap<String, String>,
     pub mode: Option<Mode>,
-    /// By workload (container) port, not service port (POLICY 1.6).
+    /// By workload (container) port, not service port (policy.md 1.6).
     pub ports: BTreeMap<u16, Option<Mode>>,
 }
 
 impl PeerAuthentication {
-    /// Reads and validates (POLICY 1.7).
+    /// Reads and validates (policy.md 1.7).
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let mut object = Self {
             meta: document.meta.clone(),

@@ -105,7 +105,7 @@ impl Inbound<'_> {
         }
     }
 
-    /// Nothing is terminated. TLS on a port that is declared HTTP is a protocol error (POLICY 1.8).
+    /// Nothing is terminated. TLS on a port that is declared HTTP is a protocol error (policy.md 1.8).
     async fn disabled(
         &self,
         mut client: Replay<TcpStream>,
@@ -125,7 +125,7 @@ impl Inbound<'_> {
         self.plaintext(client, None, flow, tally).await
     }
 
-    /// Any TLS client whose certificate verifies, whatever its ALPN (POLICY 1.10); nobody else.
+    /// Any TLS client whose certificate verifies, whatever its ALPN (policy.md 1.10); nobody else.
     async fn strict(
         &self,
         mut client: Replay<TcpStream>,

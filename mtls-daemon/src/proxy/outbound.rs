@@ -144,20 +144,17 @@ async fn open(
             (address, tls)
         }
         OutboundPlan::NoEndpoint { service } => {
-            let name =
-                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name = service.display_name();
             flow.service = Some(service);
             return Err(Failure::NoEndpoint(name));
         }
         OutboundPlan::NoSuchPort { service } => {
-            let name =
-                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name = service.display_name();
             flow.service = Some(service);
             return Err(Failure::NoSuchServicePort(name, destination.port()));
         }
         OutboundPlan::NotExported { service } => {
-            let name =
-                service.hosts.first().map_or_else(|| service.name.to_string(), |h| h.to_string());
+            let name = service.display_name();
             flow.service = Some(service);
             return Err(Failure::NotExported(name, current.workload.namespace.to_string()));
         }

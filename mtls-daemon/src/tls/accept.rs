@@ -18,7 +18,7 @@ pub enum Kind {
     /// A whole TLS ClientHello.
     Tls {
         /// The client offered one of Istio's mesh ALPN protocols (`istio`, `istio-peer-exchange`,
-        /// `istio-http/1.0`, `istio-http/1.1`, `istio-h2`): POLICY 3.4's test in PERMISSIVE.
+        /// `istio-http/1.0`, `istio-http/1.1`, `istio-h2`): policy.md 3.4's test in PERMISSIVE.
         mesh_alpn: bool,
         sni: Option<String>,
     },

@@ -3,7 +3,7 @@
 //! Reads no further than it must and decides at the first byte that no ClientHello can have. What
 //! it lets pass is parsed again by the TLS library before anything depends on it.
 
-/// Istio's mesh protocols (POLICY 3.3): a TLS client that offers one of them means this daemon.
+/// Istio's mesh protocols (policy.md 3.3): a TLS client that offers one of them means this daemon.
 const MESH_ALPN: [&[u8]; 5] =
     [b"istio", b"istio-peer-exchange", b"istio-http/1.0", b"istio-http/1.1", b"istio-h2"];
 

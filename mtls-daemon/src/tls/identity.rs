@@ -15,7 +15,7 @@ use super::verify::SvidVerifier;
 use super::{HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
 
-/// What Istio's own TCP clients offer and servers look for (POLICY 3.2, 3.3).
+/// What Istio's own TCP clients offer and servers look for (policy.md 3.2, 3.3).
 pub(super) const MESH_ALPN: &[u8] = b"istio";
 
 /// One identity's TLS configurations, both directions.
@@ -103,7 +103,7 @@ fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     // A client that offers only `istio` would be turned away by a list without it, and naming
-    // `istio` breaks Envoy's HTTP/2 negotiation: mesh servers answer no ALPN at all (POLICY 3.7).
+    // `istio` breaks Envoy's HTTP/2 negotiation: mesh servers answer no ALPN at all (policy.md 3.7).
     config.alpn_protocols = Vec::new();
     // A resumed session would skip the peer's certificate, and outlive its expiry.
     config.session_storage = Arc::new(NoServerSessionStorage {});

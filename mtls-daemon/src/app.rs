@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::admin::{self, Admin, AdminError, Readiness};
@@ -54,9 +53,11 @@ impl RunError {
         match self {
             Self::Config { .. } => Exit::Config,
             Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
-            Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(_) => Exit::Busy,
+            Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(Busy::Held { .. }) => Exit::Busy,
             Self::Admin(AdminError::Busy(_)) => Exit::Busy,
-            Self::Kernel(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => Exit::Failure,
+            Self::Kernel(_) | Self::Busy(_) | Self::Ca(_) | Self::Admin(_) | Self::Io { .. } => {
+                Exit::Failure
+            }
         }
     }
 }
@@ -114,6 +115,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         EmbeddedCa::open(&config.ca_dir, config.mesh.trust_domain.clone(), config.svid_lifetime)?;
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
+    raise_descriptor_limit();
     let mut kernel = Kernel::open(&config.node.pin_name())?;
     refuse_without_sock_destroy()?;
     kernel.follow_log();
@@ -121,18 +123,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let telemetry = Telemetry::new(&node_name, &config.access_log)
         .map_err(io(format!("open the access log {:?}", config.access_log)))?;
     let (drain, watch) = drain::channel();
-    let shared = Arc::new(Shared {
-        snapshot: ArcSwap::from_pointee(Snapshot::empty(config.mesh.clone())),
-        telemetry: telemetry.clone(),
-        timeouts: Timeouts {
-            detect: config.detect_timeout,
-            mtls: config.mtls_wait,
-            handshake: HANDSHAKE,
-            connect: CONNECT,
-            identity: IDENTITY,
-        },
-        drain: watch,
-    });
+    let timeouts = Timeouts {
+        detect: config.detect_timeout,
+        mtls: config.mtls_wait,
+        handshake: HANDSHAKE,
+        connect: CONNECT,
+        identity: IDENTITY,
+    };
+    let shared = Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, watch);
+    let shared = Arc::new(shared);
     let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
     let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;
     let admin = Admin::bind(&config.admin_socket, config.http_address).await?;
@@ -175,6 +174,18 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tracing::warn!("the last access log lines could not be written");
     }
     Ok(())
+}
+
+/// A relayed connection takes two descriptors, and the limit that login shells and service managers
+/// give is for programs with few.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
 }
 
 /// Enrolment and tightened policy must be able to end older connections.
@@ -243,8 +254,9 @@ impl App {
                 match change {
                     Ok(Loaded { snapshot, warnings, .. }) => {
                         if let Err(error) = self.clone().accept(snapshot, warnings).await {
-                            tracing::error!(%error, "a good configuration could not be put in force");
+                            tracing::error!(%error, "a good configuration is not whole in force yet");
                             lock(&self.state).last_error = Some(error.to_string());
+                            self.shared.telemetry.metrics.config_refused();
                         }
                     }
                     Err(error) => {
@@ -380,6 +392,7 @@ fn svid_status(svid: crate::identity::SvidStatus) -> admin::status::SvidStatus {
         serial: svid.serial,
         not_before: timestamp(svid.not_before),
         not_after: timestamp(svid.not_after),
+        next_renewal: timestamp(svid.next_renewal),
         last_error: svid.last_error,
     }
 }

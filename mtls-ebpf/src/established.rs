@@ -58,8 +58,10 @@ fn publish(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         warn!(ctx, "no room in FLOWS: a connection will be reset");
         return;
     }
+    // Added to those that other programs on this socket have asked for.
+    let flags = field!(ctx.ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     // SAFETY: the helper takes this program type's context.
-    unsafe { bpf_sock_ops_cb_flags_set(ctx.as_ptr().cast(), BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
+    unsafe { bpf_sock_ops_cb_flags_set(ctx.as_ptr().cast(), flags as i32) };
 }
 
 /// A connect that failed or was given up leaves no entry.

@@ -72,12 +72,8 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
     let ipv4 = destination.is_v4();
     let bound_device = field!(sk, bound_dev_if);
     let listener = if bound_device == 0 || bound_device == LOOPBACK_INTERFACE {
-        match (ipv4, IPV6) {
-            (true, false) => LOOPBACK4,
-            // a v4-mapped destination of an IPv6 socket
-            (true, true) => LOOPBACK4,
-            (false, _) => LOOPBACK6,
-        }
+        // (a v4-mapped destination of an IPv6 socket stays mapped)
+        if ipv4 { LOOPBACK4 } else { LOOPBACK6 }
     } else {
         // Bound to a device, the socket has no route to loopback, but one to its own address.
         let own = if ipv4 { workload.address4 } else { workload.address6 };

@@ -37,6 +37,8 @@ pub struct DaemonSpec {
     pub ca: PathBuf,
     /// More arguments.
     pub arguments: Vec<String>,
+    /// A program that becomes the daemon, with its arguments: `env NAME=value`, `setpriv ...`.
+    pub under: Vec<String>,
     /// Where names of nodes that need cleaning up are noted.
     nodes: PathBuf,
 }
@@ -54,6 +56,7 @@ impl DaemonSpec {
             run: leftovers::run_directory(&bed.directory),
             ca: bed.directory.join("ca"),
             arguments: Vec::new(),
+            under: Vec::new(),
             nodes: leftovers::nodes_directory(&bed.directory),
         }
     }
@@ -65,12 +68,27 @@ impl DaemonSpec {
         self
     }
 
+    /// Started by another program, which becomes it.
+    #[must_use]
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// The command line, in the node's place.
     ///
     /// # Errors
     /// When the daemon is not built.
     pub fn command(&self) -> Result<Command> {
-        let mut command = self.node.place.command(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?)?;
+        let daemon = sibling("mtls-daemon", "MTLS_DAEMON_BIN")?;
+        let mut command = match self.under.split_first() {
+            None => self.node.place.command(daemon)?,
+            Some((program, arguments)) => {
+                let mut command = self.node.place.command(program)?;
+                command.args(arguments).arg(daemon);
+                command
+            }
+        };
         command.args(["run", "--node", &self.name]);
         for (flag, path) in [
             ("--config-dir", &self.config),
@@ -112,6 +130,7 @@ impl DaemonSpec {
     /// When it goes on running.
     pub fn refused(self) -> Result<(ExitStatus, String)> {
         let name = self.name.clone();
+        fs::write(self.nodes.join(&name), "")?;
         let mut process = Process::start(format!("mtls-daemon of {name}"), self.command()?)?;
         let status = process.wait(START).with_context(|| format!("{name} should refuse to run"))?;
         // The stream has ended with the process; its last lines may still be on their way.
@@ -220,6 +239,14 @@ impl Daemon {
         };
         let values = body.lines().filter(named).filter_map(|line| line.rsplit(' ').next());
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
+    }
+
+    /// How many connections the kernel programs decided so (`outbound_redirected`, ...).
+    ///
+    /// # Errors
+    /// When metrics cannot be read.
+    pub fn decided(&self, decision: &str) -> Result<f64> {
+        self.metric("mtls_bpf_decisions_total", &[&format!("decision=\"{decision}\"")])
     }
 
     /// How many access log lines there are: a mark for [`Daemon::logged`].

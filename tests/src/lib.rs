@@ -13,6 +13,7 @@
 //! | [`world`] | the topology that most tests share: `full`, `partial` and `legacy` |
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
+//! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
 //! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod leftovers;
 pub mod lines;
 pub mod mesh;
 pub mod netns;
+pub mod openssl;
 pub mod packet;
 pub mod process;
 pub mod wait;

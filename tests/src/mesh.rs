@@ -37,6 +37,15 @@ impl Mesh {
         Self { directory: directory.into(), objects: BTreeMap::new() }
     }
 
+    /// A copy of the objects for another directory: what one daemon alone is to believe.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn copy_for(&self, directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        Ok(Self { directory: directory.to_owned(), objects: self.objects.clone() })
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }

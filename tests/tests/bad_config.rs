@@ -90,6 +90,21 @@ fn what_the_testbed_writes_passes_the_check() -> Result<()> {
 }
 
 #[test]
+fn the_examples_are_good() -> Result<()> {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+    for node in ["node-a", "node-b"] {
+        let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+        command.args(["check", examples, "--node", node]);
+        let output = output(command)?;
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.code() == Some(0), "{output:?}");
+        let says = format!("good, 1 workloads for node {node}, 0 warnings");
+        ensure!(words.contains(&says), "{words}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_unknown_argument_is_a_usage_error() -> Result<()> {
     let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
     command.args(["run", "--no-such-flag"]);

@@ -13,21 +13,32 @@ use mtls_tests::{Pod, PodSpec, World};
 
 const PORT: u16 = 9000;
 
+/// Decisions that would give a connection to the daemon.
+const TAKEN: [&str; 2] = ["outbound_redirected", "inbound_taken"];
+
 /// Talks to `to`, and checks that the server accepted the client's own socket: same address, same
-/// port. A relayed connection has another port, and a line in an access log.
-fn check_own(client: &Pod, echo: &Process, to: SocketAddr, daemon: &Daemon) -> Result<()> {
+/// port. A relayed connection has another port, and a line in an access log. The kernel programs
+/// count it as `decision`, and as nothing that would give it to the daemon.
+fn check_own(
+    client: &Pod,
+    echo: &Process,
+    to: SocketAddr,
+    daemon: &Daemon,
+    decision: &str,
+) -> Result<()> {
     let (mark, log) = (echo.stdout.len(), daemon.mark());
-    let decisions = daemon.metric("mtls_bpf_decisions_total", &[])?;
+    let decided = daemon.decided(decision)?;
+    let taken = TAKEN.map(|taken| daemon.decided(taken).map_err(|error| error.to_string()));
     let talk = client.inside(|| converse(to, "my own"))?;
     let Conversation::Echoed { local, peer } = talk else { anyhow::bail!("{to}: {talk:?}") };
     ensure!(peer == to, "getpeername: {peer}");
     ensure!(client.has(local.ip()), "getsockname: {local}");
     let accepted = event(echo, mark, "accepted")?;
     ensure!(accepted["peer"] == local.to_string(), "from {local}: {accepted}");
-    ensure!(
-        daemon.metric("mtls_bpf_decisions_total", &[])? > decisions,
-        "the kernel programs count what they decide"
-    );
+    let now = daemon.decided(decision)?;
+    ensure!(now == decided + 1.0, "{to}: {decision} was {decided} and is {now}");
+    let taken_now = TAKEN.map(|taken| daemon.decided(taken).map_err(|error| error.to_string()));
+    ensure!(taken_now == taken, "{to}: {TAKEN:?} were {taken:?} and are {taken_now:?}");
     // Lines come in order: one about a later connection shows that none came about this one.
     let lines = daemon.process.stdout.json_after(log);
     ensure!(lines.is_empty(), "the daemon had a part in it: {lines:?}");
@@ -40,15 +51,19 @@ fn outbound_to_a_known_plaintext_server_and_to_outside_the_mesh() -> Result<()> 
         .at(Some(Ipv4Addr::new(192, 0, 2, 10)), Some("2001:db8::10".parse()?));
     let world = World::with(&[outside], |_, _| {}, |spec| spec)?;
     let client = world.pod("sleep-full");
-    for name in ["httpbin-legacy", "outside"] {
+    for (name, decision) in
+        [("httpbin-legacy", "outbound_untouched_policy"), ("outside", "outbound_untouched_outside")]
+    {
         let server = world.pod(name);
         let echo = serve(server, "echo", PORT)?;
-        check_own(client, &echo, server.v4(PORT), world.a())?;
-        check_own(client, &echo, server.v6(PORT), world.a())?;
+        check_own(client, &echo, server.v4(PORT), world.a(), decision)?;
+        check_own(client, &echo, server.v6(PORT), world.a(), decision)?;
     }
     // After all that, a connection of the daemon's has the first line.
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    let redirected = world.a().decided("outbound_redirected")?;
     ensure!(client.inside(|| converse(To::Full.v4(PORT), "not mine"))?.worked());
+    ensure!(world.a().decided("outbound_redirected")? == redirected + 1.0);
     let line = world.a().logged(0, "the first", |_| true)?;
     ensure!(line["destination"]["address"] == To::Full.v4(PORT).to_string(), "{line}");
     Ok(())
@@ -75,8 +90,16 @@ fn inbound_when_the_port_is_disabled() -> Result<()> {
     world.change(|mesh| {
         mesh.mode_by_port("full", "httpbin", "STRICT", &[(PORT, "DISABLE")]);
     })?;
-    check_own(world.pod("sleep-legacy"), &echo, server.v4(PORT), world.b())?;
-    check_own(world.pod("sleep-legacy"), &echo, server.v6(PORT), world.b())
+    let client = world.pod("sleep-legacy");
+    check_own(client, &echo, server.v4(PORT), world.b(), "inbound_untouched")?;
+    check_own(client, &echo, server.v6(PORT), world.b(), "inbound_untouched")?;
+    // Another port of the same workload is the daemon's.
+    let (taken, untouched) =
+        (world.b().decided("inbound_taken")?, world.b().decided("inbound_untouched")?);
+    ensure!(!client.inside(|| converse(server.v4(80), "GET"))?.worked(), "it is STRICT");
+    ensure!(world.b().decided("inbound_taken")? > taken);
+    ensure!(world.b().decided("inbound_untouched")? == untouched);
+    Ok(())
 }
 
 #[test]

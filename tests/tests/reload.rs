@@ -21,8 +21,6 @@ fn a_good_change_is_in_force_for_new_connections_within_a_second() -> Result<()>
     let mut world = World::new()?;
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
     ensure!(plaintext_works(&world)?, "PERMISSIVE is the default");
-    let mut fastest = Duration::MAX;
-    // The best of three: the promise is the daemon's, not the test machine's.
     for _ in 0..3 {
         for (mode, works) in [("STRICT", false), ("PERMISSIVE", true)] {
             world.mesh.mode("full", "httpbin", mode);
@@ -34,12 +32,10 @@ fn a_good_change_is_in_force_for_new_connections_within_a_second() -> Result<()>
                     other => Err(format!("plaintext works: {other:?}")),
                 }
             })?;
-            if mode == "STRICT" {
-                fastest = fastest.min(started.elapsed());
-            }
+            let took = started.elapsed();
+            ensure!(took < Duration::from_secs(1), "{mode} was in force after {took:?}");
         }
     }
-    ensure!(fastest < Duration::from_secs(1), "the fastest change took {fastest:?}");
     Ok(())
 }
 

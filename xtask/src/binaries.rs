@@ -22,9 +22,17 @@ pub struct Binaries {
 pub struct Artifact {
     pub package: String,
     pub target: String,
-    /// `bin` or `test`.
-    pub kind: String,
+    pub kind: Kind,
     pub executable: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    Program,
+    /// The tests inside a library or a program.
+    UnitTest,
+    /// A file in a package's tests/.
+    IntegrationTest,
 }
 
 impl Binaries {
@@ -59,19 +67,29 @@ impl Binaries {
             .with_context(|| format!("the package mtls-tests has no program {name}"))
     }
 
+    /// Every program that was built.
+    pub fn all(&self) -> impl Iterator<Item = &Path> {
+        self.artifacts
+            .iter()
+            .filter(|it| it.kind == Kind::Program)
+            .map(|it| it.executable.as_path())
+    }
+
     /// Tells a program where the others are.
-    pub fn pass_to(&self, command: &mut Command) {
-        command.env("MTLS_DAEMON_BIN", &self.daemon);
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let mut environment =
+            vec![("MTLS_DAEMON_BIN".to_owned(), self.daemon.display().to_string())];
         if let Ok(testbed) = self.tests_program("mtls-testbed") {
-            command.env("MTLS_TESTBED_BIN", testbed);
+            environment.push(("MTLS_TESTBED_BIN".to_owned(), testbed.display().to_string()));
         }
+        environment
     }
 }
 
 fn find<'a>(artifacts: &'a [Artifact], package: &str, target: &str) -> Option<&'a Path> {
     artifacts
         .iter()
-        .find(|it| it.package == package && it.target == target && it.kind == "bin")
+        .find(|it| it.package == package && it.target == target && it.kind == Kind::Program)
         .map(|it| it.executable.as_path())
 }
 
@@ -102,11 +120,15 @@ fn artifact(message: &Value) -> Option<Artifact> {
         return None;
     }
     let target = &message["target"];
-    let test = message["profile"]["test"].as_bool()?;
+    let kind = match (message["profile"]["test"].as_bool()?, target["kind"][0].as_str()?) {
+        (false, _) => Kind::Program,
+        (true, "test") => Kind::IntegrationTest,
+        (true, _) => Kind::UnitTest,
+    };
     Some(Artifact {
         package: package_name(message["package_id"].as_str()?)?,
         target: target["name"].as_str()?.to_owned(),
-        kind: if test { "test" } else { "bin" }.to_owned(),
+        kind,
         executable: PathBuf::from(message["executable"].as_str()?),
     })
 }

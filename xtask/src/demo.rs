@@ -26,6 +26,6 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     preflight::check()?;
     let built = build::everything(workspace, args.release)?;
     let mut demo = Command::new(built.tests_program("mtls-demo")?);
-    built.pass_to(&mut demo);
+    demo.envs(built.environment());
     shell::become_command(demo.args(&args.demo_args))
 }

@@ -11,6 +11,7 @@ mod run;
 mod shell;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ enum Verb {
     Run(run::Args),
     Test(test::Args),
     Lint(lint::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&workspace, &args),
         Verb::Test(args) => test::run(&workspace, &args),
         Verb::Lint(args) => lint::run(&workspace, &args),
+        Verb::Vm(args) => vm::run(&workspace, &args),
     });
     match done {
         Ok(code) => code,

@@ -1,52 +1,60 @@
 //! Packages of the distribution (Debian, Ubuntu): the one list, and how they get installed.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
 use crate::shell::{has, output, run, say};
 
-/// A package and what it is needed for; the reason is shown when it gets installed.
+/// A package, what shows that it is there, and what it is needed for: that is said when it gets
+/// installed.
 pub struct Package {
     pub name: &'static str,
-    pub why: &'static str,
+    /// A program, or the path of a file. Looked for before dpkg is asked: what somebody installed by hand,
+    /// or another distribution has, is as good.
+    brings: &'static str,
+    why: &'static str,
 }
 
-const fn package(name: &'static str, why: &'static str) -> Package {
-    Package { name, why }
+const fn package(name: &'static str, brings: &'static str, why: &'static str) -> Package {
+    Package { name, brings, why }
 }
 
 /// To compile the workspace.
 pub const BUILD: &[Package] = &[
-    package("gcc", "links Rust programs and compiles the TLS library's C and assembly"),
-    package("libc6-dev", "headers and start files for the same"),
+    package("gcc", "cc", "links Rust programs and compiles the TLS library's C and assembly"),
+    package("libc6-dev", "/usr/include/stdlib.h", "headers and start files for the same"),
 ];
 
 /// To build the kernel object with the distribution's own compiler.
 pub const EBPF: &[Package] = &[
-    package("rustc-web", "a Rust compiler whose LLVM the distribution ships as well"),
-    package("rust-web-src", "the sources of `core`, compiled for the kernel"),
-    package("llvm-22-dev", "the LLVM that bpf-linker is built on"),
-    package("libstdc++-12-dev", "LLVM is C++; bpf-linker links to it"),
-    package("gcc", "links bpf-linker"),
-    package("libc6-dev", "start files for the same"),
+    package("rustc-web", "", "a Rust compiler whose LLVM the distribution ships as well"),
+    package("rust-web-src", "", "the sources of `core`, compiled for the kernel"),
+    package("llvm-22-dev", "", "the LLVM that bpf-linker is built on"),
+    package("g++", "g++", "links bpf-linker: LLVM is C++"),
+];
+
+/// To run the daemon here.
+pub const RUN: &[Package] = &[
+    package("iproute2", "ip", "network namespaces, rules, routes"),
+    package("util-linux", "nsenter", "to enter a namespace"),
 ];
 
 /// For the tests and the demo, which run real clients on real namespaces.
 pub const TEST: &[Package] = &[
-    package("curl", "the client of the demo and the tests"),
-    package("iproute2", "network namespaces, rules, routes, ss"),
-    package("openssl", "a TLS peer that shares no code with the daemon"),
-    package("util-linux", "nsenter, setpriv"),
-    package("procps", "sysctl"),
+    package("iproute2", "ss", "network namespaces, rules, routes, sockets"),
+    package("util-linux", "setpriv", "to enter namespaces; ends programs with their starter"),
+    package("curl", "curl", "the client of the demo and the tests"),
+    package("openssl", "openssl", "a TLS peer that shares no code with the daemon"),
+    package("procps", "sysctl", "to read and set the network's settings"),
 ];
 
 /// For `vm`: the emulator, and a shell inside the guest.
-#[expect(dead_code, reason = "used once the vm verb lands")]
 pub const VM: &[Package] = &[
-    package("qemu-system-x86", "runs the guests"),
-    package("busybox-static", "a shell inside the guests"),
-    package("xz-utils", "kernel modules are compressed"),
+    package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
+    package("busybox-static", "", "a shell inside the guests, which needs no library"),
+    package("xz-utils", "xz", "kernel modules are compressed"),
+    package("binutils", "objcopy", "takes the debug information out of what goes into a guest"),
 ];
 
 /// Installs the packages that are missing, and says which and why. Removes nothing.
@@ -54,7 +62,7 @@ pub const VM: &[Package] = &[
 /// # Errors
 /// When there is no apt-get, no right to install, or apt-get fails.
 pub fn ensure(packages: &[Package]) -> Result<()> {
-    let missing: Vec<_> = packages.iter().filter(|package| !installed(package.name)).collect();
+    let missing: Vec<_> = packages.iter().filter(|package| !package.is_there()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -96,9 +104,20 @@ pub fn candidate(name: &str) -> Option<String> {
     (candidate != "(none)").then(|| candidate.to_owned())
 }
 
-pub fn installed(name: &str) -> bool {
+fn installed(name: &str) -> bool {
     output(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", name]))
         .is_ok_and(|status| status == "installed")
+}
+
+impl Package {
+    fn is_there(&self) -> bool {
+        let here = match self.brings {
+            "" => false,
+            path if path.starts_with('/') => Path::new(path).exists(),
+            program => has(program),
+        };
+        here || installed(self.name)
+    }
 }
 
 fn apt_get(names: &[&str]) -> Result<Command> {

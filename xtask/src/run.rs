@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::{build, preflight, shell, workspace::Workspace};
+use crate::{build, packages, preflight, shell, workspace::Workspace};
 
 /// Build the daemon and run it on this host
 ///
@@ -25,6 +25,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let built = build::everything(workspace, args.release)?;
     let mut daemon = Command::new(&built.daemon);
     if args.daemon_args.first().is_none_or(|first| first.starts_with('-')) {
+        packages::ensure(packages::RUN)?;
         preflight::check()?;
         daemon.arg("run");
     }

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    path::PathBuf,
     process::{Command, ExitCode, Stdio},
 };
 
@@ -56,11 +57,18 @@ pub fn become_command(command: &mut Command) -> Result<ExitCode> {
     }
 }
 
-/// Whether a program of this name is on the PATH.
+/// Whether a program of this name can be found.
 pub fn has(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
-    })
+    which(program).is_some()
+}
+
+/// Where a program is: on the PATH, or where an administrator's programs are, which a user's PATH lacks.
+pub fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }
 
 fn line(command: &Command) -> String {

@@ -28,7 +28,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     preflight::check()?;
     let built = build::everything(workspace, args.release)?;
     let mut cargo = workspace.cargo();
-    built.pass_to(&mut cargo);
+    cargo.envs(built.environment());
     cargo.arg("test");
     let chooses =
         |arg: &String| arg == "-p" || arg.starts_with("--package") || arg.starts_with("-p=");

@@ -15,7 +15,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::State;
 use crate::telemetry::metrics;
@@ -69,10 +69,7 @@ pub(super) async fn serve<L: Listener>(listener: &L, door: Door, state: Arc<Stat
         match listener.accept().await {
             Ok(stream) => {
                 let state = state.clone();
-                tokio::spawn(async move {
-                    connection(stream, door, state).await;
-                    drop(place);
-                });
+                tokio::spawn(connection(stream, door, state, Arc::new(place)));
             }
             Err(error) => {
                 tracing::warn!(%error, ?door, "cannot accept an admin connection");
@@ -83,13 +80,16 @@ pub(super) async fn serve<L: Listener>(listener: &L, door: Door, state: Arc<Stat
     }
 }
 
-async fn connection<S>(stream: S, door: Door, state: Arc<State>)
+async fn connection<S>(stream: S, door: Door, state: Arc<State>, place: Arc<OwnedSemaphorePermit>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), door, &state);
-        async { Ok::<_, Infallible>(response) }
+        let (state, place) = (state.clone(), place.clone());
+        async move {
+            let (method, path) = (request.method(), request.uri().path());
+            Ok::<_, Infallible>(answer(method, path, door, state, place).await)
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -105,7 +105,13 @@ where
     }
 }
 
-fn answer(method: &Method, path: &str, door: Door, state: &State) -> Response<Full<Bytes>> {
+async fn answer(
+    method: &Method,
+    path: &str,
+    door: Door,
+    state: Arc<State>,
+    place: Arc<OwnedSemaphorePermit>,
+) -> Response<Full<Bytes>> {
     // Hyper leaves the body of an answer to HEAD away.
     if method != Method::GET && method != Method::HEAD {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".into());
@@ -113,16 +119,38 @@ fn answer(method: &Method, path: &str, door: Door, state: &State) -> Response<Fu
         return response;
     }
     match (path, door) {
-        ("/metrics", _) => reply(StatusCode::OK, metrics::CONTENT_TYPE, state.metrics.encode()),
+        ("/metrics", _) => off_runtime(place, move || metrics(&state)).await,
         ("/healthz/live", _) => text(StatusCode::OK, "live\n".into()),
-        ("/healthz/ready", _) => readiness(state),
-        ("/status", Door::Socket) => status(state),
+        ("/healthz/ready", _) => off_runtime(place, move || readiness(&state)).await,
+        ("/status", Door::Socket) => off_runtime(place, move || status(&state)).await,
         _ => {
             let status = if door == Door::Socket { " /status" } else { "" };
             let known = format!("there is /metrics /healthz/ready /healthz/live{status}\n");
             text(StatusCode::NOT_FOUND, known)
         }
     }
+}
+
+/// Makes an answer on the blocking pool: it asks the kernel, and waits for whoever changes it. The
+/// connection's place is held to the end of that, even if the client has gone: answers that are stuck
+/// fill a door's places, and never the pool.
+async fn off_runtime(
+    place: Arc<OwnedSemaphorePermit>,
+    make: impl FnOnce() -> Response<Full<Bytes>> + Send + 'static,
+) -> Response<Full<Bytes>> {
+    let made = tokio::task::spawn_blocking(move || {
+        let response = make();
+        drop(place);
+        response
+    });
+    made.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "an admin answer could not be made");
+        text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+    })
+}
+
+fn metrics(state: &State) -> Response<Full<Bytes>> {
+    reply(StatusCode::OK, metrics::CONTENT_TYPE, state.metrics.encode())
 }
 
 fn readiness(state: &State) -> Response<Full<Bytes>> {

@@ -23,7 +23,7 @@ use socket::AdminSocket;
 pub struct State {
     pub readiness: Readiness,
     pub metrics: Arc<Metrics>,
-    /// Makes the answer to `GET /status`. Called on the main thread: must not block.
+    /// Makes the answer to `GET /status`. Called on the blocking pool, by several at a time.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
 }
 

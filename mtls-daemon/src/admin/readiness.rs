@@ -1,19 +1,28 @@
 //! Is the daemon ready, and what does it still wait for?
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Named conditions, all of which have to be met. Cheap to clone.
+/// How often the checks are asked while somebody waits for them: nothing tells when their answer
+/// changes.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Says what is wrong now: nothing, or reasons.
+type Check = dyn Fn() -> Vec<String> + Send + Sync;
+
+/// Named conditions, all of which have to be met, and checks, none of which may find anything wrong.
+/// Cheap to clone.
 ///
-/// The daemon's log says `ready` once, when the last one is met, and no line before that has the
-/// word in it: scripts wait for it.
+/// The daemon's log says `ready` once, as soon as it is known that nothing is awaited, and no line
+/// before that has the word in it: scripts wait for it.
 #[derive(Clone)]
 pub struct Readiness {
     state: Arc<watch::Sender<Conditions>>,
+    checks: Arc<Mutex<Vec<Arc<Check>>>>,
     started: Instant,
 }
 
@@ -36,7 +45,8 @@ impl Readiness {
     /// The start itself is the first condition: to be met when all the others have been named.
     pub fn starting() -> (Self, Condition) {
         let (state, _) = watch::channel(Conditions::default());
-        let readiness = Self { state: Arc::new(state), started: Instant::now() };
+        let checks = Arc::default();
+        let readiness = Self { state: Arc::new(state), checks, started: Instant::now() };
         let start = readiness.condition("the start of the daemon");
         (readiness, start)
     }
@@ -50,42 +60,98 @@ impl Readiness {
         Condition { name: name.to_owned(), readiness: self.clone(), met: false }
     }
 
-    /// What is still awaited, in alphabetical order; nothing when the daemon is ready.
+    /// Adds reasons that come and go: `check` is asked at every question, after all conditions are
+    /// met too. It runs on the asking thread (here: the blocking pool), and may wait for a lock;
+    /// whoever asks must not hold that one.
+    pub fn check(&self, check: Box<dyn Fn() -> Vec<String> + Send + Sync>) {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::from(check));
+    }
+
+    /// What is still awaited, in alphabetical order; nothing when the daemon is ready. Asks the
+    /// checks, and waits for them.
     pub fn awaited(&self) -> Vec<String> {
-        self.state.borrow().awaited.iter().cloned().collect()
+        let mut awaited = self.state.borrow().awaited.clone();
+        // Copied: a check may take its time.
+        let checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        awaited.extend(checks.iter().flat_map(|check| check()));
+        if awaited.is_empty() {
+            self.announce();
+        }
+        awaited.into_iter().collect()
     }
 
+    /// As [`Self::awaited`]: waits for the checks.
     pub fn is_ready(&self) -> bool {
-        self.state.borrow().awaited.is_empty()
+        self.awaited().is_empty()
     }
 
-    /// Resolves when nothing is awaited.
+    /// Resolves when nothing is awaited. Costs nothing while a condition is not met; then asks the
+    /// checks a few times a second, until they find nothing.
     pub async fn ready(&self) {
-        // The sender lives in self, so that the wait cannot end by its loss.
-        self.state.subscribe().wait_for(|state| state.awaited.is_empty()).await.ok();
+        loop {
+            // The sender lives in self, so that the wait cannot end by its loss.
+            self.state.subscribe().wait_for(|state| state.awaited.is_empty()).await.ok();
+            if self.ask().await.is_empty() {
+                return;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
-    /// Logs every `every` what is still awaited, until nothing is.
+    /// Logs every `every` what is still awaited, until nothing is. To be spawned at the start.
     pub async fn report(&self, every: Duration) {
         while tokio::time::timeout(every, self.ready()).await.is_err() {
             let waited = self.started.elapsed().as_secs();
-            tracing::warn!(
-                "not serving yet after {waited} s: still awaited: {}",
-                self.awaited().join(", ")
-            );
+            let awaited = self.ask().await.join(", ");
+            tracing::warn!("not serving yet after {waited} s: still awaited: {awaited}");
         }
+    }
+
+    /// [`Self::awaited`] for the runtime.
+    async fn ask(&self) -> Vec<String> {
+        if !self.has_checks() {
+            return self.awaited();
+        }
+        let readiness = self.clone();
+        match tokio::task::spawn_blocking(move || readiness.awaited()).await {
+            Ok(awaited) => awaited,
+            Err(error) => vec![format!("a check that fails: {error}")],
+        }
+    }
+
+    fn has_checks(&self) -> bool {
+        !self.checks.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     fn met(&self, name: &str) {
         self.state.send_modify(|state| {
             state.awaited.remove(name);
+        });
+        tracing::debug!("done: {name}");
+        if !self.state.borrow().awaited.is_empty() {
+            return;
+        }
+        match tokio::runtime::Handle::try_current() {
+            // A condition may be met on the runtime, or by somebody who holds what a check needs.
+            Ok(runtime) if self.has_checks() => {
+                let readiness = self.clone();
+                runtime.spawn_blocking(move || readiness.is_ready());
+            }
+            _ => {
+                self.is_ready();
+            }
+        }
+    }
+
+    fn announce(&self) {
+        self.state.send_if_modified(|state| {
             if state.awaited.is_empty() && !state.announced {
                 state.announced = true;
                 let after = self.started.elapsed().as_millis();
                 tracing::info!(after_ms = u64::try_from(after).unwrap_or(u64::MAX), "ready");
-            } else {
-                tracing::debug!("done: {name}");
             }
+            // Nobody waits for this.
+            false
         });
     }
 }
@@ -107,57 +173,5 @@ impl Drop for Condition {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_condition_has_to_be_met() {
-        let (readiness, start) = Readiness::starting();
-        let kernel = readiness.condition("kernel programs");
-        let svids = readiness.condition("SVID of full/server");
-        start.met();
-        assert_eq!(readiness.awaited(), ["SVID of full/server", "kernel programs"]);
-        kernel.met();
-        assert!(!readiness.is_ready());
-        svids.met();
-        assert!(readiness.is_ready());
-        assert!(readiness.awaited().is_empty());
-    }
-
-    #[test]
-    fn nothing_is_ready_before_the_start_is_over() {
-        let (readiness, start) = Readiness::starting();
-        readiness.condition("kernel programs").met();
-        assert!(!readiness.is_ready());
-        start.met();
-        assert!(readiness.is_ready());
-    }
-
-    #[test]
-    fn a_condition_that_was_given_up_is_awaited_for_ever() {
-        let (readiness, start) = Readiness::starting();
-        drop(readiness.condition("kernel programs"));
-        start.met();
-        assert_eq!(readiness.awaited(), ["kernel programs"]);
-    }
-
-    #[test]
-    fn a_drain_makes_it_unready_again() {
-        let (readiness, start) = Readiness::starting();
-        start.met();
-        let _drain = readiness.condition("shutting down");
-        assert_eq!(readiness.awaited(), ["shutting down"]);
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_is_woken() {
-        let (readiness, start) = Readiness::starting();
-        let waiting = readiness.clone();
-        let waiter = tokio::spawn(async move { waiting.ready().await });
-        start.met();
-        tokio::time::timeout(Duration::from_secs(30), waiter)
-            .await
-            .expect("woken")
-            .expect("no panic");
-    }
-}
+#[path = "readiness_tests.rs"]
+mod tests;

@@ -81,6 +81,10 @@ pub struct SvidStatus {
     pub serial: Option<String>,
     pub not_before: Option<String>,
     pub not_after: Option<String>,
+    /// When the issuer is asked next. None while it is being asked (and from a daemon that does not
+    /// tell).
+    #[serde(default)]
+    pub next_renewal: Option<String>,
     /// The issuer's last error, until it succeeds again.
     pub last_error: Option<String>,
 }

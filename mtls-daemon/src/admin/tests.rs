@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use status::{ConfigStatus, ConnectionsStatus, KernelStatus, timestamp};
+use status::{ConfigStatus, ConnectionsStatus, KernelStatus, SvidStatus, timestamp};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -26,7 +27,15 @@ fn status() -> Status {
             warnings: Vec::new(),
         },
         workloads: Vec::new(),
-        svids: Vec::new(),
+        svids: vec![SvidStatus {
+            identity: "spiffe://cluster.local/ns/full/sa/server".into(),
+            source: "embedded".into(),
+            serial: Some("01ab".into()),
+            not_before: None,
+            not_after: Some(timestamp(SystemTime::UNIX_EPOCH + LONG)),
+            next_renewal: Some(timestamp(SystemTime::UNIX_EPOCH + LONG / 2)),
+            last_error: None,
+        }],
         kernel: KernelStatus {
             programs: BTreeMap::new(),
             decisions: BTreeMap::from([("redirected".into(), 7)]),
@@ -45,12 +54,20 @@ struct Daemon {
 
 impl Daemon {
     async fn serving() -> Self {
+        Self::serving_with(|_| {}, status).await
+    }
+
+    async fn serving_with(
+        scrape: impl Fn(&Metrics) + Send + Sync + 'static,
+        status: impl Fn() -> Status + Send + Sync + 'static,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let any = "127.0.0.1:0".parse().expect("an address");
         let admin = Admin::bind(&dir.path().join("admin.sock"), Some(any)).await.expect("bound");
         let http = admin.http_address().expect("a port");
         let (readiness, start) = Readiness::starting();
         let metrics = Arc::new(Metrics::new("node-1"));
+        metrics.on_scrape(Box::new(scrape));
         let state = State { readiness, metrics, status: Box::new(status) };
         let task = tokio::spawn(admin.serve(Arc::new(state)));
         Self { dir, http, start, task }
@@ -186,4 +203,55 @@ async fn a_taken_port_is_named_with_the_flag() {
     assert!(error.contains(&daemon.http.to_string()), "{error}");
     assert!(error.contains("--http-address"), "{error}");
     daemon.task.abort();
+}
+
+#[tokio::test]
+async fn an_answer_that_has_to_wait_holds_up_nobody_else() {
+    let busy = Arc::new(AtomicBool::new(true));
+    let wait = |busy: &AtomicBool| {
+        let begun = Instant::now();
+        while busy.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let (scraped, asked) = (busy.clone(), busy.clone());
+    let daemon = Daemon::serving_with(
+        move |_| wait(&scraped),
+        move || {
+            wait(&asked);
+            status()
+        },
+    )
+    .await;
+    let slow = async { tokio::join!(daemon.get("/metrics"), daemon.get_by_socket("/status")) };
+    tokio::pin!(slow);
+    let live = async {
+        // Both questions are asked by then, and neither can be answered.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        daemon.get("/healthz/live").await
+    };
+    tokio::select! {
+        biased;
+        _ = &mut slow => panic!("answered without waiting"),
+        live = live => assert_eq!(live.0, 200),
+    }
+    busy.store(false, Ordering::SeqCst);
+    let (metrics, status) = tokio::time::timeout(LONG, slow).await.expect("in time");
+    assert_eq!((metrics.0, status.0), (200, 200));
+}
+
+#[tokio::test]
+async fn an_answer_that_panics_is_an_error_and_the_daemon_lives() {
+    let daemon = Daemon::serving_with(|_| {}, || panic!("a bug")).await;
+    assert_eq!(daemon.get_by_socket("/status").await.0, 500);
+    assert_eq!(daemon.get("/healthz/live").await.0, 200);
+}
+
+#[test]
+fn the_status_of_a_daemon_that_tells_no_renewals_is_read() {
+    let mut json = serde_json::to_value(status()).expect("JSON");
+    let svid = json["svids"][0].as_object_mut().expect("an SVID");
+    assert_eq!(svid.remove("next_renewal"), Some("1970-01-01T00:00:15Z".into()));
+    let read: Status = serde_json::from_value(json).expect("a status");
+    assert_eq!(read.svids[0].next_renewal, None);
 }

@@ -35,6 +35,11 @@ pub enum BpfError {
     )]
     PrivateMount { path: PathBuf },
     #[error(
+        "this process is in a cgroup namespace of its own and cannot open the host's cgroup root: programs attached here would not see the workloads. \
+         Run the daemon in the host's cgroup namespace (nsenter --cgroup=/proc/1/ns/cgroup), or mount the host's /sys/fs/cgroup into it"
+    )]
+    PrivateCgroup,
+    #[error(
         "network namespace {path} is enrolled by another daemon{owner}: one node daemon a namespace. \
          Take the NodeWorkload out of one of them, or run `mtls-daemon cleanup` for a daemon that is gone"
     )]

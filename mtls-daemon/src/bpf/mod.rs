@@ -194,13 +194,22 @@ impl Kernel {
         pin(link, &pin_path)
     }
 
+    /// Cookies of the namespaces that are attached, also by a daemon of another ABI, whose tables
+    /// are not these.
+    pub fn attached_namespaces(&self) -> Vec<u64> {
+        pinned_namespaces(&self.pins)
+    }
+
     /// A namespace belongs to one node's daemon.
-    fn refuse_foreign(
+    pub fn refuse_foreign(
         &self,
         namespace: BorrowedFd<'_>,
         path: &Path,
         netns_cookie: u64,
     ) -> Result<(), BpfError> {
+        if self.pins.namespace_link(netns_cookie).exists() {
+            return Ok(());
+        }
         let attached = link::lookup_programs(namespace)
             .map_err(|error| BpfError::Call { what: "query sk_lookup programs", error })?;
         let foreign = aya::programs::loaded_programs().flatten().any(|info| {

@@ -47,19 +47,43 @@ fn read_mountinfo(of: &str) -> Result<String, BpfError> {
 /// A descriptor of the cgroup v2 root. A host may have it anywhere (hybrid hosts:
 /// /sys/fs/cgroup/unified) or nowhere: then it is mounted without a place in the file tree, so that
 /// nothing is left behind.
+///
+/// In a cgroup namespace of its own a process sees its own cgroup as the root. Programs attached
+/// there would not see the workloads' sockets: the host's is opened instead, or it is refused.
 pub fn cgroup_root() -> Result<OwnedFd, BpfError> {
     let found = mounts(&read_mountinfo("self")?)
         .into_iter()
         .find(|mount| mount.kind == "cgroup2" && mount.root == "/");
-    match found {
+    let seen = match found {
         Some(mount) => fs::File::open(&mount.point)
             .map(OwnedFd::from)
-            .map_err(|error| BpfError::Path { what: "open cgroup", path: mount.point, error }),
+            .map_err(|error| BpfError::Path { what: "open cgroup", path: mount.point, error })?,
         None => {
             tracing::info!("no cgroup v2 is mounted here: using a mount of the daemon's own");
-            detached_cgroup2()
+            detached_cgroup2()?
         }
+    };
+    if is_real_root(&seen) {
+        return Ok(seen);
     }
+    let root = host_cgroup2()?;
+    if is_real_root(&root) { Ok(root) } else { Err(BpfError::PrivateCgroup) }
+}
+
+/// Only the root of the hierarchy has no type (cgroup-v2.rst, "cgroup.type").
+fn is_real_root(cgroup: &OwnedFd) -> bool {
+    !Path::new(&format!("/proc/self/fd/{}/cgroup.type", cgroup.as_raw_fd())).exists()
+}
+
+/// The cgroup v2 root as PID 1 sees it.
+fn host_cgroup2() -> Result<OwnedFd, BpfError> {
+    let namespace = fs::File::open("/proc/1/ns/cgroup").map_err(|_| BpfError::PrivateCgroup)?;
+    std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWCGROUP).map_err(|_| BpfError::PrivateCgroup)?;
+        detached_cgroup2()
+    })
+    .join()
+    .unwrap_or(Err(BpfError::PrivateCgroup))
 }
 
 fn detached_cgroup2() -> Result<OwnedFd, BpfError> {

@@ -15,9 +15,9 @@ static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// Overrides the embedded object, for development.
 const OVERRIDE: &str = "MTLS_EBPF_OBJECT";
 
-/// Every map of the object, pinned under its own name.
+/// Every map of the object that is pinned, under its own name. `ABI` is not: it is to be the
+/// object's own, not what an earlier object left.
 pub const MAPS: &[&str] = &[
-    "ABI",
     "ENROLLED",
     "WORKLOADS",
     "OWN_ADDRESSES",

@@ -181,7 +181,10 @@ impl Tables {
     pub fn close_bypasses(&mut self, slot: u32, wanted: &Bypasses) -> Result<(), BpfError> {
         // Rows that take something back go in before the row they take it from is used.
         for (key, value) in wanted.rows(slot, bypass::REDIRECT) {
-            self.outbound.insert(key, value)?;
+            if self.outbound.insert(key, value).is_err() {
+                // No room: then the row that it takes something from must go.
+                self.outbound.remove(&OutboundKey { port: 0, ..key })?;
+            }
         }
         for (key, value) in wanted.inbound_rows(slot, bypass::REDIRECT) {
             self.inbound.insert(key, value)?;
@@ -212,8 +215,14 @@ impl Tables {
             key.slot == slot && !wanted.outbound.contains_key(&(key.address, key.port))
         })?;
         let mut left_out = 0;
+        let unplaced: HashSet<Address> = wanted
+            .rows(slot, bypass::REDIRECT)
+            .filter(|(key, _)| !self.outbound.rows.contains_key(key))
+            .map(|(key, _)| key.address)
+            .collect();
         for (key, value) in wanted.rows(slot, bypass::UNTOUCHED) {
-            if self.outbound.insert(key, value).is_err() {
+            let exposed = key.port == 0 && unplaced.contains(&key.address);
+            if exposed || self.outbound.insert(key, value).is_err() {
                 left_out += 1;
             }
         }
@@ -230,23 +239,33 @@ impl Tables {
         Ok(left_out)
     }
 
-    /// Exactly these addresses are the mesh's.
-    pub fn set_mesh_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
-        let wanted: HashSet<Address> = addresses.iter().map(|ip| Address::from(*ip)).collect();
-        for address in &wanted {
-            self.mesh_addresses.insert(*address, 1)?;
+    /// These addresses and ranges are the daemon's from now on, among others: what takes
+    /// connections, before a snapshot is published.
+    pub fn add_mesh(
+        &mut self,
+        addresses: &HashSet<IpAddr>,
+        ranges: &[IpNet],
+    ) -> Result<(), BpfError> {
+        for address in addresses {
+            self.mesh_addresses.insert(Address::from(*address), 1)?;
         }
-        self.mesh_addresses.remove_where(|address, _| !wanted.contains(address))
-    }
-
-    /// Exactly these ranges are resolved by the daemon.
-    pub fn set_mesh_ranges(&mut self, ranges: &[IpNet]) -> Result<(), BpfError> {
-        let wanted: Vec<(u32, Address)> = ranges.iter().map(range_key).collect();
-        for (length, address) in &wanted {
+        for (length, address) in ranges.iter().map(range_key) {
             self.mesh_ranges
-                .insert(&Key::new(*length, *address), 1, 0)
+                .insert(&Key::new(length, address), 1, 0)
                 .map_err(map_error("MESH_RANGES"))?;
         }
+        Ok(())
+    }
+
+    /// Only these are: what lets connections go, after it is published.
+    pub fn keep_mesh(
+        &mut self,
+        addresses: &HashSet<IpAddr>,
+        ranges: &[IpNet],
+    ) -> Result<(), BpfError> {
+        let kept: HashSet<Address> = addresses.iter().map(|ip| Address::from(*ip)).collect();
+        self.mesh_addresses.remove_where(|address, _| !kept.contains(address))?;
+        let wanted: Vec<(u32, Address)> = ranges.iter().map(range_key).collect();
         let stale: Vec<Key<Address>> = self
             .mesh_ranges
             .keys()

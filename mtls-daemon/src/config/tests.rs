@@ -59,7 +59,7 @@ fn every_flag_is_heard() {
         --svid-lifetime 1h --http-address off --access-log /var/log/access.log \
         --log-format json --log-level debug --drain 0s";
     let config = config(&args.split_whitespace().collect::<Vec<_>>()).expect("good flags");
-    assert_eq!(config.state_dir, Path::new("/s/n"));
+    assert_eq!(config.state_dir, Path::new("/s"));
     assert_eq!(config.run_dir, Path::new("/r/n"));
     assert_eq!(config.ca_dir, Path::new("/ca"));
     let aliases: Vec<_> = config.mesh.trust_domain_aliases.iter().map(|it| it.as_str()).collect();

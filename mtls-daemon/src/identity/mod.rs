@@ -13,3 +13,8 @@ pub use slot::{IdentitySlot, SvidStatus};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use store::SvidStore;
 pub use svid::Svid;
+
+#[cfg(test)]
+mod rotation_tests;
+#[cfg(test)]
+mod secrecy_tests;

@@ -1,5 +1,6 @@
 //! One identity's SVID: read by every connection, replaced by rotation.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -204,6 +205,16 @@ impl IdentitySlot {
     fn renewal(&self) -> MutexGuard<'_, Renewal> {
         // Nothing panics while it is held, and every state it can be left in is a valid one.
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for IdentitySlot {
+    /// Never the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdentitySlot")
+            .field("id", &self.id)
+            .field("current", &self.current())
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,23 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-use mtls_common::flow::Address;
-use mtls_common::workload::{self as abi, bypass};
-use serde::Serialize;
+use mtls_common::workload as abi;
 
 use super::listeners::Listeners;
 use super::setup::Prepared;
 use super::sweep::{Connection, sweep};
+use super::workload::{
+    EnrolError, MeshAddresses, WorkloadState, WorkloadStatus, bypasses, key, shown, status,
+};
 use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
 use crate::identity::{SpiffeId, SvidStore};
 use crate::mesh::{NodeWorkload, Snapshot};
 use crate::proxy::{Listening, Pod, Shared, Workers};
+
+/// How often a namespace is looked at after a change: a connection can be between its SYN and its
+/// accept while the first look is taken.
+const SWEEPS: u8 = 2;
+/// Ticks between two tries to enrol what was refused.
+const RETRY_REFUSED: u64 = 10;
 
 /// The workloads of this node, and the only writer of the kernel's tables.
 pub struct Node {
@@ -31,11 +36,30 @@ pub struct Node {
     /// By `namespace/name` of the NodeWorkload.
     enrolled: BTreeMap<String, Enrolled>,
     waiting: BTreeMap<String, (Arc<NodeWorkload>, WorkloadState)>,
+    /// A snapshot that could not be put in force whole: tried again every second.
+    pending: Option<Arc<Snapshot>>,
+    ticks: u64,
+    /// Enrolled, but not served before their snapshot is published.
+    starting: Vec<Starting>,
+    /// No longer enrolled; their namespaces are put back when the last relay has ended.
+    leaving: Vec<Leaving>,
     /// Namespaces that lost their name but may still hold processes: they stay shut until the
     /// kernel says that they are gone.
     orphans: Vec<(u32, u64)>,
     mesh: MeshAddresses,
     cgroup_attached: bool,
+}
+
+struct Starting {
+    pod: Arc<Pod>,
+    outbound: Listeners,
+    inbound: Listeners,
+}
+
+struct Leaving {
+    key: String,
+    pod: Arc<Pod>,
+    changed: u32,
 }
 
 struct Enrolled {
@@ -46,57 +70,6 @@ struct Enrolled {
     bypasses: Bypasses,
     /// Sweeps that are still to come: a connection can be between SYN and accept during one.
     sweeps: u8,
-}
-
-/// Destinations that are the daemon's unless a row says otherwise.
-#[derive(Default, PartialEq, Eq, Clone)]
-struct MeshAddresses {
-    addresses: HashSet<IpAddr>,
-    ranges: Vec<IpNet>,
-}
-
-impl MeshAddresses {
-    fn contains(&self, address: IpAddr) -> bool {
-        self.addresses.contains(&address)
-            || self.ranges.iter().any(|range| range.contains(&address))
-    }
-}
-
-/// How far a configured workload has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
-pub enum WorkloadState {
-    Enrolled,
-    /// Its namespace is not there yet.
-    Pending(String),
-    Refused(String),
-}
-
-/// One workload's line in `status`.
-#[derive(Debug, Clone, Serialize)]
-pub struct WorkloadStatus {
-    pub workload: String,
-    pub identity: SpiffeId,
-    pub network_namespace: std::path::PathBuf,
-    #[serde(flatten)]
-    pub state: WorkloadState,
-    pub addresses: Vec<IpAddr>,
-    pub outbound_port: Option<u16>,
-    pub inbound_port: Option<u16>,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum EnrolError {
-    #[error("network namespace {path} does not exist (yet)")]
-    Absent { path: String },
-    #[error("{0}")]
-    Refused(String),
-    #[error("network namespace {path}: {error}")]
-    Io { path: String, error: io::Error },
-    #[error(transparent)]
-    Setup(#[from] setup::SetupError),
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
 }
 
 impl Node {
@@ -119,6 +92,10 @@ impl Node {
             home,
             enrolled: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            pending: None,
+            ticks: 0,
+            starting: Vec::new(),
+            leaving: Vec::new(),
             orphans: Vec::new(),
             mesh: MeshAddresses::default(),
             cgroup_attached: false,
@@ -126,63 +103,67 @@ impl Node {
     }
 
     /// Puts `snapshot` in force. What it no longer leaves in the clear is closed before it is
-    /// published, what it newly leaves in the clear is opened after.
+    /// published; what it newly leaves in the clear, and workloads that it no longer has, are opened
+    /// after. When that fails on the way, the rest is tried again by [`Self::tick`].
     pub fn apply(&mut self, snapshot: Arc<Snapshot>) -> Result<(), BpfError> {
+        // After a try that failed half way nobody knows what was closed already: look at everything.
+        let again = self.pending.replace(snapshot.clone()).is_some();
         let wanted = snapshot.node_workloads();
         let keys: HashSet<String> = wanted.iter().map(|workload| key(workload)).collect();
-        let gone: Vec<String> =
-            self.enrolled.keys().filter(|key| !keys.contains(*key)).cloned().collect();
-        for key in gone {
-            self.remove(&key)?;
-        }
         self.waiting.retain(|key, _| keys.contains(key));
-        let ids: BTreeSet<SpiffeId> = wanted.iter().map(|w| w.workload.id.clone()).collect();
-        self.store.retain(&ids);
-
         let mesh = MeshAddresses {
             addresses: snapshot.addresses().into_iter().collect(),
             ranges: snapshot.settings.mesh_ranges.clone(),
         };
         let mesh_changed = mesh != self.mesh;
-        if mesh_changed {
-            let addresses: Vec<IpAddr> = mesh.addresses.iter().copied().collect();
-            self.kernel.tables.set_mesh_addresses(&addresses)?;
-            self.kernel.tables.set_mesh_ranges(&mesh.ranges)?;
-            self.mesh = mesh;
-        }
+        self.kernel.tables.add_mesh(&mesh.addresses, &mesh.ranges)?;
         for workload in wanted {
-            self.ensure(workload, &snapshot)?;
+            self.ensure(workload, &snapshot, &keys)?;
         }
         for entry in self.enrolled.values_mut() {
-            let bypasses = bypasses(&snapshot, entry);
-            if bypasses != entry.bypasses || mesh_changed {
-                entry.bypasses = bypasses;
-                entry.sweeps = 2;
+            let bypasses = bypasses(&snapshot, &entry.wanted);
+            if bypasses != entry.bypasses || mesh_changed || again {
+                entry.sweeps = SWEEPS;
             }
+            entry.bypasses = bypasses;
             self.kernel.tables.close_bypasses(entry.slot, &entry.bypasses)?;
         }
-        self.shared.snapshot.store(snapshot);
-        for entry in self.enrolled.values() {
-            let left_out = self.kernel.tables.open_bypasses(entry.slot, &entry.bypasses)?;
-            if left_out > 0 {
-                tracing::warn!(
-                    workload = key(&entry.wanted),
-                    rows = left_out,
-                    "the kernel's outbound table is full: these destinations go through the daemon"
-                );
-            }
+        self.shared.publish(snapshot.clone());
+        self.start_serving();
+        let gone: Vec<String> =
+            self.enrolled.keys().filter(|key| !keys.contains(*key)).cloned().collect();
+        for key in gone {
+            self.remove(&key)?;
         }
+        for entry in self.enrolled.values() {
+            open_bypasses(&mut self.kernel, entry)?;
+        }
+        self.kernel.tables.keep_mesh(&mesh.addresses, &mesh.ranges)?;
+        self.mesh = mesh;
+        let ids: BTreeSet<SpiffeId> = wanted.iter().map(|w| w.workload.id.clone()).collect();
+        self.store.retain(&ids);
         if !self.cgroup_attached {
             self.adopt_or_drop_leftovers()?;
             self.kernel.attach_cgroup()?;
             self.cgroup_attached = true;
         }
         self.sweep();
+        self.pending = None;
         Ok(())
+    }
+
+    /// Only now, with the snapshot published that has them: an earlier one would judge their first
+    /// connections without their policy. Until here they waited in the listeners' queues.
+    fn start_serving(&mut self) {
+        for Starting { pod, outbound, inbound } in self.starting.drain(..) {
+            self.workers.serve(&pod, Listening::Outbound, outbound.into_per_worker());
+            self.workers.serve(&pod, Listening::Inbound, inbound.into_per_worker());
+        }
     }
 
     /// Once a second: namespaces come and go without a word.
     pub fn tick(&mut self) -> Result<(), BpfError> {
+        self.ticks += 1;
         let lost: Vec<String> = self
             .enrolled
             .iter()
@@ -192,25 +173,65 @@ impl Node {
         for key in lost {
             self.orphan(&key);
         }
-        let kernel = &mut self.kernel;
-        let mut still = Vec::new();
-        for (slot, cookie) in std::mem::take(&mut self.orphans) {
-            if kernel.namespace_lives(cookie)? {
-                still.push((slot, cookie));
-            } else {
-                kernel.tables.remove_workload(slot)?;
-                kernel.detach_namespace(cookie)?;
+        self.forget_dead_orphans()?;
+        self.restore_left();
+        if let Some(pending) = self.pending.clone() {
+            return self.apply(pending);
+        }
+        self.retry_waiting()?;
+        self.sweep();
+        Ok(())
+    }
+
+    fn forget_dead_orphans(&mut self) -> Result<(), BpfError> {
+        let mut index = 0;
+        while let Some((slot, cookie)) = self.orphans.get(index).copied() {
+            if self.kernel.namespace_lives(cookie)? {
+                index += 1;
+                continue;
+            }
+            self.kernel.tables.remove_workload(slot)?;
+            self.kernel.detach_namespace(cookie)?;
+            self.orphans.swap_remove(index);
+        }
+        Ok(())
+    }
+
+    /// Rules and routes go when no relay needs them: without them an application's end of one would
+    /// send what it has, decrypted, to the client's real address.
+    fn restore_left(&mut self) {
+        self.leaving.retain(|Leaving { key, pod, changed }| {
+            if pod.connections() > 0 {
+                return true;
+            }
+            if let Err(error) = setup::restore(&pod.namespace, *changed) {
+                tracing::warn!(workload = %key, %error, "could not take back rules and routes");
+            }
+            false
+        });
+    }
+
+    /// A namespace that was awaited may be there; what was refused may have been mended.
+    fn retry_waiting(&mut self) -> Result<(), BpfError> {
+        let refused_too = self.ticks.is_multiple_of(RETRY_REFUSED);
+        let due: Vec<Arc<NodeWorkload>> = self
+            .waiting
+            .values()
+            .filter(|(workload, state)| match state {
+                WorkloadState::Refused(_) => refused_too,
+                _ => workload.network_namespace.exists(),
+            })
+            .map(|(workload, _)| workload.clone())
+            .collect();
+        let snapshot = self.shared.snapshot.load_full();
+        let keys = snapshot.node_workloads().iter().map(|workload| key(workload)).collect();
+        for workload in due {
+            self.ensure(&workload, &snapshot, &keys)?;
+            self.start_serving();
+            if let Some(entry) = self.enrolled.get(&key(&workload)) {
+                open_bypasses(&mut self.kernel, entry)?;
             }
         }
-        self.orphans = still;
-        let ready: bool = self.waiting.values().any(|(workload, state)| {
-            matches!(state, WorkloadState::Refused(_)) || workload.network_namespace.exists()
-        });
-        if ready {
-            let snapshot = self.shared.snapshot.load_full();
-            return self.apply(snapshot);
-        }
-        self.sweep();
         Ok(())
     }
 
@@ -245,7 +266,25 @@ impl Node {
         }
     }
 
-    fn ensure(&mut self, wanted: &Arc<NodeWorkload>, snapshot: &Snapshot) -> Result<(), BpfError> {
+    /// Workloads that are configured and not enrolled, because something is wrong with them: they
+    /// talk in the clear, so the node is not ready.
+    pub fn refused(&self) -> Vec<String> {
+        self.waiting
+            .iter()
+            .filter_map(|(key, (_, state))| match state {
+                WorkloadState::Refused(reason) => Some(format!("{key} is not enrolled: {reason}")),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// `keys` are the names of all workloads that the configuration has.
+    fn ensure(
+        &mut self,
+        wanted: &Arc<NodeWorkload>,
+        snapshot: &Snapshot,
+        keys: &HashSet<String>,
+    ) -> Result<(), BpfError> {
         let key = key(wanted);
         if let Some(entry) = self.enrolled.get_mut(&key) {
             let same_place = entry.wanted.network_namespace == wanted.network_namespace
@@ -259,7 +298,7 @@ impl Node {
             self.orphan(&key);
         }
         let previous = self.waiting.remove(&key).map(|(_, state)| state);
-        let state = match self.enrol(wanted, snapshot) {
+        let state = match self.enrol(wanted, snapshot, keys) {
             Ok(()) => {
                 tracing::info!(workload = %key, identity = %wanted.workload.id,
                     namespace = %wanted.network_namespace.display(), "enrolled");
@@ -280,7 +319,12 @@ impl Node {
         Ok(())
     }
 
-    fn enrol(&mut self, wanted: &Arc<NodeWorkload>, snapshot: &Snapshot) -> Result<(), EnrolError> {
+    fn enrol(
+        &mut self,
+        wanted: &Arc<NodeWorkload>,
+        snapshot: &Snapshot,
+        keys: &HashSet<String>,
+    ) -> Result<(), EnrolError> {
         let path = wanted.network_namespace.display().to_string();
         let io = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => EnrolError::Absent { path: path.clone() },
@@ -294,21 +338,34 @@ impl Node {
                  cannot be told from the daemon's; give the workload a namespace of its own"
             )));
         }
-        if let Some(other) = self.enrolled.values().find(|e| e.namespace.cookie() == cookie) {
-            return Err(EnrolError::Refused(format!(
-                "{path} is already enrolled as {}: one workload a namespace",
-                super::enrol::key(&other.wanted)
-            )));
+        let holder = self.enrolled.iter().find(|(_, entry)| entry.namespace.cookie() == cookie);
+        if let Some(holder) = holder.map(|(key, _)| key.clone()) {
+            if keys.contains(&holder) {
+                return Err(EnrolError::Refused(format!(
+                    "{path} is already enrolled as {holder}: one workload a namespace"
+                )));
+            }
+            // It has another name now: no moment without interception in between.
+            if let Some(entry) = self.enrolled.remove(&holder) {
+                self.enrolled.insert(key(wanted), entry);
+            }
+            return Ok(self.update(&key(wanted), wanted)?);
         }
-        self.orphans.retain(|(_, orphan)| *orphan != cookie);
-        let prepared = setup::prepare(&namespace)?;
+        let place = std::os::fd::AsFd::as_fd(&*namespace);
+        self.kernel.refuse_foreign(place, namespace.path(), cookie)?;
         let slot = self.kernel.tables.slot_for(cookie)?;
         let earlier = self.kernel.tables.workload(slot).copied();
+        let prepared = setup::prepare(&namespace)?;
         let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), prepared, snapshot);
         if result.is_err() && earlier.is_none() {
             // Nothing was enrolled before, so nothing is opened by taking this back.
             self.kernel.tables.remove_workload(slot)?;
             self.kernel.detach_namespace(cookie)?;
+            setup::restore(&namespace, prepared.changed)?;
+        }
+        if result.is_ok() {
+            self.orphans.retain(|(_, orphan)| *orphan != cookie);
+            self.leaving.retain(|left| left.pod.namespace.cookie() != cookie);
         }
         result
     }
@@ -367,17 +424,15 @@ impl Node {
             slot,
         )?;
         self.kernel.tables.enrol(cookie, slot)?;
-        self.workers.serve(&pod, Listening::Outbound, outbound.into_per_worker());
-        self.workers.serve(&pod, Listening::Inbound, inbound.into_per_worker());
-        let mut enrolled = Enrolled {
+        self.starting.push(Starting { pod: pod.clone(), outbound, inbound });
+        let enrolled = Enrolled {
             wanted: wanted.clone(),
             namespace: namespace.clone(),
             slot,
             pod,
-            bypasses: Bypasses::default(),
-            sweeps: 2,
+            bypasses: bypasses(snapshot, wanted),
+            sweeps: SWEEPS,
         };
-        enrolled.bypasses = bypasses(snapshot, &enrolled);
         self.enrolled.insert(key(wanted), enrolled);
         Ok(())
     }
@@ -395,21 +450,20 @@ impl Node {
         }
         entry.pod.replace(wanted.workload.clone(), self.store.slot(&wanted.workload.id));
         entry.wanted = wanted.clone();
-        entry.sweeps = 2;
+        entry.sweeps = SWEEPS;
         Ok(())
     }
 
-    /// The configuration no longer has it: from here on its traffic is its own.
+    /// The configuration no longer has it: from here on its traffic is its own. Connections that the
+    /// daemon relayed for it end.
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
         let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "no longer enrolled");
         let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
         self.kernel.tables.remove_workload(entry.slot)?;
         self.kernel.detach_namespace(entry.namespace.cookie())?;
-        entry.pod.stop_accepting();
-        if let Err(error) = setup::restore(&entry.namespace, changed) {
-            tracing::warn!(workload = %key, %error, "could not take back the rules and routes");
-        }
+        entry.pod.end();
+        self.leaving.push(Leaving { key: key.to_owned(), pod: entry.pod, changed });
         Ok(())
     }
 
@@ -420,25 +474,41 @@ impl Node {
         tracing::info!(workload = %key, "its network namespace is gone");
         entry.pod.end();
         self.orphans.push((entry.slot, entry.namespace.cookie()));
+        let absent = EnrolError::Absent { path: entry.namespace.path().display().to_string() };
+        let state = WorkloadState::Pending(absent.to_string());
+        self.waiting.insert(key.to_owned(), (entry.wanted, state));
     }
 
-    /// Workloads that an earlier daemon left enrolled and this configuration does not have: gone,
-    /// unless one that it does have is still waiting for its namespace and might be meant.
+    /// Workloads that an earlier daemon, perhaps of another version, left enrolled and this
+    /// configuration does not have: put back, unless one that it does have is still waiting for its
+    /// namespace and might be meant; then they stay shut.
     fn adopt_or_drop_leftovers(&mut self) -> Result<(), BpfError> {
-        let known: HashSet<u32> = self.enrolled.values().map(|entry| entry.slot).collect();
-        let left: Vec<(u32, u64)> = self
-            .kernel
-            .tables
-            .workloads()
-            .filter(|(slot, _)| !known.contains(slot))
-            .map(|(slot, entry)| (slot, entry.netns_cookie))
-            .collect();
-        for (slot, cookie) in left {
+        let known: HashSet<u64> =
+            self.enrolled.values().map(|entry| entry.namespace.cookie()).collect();
+        let tables = &self.kernel.tables;
+        let mut left: HashSet<u64> =
+            tables.workloads().map(|(_, entry)| entry.netns_cookie).collect();
+        left.extend(self.kernel.attached_namespaces());
+        let left: Vec<u64> = left.difference(&known).copied().collect();
+        for cookie in left {
+            let slot = self.kernel.tables.slot_for(cookie)?;
             if self.kernel.namespace_lives(cookie)? && !self.waiting.is_empty() {
+                if self.kernel.tables.workload(slot).is_none() {
+                    let shut = abi::Workload { netns_cookie: cookie, ..abi::Workload::default() };
+                    self.kernel.tables.set_workload(slot, shut, &[])?;
+                    self.kernel.tables.enrol(cookie, slot)?;
+                }
                 self.orphans.push((slot, cookie));
-            } else {
-                self.kernel.tables.remove_workload(slot)?;
-                self.kernel.detach_namespace(cookie)?;
+                continue;
+            }
+            let changed = self.kernel.tables.workload(slot).map_or(0, |entry| entry.changed);
+            self.kernel.tables.remove_workload(slot)?;
+            self.kernel.detach_namespace(cookie)?;
+            let namespaces = super::known_namespaces();
+            if let Some(namespace) = namespaces.iter().find(|known| known.cookie() == cookie)
+                && let Err(error) = setup::restore(namespace, changed)
+            {
+                tracing::warn!(%error, "could not take back rules and routes of a former workload");
             }
         }
         Ok(())
@@ -477,44 +547,14 @@ impl Node {
     }
 }
 
-pub(super) fn key(workload: &NodeWorkload) -> String {
-    format!("{}/{}", workload.namespace, workload.name)
-}
-
-fn status(wanted: &NodeWorkload, state: WorkloadState) -> WorkloadStatus {
-    WorkloadStatus {
-        workload: key(wanted),
-        identity: wanted.workload.id.clone(),
-        network_namespace: wanted.network_namespace.clone(),
-        state,
-        addresses: wanted.workload.addresses.clone(),
-        outbound_port: None,
-        inbound_port: None,
+fn open_bypasses(kernel: &mut Kernel, entry: &Enrolled) -> Result<(), BpfError> {
+    let left_out = kernel.tables.open_bypasses(entry.slot, &entry.bypasses)?;
+    if left_out > 0 {
+        tracing::warn!(
+            workload = key(&entry.wanted),
+            rows = left_out,
+            "the kernel's outbound table is full: these destinations go through the daemon"
+        );
     }
-}
-
-/// The addresses that the application sees as its own on a redirected connection.
-fn shown(wanted: &NodeWorkload) -> abi::Workload {
-    let first = |ipv4: bool| {
-        let address = wanted.workload.addresses.iter().find(|address| address.is_ipv4() == ipv4);
-        address.map_or(Address::default(), |address| Address::from(*address))
-    };
-    abi::Workload { address4: first(true), address6: first(false), ..abi::Workload::default() }
-}
-
-fn bypasses(snapshot: &Snapshot, entry: &Enrolled) -> Bypasses {
-    let answer = |untouched| if untouched { bypass::UNTOUCHED } else { bypass::REDIRECT };
-    let workload = &entry.wanted.workload;
-    let table = snapshot.inbound_table(workload);
-    let outbound = snapshot
-        .outbound_rows(workload)
-        .into_iter()
-        .map(|row| ((Address::from(row.address), row.port), answer(row.untouched)))
-        .collect();
-    let inbound = table
-        .exceptions
-        .into_iter()
-        .map(|port| (port, answer(!table.untouched_by_default)))
-        .collect();
-    Bypasses { outbound, inbound_untouched: table.untouched_by_default, inbound }
+    Ok(())
 }

@@ -9,12 +9,14 @@ mod netns;
 mod ports;
 mod setup;
 mod sweep;
+mod workload;
 
-pub use enrol::{Node, WorkloadState, WorkloadStatus};
+pub use enrol::Node;
 pub use lock::{Busy, NodeLock};
 pub use netns::Namespace;
 pub use ports::ClientPorts;
 pub use sweep::can_destroy;
+pub use workload::{WorkloadState, WorkloadStatus};
 
 use std::path::Path;
 

@@ -4,14 +4,14 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
-use mtls_common::names::MARK;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla,
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
@@ -27,9 +27,13 @@ pub struct Connection {
     pub inbound: bool,
 }
 
-/// Destroys the namespace's connections for which `conforms` is false. Left alone: loopback, the
-/// workload talking to itself, the daemon's own sockets and the application's ends of them.
-/// Returns what was destroyed.
+/// Destroys the namespace's connections for which `conforms` is false, half-open and unaccepted ones
+/// among them. Left alone: loopback, the workload talking to itself, the daemon's own sockets (known
+/// by descriptor) and the application's ends of them (known by being their other end; a mark could
+/// be set by anybody). Returns what was destroyed.
+///
+/// A connection that waits in the queue of the daemon's own listener is nobody's yet and cannot be
+/// told from the application's: it is destroyed as well, and its client tries again.
 pub fn sweep(
     namespace: &Namespace,
     own_addresses: &[IpAddr],
@@ -48,48 +52,65 @@ pub fn sweep(
             .filter(|socket| socket.header.state == TCP_LISTEN)
             .map(|socket| socket.header.socket_id.source_port)
             .collect();
+        let ephemeral = ephemeral_ports();
         // Looked up after the dump: a socket of ours that is gone by now needs no protection.
-        let own = own_socket_inodes()?;
+        let inodes = own_socket_inodes()?;
+        let ends = |entry: &InetResponse| {
+            let id = &entry.header.socket_id;
+            (
+                SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+                SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+            )
+        };
+        let is_own =
+            |entry: &InetResponse| entry.header.inode != 0 && inodes.contains(&entry.header.inode);
+        let own: HashSet<(SocketAddr, SocketAddr)> =
+            found.iter().filter(|entry| is_own(entry)).map(ends).collect();
         let mut destroyed = Vec::new();
-        for entry in found {
-            let header = &entry.header;
-            let id = &header.socket_id;
-            let connection = Connection {
-                local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
-                remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
-                inbound: listening.contains(&id.source_port),
-            };
-            let local_only = connection.remote.ip().is_loopback()
-                || own_addresses.contains(&connection.remote.ip());
-            // Without an inode a socket is nobody's yet (it waits in an accept queue, perhaps the
-            // daemon's own) or nobody's any more; the caller sweeps a second time for the former.
-            if matches!(header.state, TCP_LISTEN | TCP_TIME_WAIT)
-                || header.inode == 0
+        let mut failed = None;
+        for entry in &found {
+            let (local, remote) = ends(entry);
+            // Where the application no longer listens, the port still tells.
+            let inbound = listening.contains(&local.port()) || !ephemeral.contains(&local.port());
+            let connection = Connection { local, remote, inbound };
+            let local_only = remote.ip().is_loopback() || own_addresses.contains(&remote.ip());
+            if matches!(entry.header.state, TCP_LISTEN | TCP_TIME_WAIT)
+                || remote.port() == 0
                 || local_only
-                || own.contains(&header.inode)
-                || mark(&entry) == Some(MARK)
+                || is_own(entry)
+                // the application's end of a connection of the daemon's
+                || own.contains(&(remote, local))
                 || conforms(&connection)
             {
                 continue;
             }
-            if destroy(&socket, header.family, id.clone())? {
-                destroyed.push(connection);
+            match destroy(&socket, entry.header.family, entry.header.socket_id.clone()) {
+                Ok(true) => destroyed.push(connection),
+                Ok(false) => {}
+                // One that cannot be ended must not save those behind it.
+                Err(error) => failed = Some(error),
             }
         }
-        Ok(destroyed)
+        match failed {
+            None => Ok(destroyed),
+            Some(error) => Err(error),
+        }
     })?
+}
+
+/// Ports that the namespace's own connections take.
+fn ephemeral_ports() -> RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let parsed = text.ok().and_then(|text| {
+        let mut ports = text.split_whitespace().map(str::parse);
+        Some(ports.next()?.ok()?..=ports.next()?.ok()?)
+    });
+    parsed.unwrap_or(32768..=60999)
 }
 
 // TCP states (linux/tcp_states.h).
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_LISTEN: u8 = 10;
-
-fn mark(entry: &InetResponse) -> Option<u32> {
-    entry.nlas.iter().find_map(|nla| match nla {
-        Nla::Mark(mark) => Some(*mark),
-        _ => None,
-    })
-}
 
 fn dump(socket: &Socket, family: u8) -> io::Result<Vec<InetResponse>> {
     let request = SockDiagMessage::InetRequest(InetRequest {

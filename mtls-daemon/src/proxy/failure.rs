@@ -34,6 +34,10 @@ pub enum Failure {
     )]
     PlaintextRefused { because: String },
     #[error(
+        "policy no longer leaves this connection in the clear ({because}); the client may connect again"
+    )]
+    PolicyChanged { because: String },
+    #[error(
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"
     )]
     ForeignTlsOnHttpPort,
@@ -63,8 +67,10 @@ pub enum Failure {
     ClientReset(std::io::Error),
     #[error("the server reset the connection: {0}")]
     UpstreamReset(std::io::Error),
-    #[error("the peer's TLS stream ended without close_notify: possibly truncated")]
+    #[error("the server's TLS stream ended without close_notify: possibly truncated")]
     Truncated,
+    #[error("the client's TLS stream ended without close_notify: possibly truncated")]
+    ClientTruncated,
     #[error("closed by the daemon's shutdown after the drain time")]
     Drained,
     #[error("{0}")]
@@ -76,6 +82,7 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
@@ -94,7 +101,7 @@ impl Failure {
             Self::SourceBind(_) => "source_bind_failed",
             Self::ClientReset(_) => "client_reset",
             Self::UpstreamReset(_) => "upstream_reset",
-            Self::Truncated => "truncated",
+            Self::Truncated | Self::ClientTruncated => "truncated",
             Self::Drained => "drained",
             Self::Internal(_) => "internal",
         }
@@ -102,9 +109,10 @@ impl Failure {
 
     pub fn fault(&self) -> Fault {
         match self {
-            Self::PlaintextRefused { .. } | Self::ForeignTlsOnHttpPort | Self::NotExported(..) => {
-                Fault::Policy
-            }
+Self::PlaintextRefused { .. }
+            | Self::PolicyChanged { .. }
+            | Self::NotExported(..)
+            | Self::ForeignTlsOnHttpPort => Fault::Policy,
             Self::ClientHandshake(HandshakeError::Own(_))
             | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }
             | Self::NoIdentity(_)
@@ -115,7 +123,8 @@ impl Failure {
             | Self::DetectTimeout
             | Self::NoOriginalDestination
             | Self::LoopRefused
-            | Self::ClientReset(_) => Fault::Client,
+            | Self::ClientReset(_)
+            | Self::ClientTruncated => Fault::Client,
             Self::UpstreamHandshake { .. }
             | Self::UpstreamConnect { .. }
             | Self::NoEndpoint(_)

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod};
@@ -25,7 +26,7 @@ pub async fn serve(
     pod: &Pod,
     client: TcpStream,
     peer: SocketAddr,
-    ended: impl Future<Output = ()>,
+    place: &Place<'_>,
 ) {
     let current = pod.current().clone();
     // sk_lookup selected this socket without touching the addresses: its own is the one that the
@@ -47,10 +48,10 @@ pub async fn serve(
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination };
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
-        () = ended => Err(Failure::Drained),
+        reason = place.stop.told() => Err(reason),
     };
     flow.sent = tally.sent.get();
     flow.received = tally.received.get();
@@ -76,6 +77,7 @@ struct Inbound<'a> {
     current: &'a Current,
     source: SocketAddr,
     destination: SocketAddr,
+    place: &'a Place<'a>,
 }
 
 impl Inbound<'_> {
@@ -97,10 +99,30 @@ impl Inbound<'_> {
         flow.because = Some(plan.mode.because.clone());
         let client = Replay::new(client);
         match plan.mode.mode {
-            Mode::Disable => self.plaintext(client, None, flow, tally).await,
+            Mode::Disable => self.disabled(client, &plan, flow, tally).await,
             Mode::Strict => self.strict(client, &plan, flow, tally).await,
             Mode::Permissive => self.permissive(client, &plan, knowledge, flow, tally).await,
         }
+    }
+
+    /// Nothing is terminated. TLS on a port that is declared HTTP is a protocol error (POLICY 1.8).
+    async fn disabled(
+        &self,
+        mut client: Replay<TcpStream>,
+        plan: &InboundPlan,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        if plan.declared_http {
+            // An HTTP client speaks first: waiting for it delays nothing.
+            let limit = self.worker.shared.timeouts.mtls;
+            match timeout(limit, first_bytes(&mut client)).await {
+                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Err(error)) => return Err(Failure::ClientReset(error)),
+                Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
+            }
+        }
+        self.plaintext(client, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (POLICY 1.10); nobody else.
@@ -145,6 +167,13 @@ impl Inbound<'_> {
         let mut application = None;
         let kind = match timeout(limit, first_bytes(&mut client)).await {
             Ok(kind) => kind.map_err(Failure::ClientReset)?,
+            // Some of a ClientHello came: the rest will, and decides.
+            Err(_) if !client.peeked().is_empty() => {
+                match timeout(timeouts.mtls, first_bytes(&mut client)).await {
+                    Ok(kind) => kind.map_err(Failure::ClientReset)?,
+                    Err(_) => Kind::NotTls,
+                }
+            }
             Err(_) => {
                 // A silent client: perhaps the server speaks first. Whoever does decides.
                 let stream = self.reach_application().await?;
@@ -216,6 +245,10 @@ impl Inbound<'_> {
         if flow.security == Security::None {
             flow.security = Security::Plaintext;
         }
+        // Also the application's own TLS: it has no identity of the mesh, which STRICT wants.
+        let workload = self.current.workload.clone();
+        let what = InTheClear::Inbound { workload, port: self.destination.port() };
+        self.place.in_the_clear(&self.worker.shared, what)?;
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,

@@ -6,11 +6,13 @@
 pub mod failure;
 mod http_error;
 mod inbound;
+mod live;
 mod outbound;
 mod relay;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,7 +22,7 @@ pub use worker::Workers;
 
 use crate::drain;
 use crate::identity::IdentitySlot;
-use crate::mesh::{Snapshot, Workload};
+use crate::mesh::{MeshSettings, Snapshot, Workload};
 use crate::node::{ClientPorts, Namespace};
 use crate::telemetry::Telemetry;
 
@@ -44,6 +46,31 @@ pub struct Shared {
     pub telemetry: Telemetry,
     pub timeouts: Timeouts,
     pub drain: drain::Watch,
+    /// Changes with every snapshot.
+    published: watch::Sender<()>,
+}
+
+impl Shared {
+    pub fn new(
+        settings: MeshSettings,
+        telemetry: Telemetry,
+        timeouts: Timeouts,
+        drain: drain::Watch,
+    ) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(Snapshot::empty(settings)),
+            telemetry,
+            timeouts,
+            drain,
+            published: watch::Sender::new(()),
+        }
+    }
+
+    /// New connections are judged by `snapshot`; open ones in the clear are judged again.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        self.snapshot.store(snapshot);
+        self.published.send_replace(());
+    }
 }
 
 /// Which of a workload's listeners.
@@ -62,6 +89,7 @@ pub struct Pod {
     pub client_ports: ClientPorts,
     current: ArcSwap<Current>,
     life: watch::Sender<Life>,
+    open: AtomicUsize,
 }
 
 /// The part of a pod that configuration may change while its listeners stand.
@@ -94,6 +122,7 @@ impl Pod {
             client_ports: ClientPorts::default(),
             current: ArcSwap::from_pointee(Current { workload, identity }),
             life: watch::Sender::new(Life::Serving),
+            open: AtomicUsize::new(0),
         }
     }
 
@@ -113,6 +142,11 @@ impl Pod {
     /// Resets the pod's connections and closes its listeners.
     pub fn end(&self) {
         self.life.send_replace(Life::Ended);
+    }
+
+    /// How many of its connections are open.
+    pub fn connections(&self) -> usize {
+        self.open.load(Ordering::Acquire)
     }
 
     async fn reached(&self, wanted: Life) {

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod, http_error};
@@ -23,7 +24,7 @@ pub async fn serve(
     pod: &Pod,
     client: TcpStream,
     source: SocketAddr,
-    ended: impl Future<Output = ()>,
+    place: &Place<'_>,
 ) {
     let current = pod.current().clone();
     let destination = match requested(worker, pod, &current.workload, &client) {
@@ -40,8 +41,8 @@ pub async fn serve(
     flow.source_workload = Some(current.workload.clone());
     let tally = Tally::default();
     let result = tokio::select! {
-        result = run(worker, pod, &current, client, destination, &mut flow, &tally) => result,
-        () = ended => Err(Failure::Drained),
+        result = run(worker, pod, &current, client, destination, &mut flow, &tally, place) => result,
+        reason = place.stop.told() => Err(reason),
     };
     flow.sent = tally.sent.get();
     flow.received = tally.received.get();
@@ -82,6 +83,7 @@ enum Upstream {
     Mutual(Box<ClientStream>),
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
 async fn run(
     worker: &Worker,
     pod: &Pod,
@@ -90,9 +92,15 @@ async fn run(
     destination: SocketAddr,
     flow: &mut FlowRecord,
     tally: &Tally,
+    place: &Place<'_>,
 ) -> Result<(), Failure> {
     match open(worker, pod, current, destination, flow).await {
         Ok(Upstream::Plain(mut server)) => {
+            if let Some(endpoint) = flow.endpoint {
+                let workload = current.workload.clone();
+                let what = InTheClear::Outbound { workload, destination, endpoint };
+                place.in_the_clear(&worker.shared, what)?;
+            }
             worker.shared.telemetry.opened(flow);
             relay(&mut client, &mut server, tally).await
         }
@@ -102,9 +110,12 @@ async fn run(
             // TLS 1.3: the server judges our certificate after we are done with the handshake.
             if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
                 && tally.received.get() == 0
-                && tally.http1.get()
             {
-                http_error::unavailable(client, failure).await;
+                if tally.sent.get() == 0 {
+                    http_error::refuse(client, failure).await;
+                } else if tally.http1.get() {
+                    http_error::unavailable(client, failure).await;
+                }
             }
             result
         }
@@ -156,8 +167,8 @@ async fn open(
     let (expected, sni, because) = match tls {
         ClientTls::Plaintext { because } => {
             flow.because = Some(because);
-            flow.security = Security::Plaintext;
             let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+            flow.security = Security::Plaintext;
             return Ok(Upstream::Plain(server));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),

@@ -9,9 +9,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
 use super::failure::Failure;
 use super::http_error::is_http1_request;
@@ -22,6 +25,8 @@ use crate::tls::{HandshakeError, Replay};
 
 /// Bytes read at once: four full TLS records.
 const BUFFER: usize = 64 * 1024;
+/// Buffers that one direction moves before others have their turn.
+const TURNS: u32 = 8;
 
 thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
@@ -76,43 +81,104 @@ pub async fn relay<C: Side, S: Side>(
 ) -> Result<(), Failure> {
     let mut up = Half::default();
     let mut down = Half::default();
-    poll_fn(|cx| {
+    let mut watch = Watch::default();
+    // A server may answer and hang up while the client still sends: what it answered is delivered.
+    let mut hung_up: Option<io::Error> = None;
+    let result = poll_fn(|cx| {
         // Both are polled every time: each direction registers its own wake-ups.
-        let sent = up.poll(cx, client, server, &tally.sent, |first| {
-            tally.http1.set(is_http1_request(first));
-        });
-        let received = down.poll(cx, server, client, &tally.received, |_| {});
-        match (sent, received) {
-            (Poll::Ready(Err(Broken::To(error))), _) => {
-                // What the server said before it hung up explains more than that it did.
-                let said = last_words(cx, server);
-                Poll::Ready(Err(server_broke(said.unwrap_or(error), server)))
+        let sent = if hung_up.is_some() {
+            Poll::Pending
+        } else {
+            up.poll(cx, client, server, &tally.sent, |first| {
+                tally.http1.set(is_http1_request(first));
+            })
+        };
+        let sent_all = matches!(sent, Poll::Ready(Ok(())));
+        match sent {
+            Poll::Ready(Err(Broken::From(error))) => return Poll::Ready(Err(client_broke(error))),
+            Poll::Ready(Err(Broken::To(error))) => {
+                hung_up = Some(error);
+                watch.begin(LAST_ANSWER);
             }
-            (Poll::Ready(Err(Broken::From(error))), _) => Poll::Ready(Err(client_broke(error))),
-            (_, Poll::Ready(Err(Broken::From(error)))) => {
-                Poll::Ready(Err(server_broke(error, server)))
-            }
-            (_, Poll::Ready(Err(Broken::To(error)))) => Poll::Ready(Err(client_broke(error))),
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
+            _ => {}
         }
+        let received = down.poll(cx, server, client, &tally.received, |_| {});
+        match (received, &mut hung_up) {
+            (Poll::Ready(Err(Broken::To(error))), _) => {
+                return Poll::Ready(Err(client_broke(error)));
+            }
+            (Poll::Ready(Err(Broken::From(error))), _) => {
+                return Poll::Ready(Err(server_broke(error, server)));
+            }
+            (Poll::Ready(Ok(())), Some(error)) => {
+                let error = std::mem::replace(error, io::ErrorKind::BrokenPipe.into());
+                // The client has the whole answer, and its end.
+                close_in_order(client.tcp()).ok();
+                return Poll::Ready(Err(server_broke(error, server)));
+            }
+            (Poll::Ready(Ok(())), None) if sent_all => return Poll::Ready(Ok(())),
+            _ => {}
+        }
+        let unwatched = up.is_deaf() || down.is_deaf() || hung_up.is_some();
+        if watch.is_due(cx, unwatched) {
+            if let Some(error) = hung_up.take() {
+                return Poll::Ready(Err(server_broke(error, server)));
+            }
+            if let Some(error) = broken(client.tcp()) {
+                return Poll::Ready(Err(client_broke(error)));
+            }
+            if let Some(error) = broken(server.tcp()) {
+                return Poll::Ready(Err(server_broke(error, server)));
+            }
+        }
+        Poll::Pending
     })
-    .await?;
+    .await;
+    result?;
     close_in_order(client.tcp()).map_err(Failure::ClientReset)?;
     close_in_order(server.tcp()).map_err(Failure::UpstreamReset)
 }
 
-fn last_words<S: Side>(cx: &mut Context<'_>, server: &mut S) -> Option<io::Error> {
-    let mut space = [0; 256];
-    match Pin::new(server).poll_read(cx, &mut ReadBuf::new(&mut space)) {
-        Poll::Ready(Err(error)) => Some(error),
-        _ => None,
+/// How long a server that no longer reads may take to finish its answer.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// How often a side that is not being read is asked whether it was reset: readiness does not tell
+/// that to somebody who does not read.
+const ASK: Duration = Duration::from_secs(2);
+
+/// A timer that exists only while one side is not being read.
+#[derive(Default)]
+struct Watch(Option<Pin<Box<Sleep>>>);
+
+impl Watch {
+    fn begin(&mut self, after: Duration) {
+        self.0 = Some(Box::pin(sleep(after)));
     }
+
+    fn is_due(&mut self, cx: &mut Context<'_>, needed: bool) -> bool {
+        if !needed {
+            self.0 = None;
+            return false;
+        }
+        let mut due = false;
+        loop {
+            let timer = self.0.get_or_insert_with(|| Box::pin(sleep(ASK)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return due;
+            }
+            due = true;
+            self.0 = None;
+        }
+    }
+}
+
+/// A reset that arrived while nobody read.
+fn broken(stream: &TcpStream) -> Option<io::Error> {
+    SockRef::from(stream).take_error().ok().flatten()
 }
 
 fn client_broke(error: io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => Failure::Truncated,
+        io::ErrorKind::UnexpectedEof => Failure::ClientTruncated,
         _ => Failure::ClientReset(error),
     }
 }
@@ -149,6 +215,12 @@ struct Half {
 }
 
 impl Half {
+    /// Whether nobody reads the side that this direction comes from: it has ended, or the other side
+    /// does not take what was read.
+    fn is_deaf(&self) -> bool {
+        self.ended || !self.pending.is_empty()
+    }
+
     /// Ready(Ok) when `from` has ended and `to` has been told so.
     fn poll<F: Side, T: Side>(
         &mut self,
@@ -162,7 +234,7 @@ impl Half {
         if self.done {
             return Poll::Ready(Ok(()));
         }
-        loop {
+        for _ in 0..TURNS {
             while self.taken < self.pending.len() {
                 let rest = &self.pending[self.taken..];
                 let count = ready!(Pin::new(&mut *to).poll_write(cx, rest))
@@ -210,6 +282,9 @@ impl Half {
                 }
             }
         }
+        // Others on this thread, and the other direction, have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Writes as much as `to` takes now. Returns how much that was.

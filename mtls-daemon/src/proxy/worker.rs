@@ -5,12 +5,14 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use super::live::Live;
 use super::{Life, Listening, Pod, Shared, inbound, outbound};
 use crate::bpf::SocketMaps;
 
@@ -26,10 +28,14 @@ struct Job {
     listeners: Vec<TcpListener>,
 }
 
+/// Between two warnings of one listener.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// What the connections of one thread share. Never leaves the thread.
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub maps: RefCell<SocketMaps>,
+    pub live: Live,
 }
 
 impl Workers {
@@ -41,8 +47,11 @@ impl Workers {
             let shared = shared.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name(format!("mtls-worker-{index}")).spawn(move || {
-                let worker = Rc::new(Worker { shared, maps: RefCell::new(maps) });
+                let maps = RefCell::new(maps);
+                let worker = Rc::new(Worker { shared, maps, live: Live::default() });
                 let local = LocalSet::new();
+                local.spawn_local(end_with_the_daemon(worker.clone()));
+                local.spawn_local(follow_policy(worker.clone()));
                 local.spawn_local(serve_jobs(worker, jobs));
                 runtime.block_on(local);
             })?;
@@ -66,8 +75,27 @@ impl Workers {
     }
 }
 
+async fn end_with_the_daemon(worker: Rc<Worker>) {
+    worker.shared.drain.clone().closing().await;
+    worker.live.end_all();
+}
+
+/// Open connections that are in the clear are judged again whenever the policy changes.
+async fn follow_policy(worker: Rc<Worker>) {
+    let mut published = worker.shared.published.subscribe();
+    while published.changed().await.is_ok() {
+        worker.live.judge(&worker.shared.snapshot.load());
+    }
+}
+
+async fn end_with_the_pod(worker: Rc<Worker>, pod: Arc<Pod>) {
+    pod.reached(Life::Ended).await;
+    worker.live.end_pod(&pod);
+}
+
 async fn serve_jobs(worker: Rc<Worker>, mut jobs: mpsc::UnboundedReceiver<Job>) {
     while let Some(Job { pod, listening, listeners }) = jobs.recv().await {
+        tokio::task::spawn_local(end_with_the_pod(worker.clone(), pod.clone()));
         for listener in listeners {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
@@ -91,6 +119,7 @@ async fn accept(
         Listening::Inbound => format!("inbound {}", pod.current().workload.key()),
     };
     let drain = worker.shared.drain.named(&name);
+    let mut last_warning = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -100,21 +129,20 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let guard = drain.guard();
-                let (worker, pod, drain) = (worker.clone(), pod.clone(), drain.clone());
+                let (worker, pod) = (worker.clone(), pod.clone());
                 tokio::task::spawn_local(async move {
-                    let ended = async {
-                        tokio::select! {
-                            () = pod.reached(Life::Ended) => {}
-                            () = drain.closing() => {}
-                        }
-                    };
-                    connection(&worker, &pod, listening, stream, peer, ended).await;
+                    pod.open.fetch_add(1, Ordering::AcqRel);
+                    connection(&worker, &pod, listening, stream, peer).await;
+                    pod.open.fetch_sub(1, Ordering::AcqRel);
                     drop(guard);
                 });
             }
             Err(error) => {
                 // Out of descriptors, most likely: what is open may free some.
-                tracing::warn!(%error, listener = %name, "cannot accept");
+                if last_warning.is_none_or(|last: Instant| last.elapsed() > QUIET) {
+                    tracing::warn!(%error, listener = %name, "cannot accept; clients wait");
+                    last_warning = Some(Instant::now());
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -123,14 +151,14 @@ async fn accept(
 
 async fn connection(
     worker: &Worker,
-    pod: &Pod,
+    pod: &Arc<Pod>,
     listening: Listening,
     stream: TcpStream,
     peer: SocketAddr,
-    ended: impl Future<Output = ()>,
 ) {
+    let place = worker.live.enter(pod, listening);
     match listening {
-        Listening::Outbound => outbound::serve(worker, pod, stream, peer, ended).await,
-        Listening::Inbound => inbound::serve(worker, pod, stream, peer, ended).await,
+        Listening::Outbound => outbound::serve(worker, pod, stream, peer, &place).await,
+        Listening::Inbound => inbound::serve(worker, pod, stream, peer, &place).await,
     }
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 
 use serde_json::{Value, json};
@@ -5,9 +6,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::policy::Mode;
 use crate::proxy::failure::Failure;
-use crate::telemetry::testing::{flow, id, service, workload};
+use crate::telemetry::testing::{documented_codes, failures, flow, id, service, workload};
 use crate::telemetry::{Direction, Security};
-use crate::tls::HandshakeError;
 use crate::tls::verify::TlsSummary;
 
 fn line(flow: &FlowRecord) -> Value {
@@ -137,36 +137,7 @@ fn every_kind_of_security_and_mode_has_its_word() {
 
 #[test]
 fn every_failure_has_its_code_and_its_fault() {
-    let address = "10.0.0.9:443".parse().expect("an address");
-    let io = || io::Error::from_raw_os_error(104);
-    let refused = || HandshakeError::PeerRefused("wrong trust domain".into());
-    let peer = || HandshakeError::Peer("alert: bad certificate".into());
-    let own = || HandshakeError::Own("no key".into());
-    let cases = [
-        (Failure::ClientHandshake(refused()), "peer_identity_refused", "client"),
-        (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
-        (Failure::ClientHandshake(own()), "tls_handshake_failed", "us"),
-        (Failure::DetectTimeout, "detect_timeout", "client"),
-        (
-            Failure::UpstreamHandshake { address, error: refused() },
-            "upstream_identity_refused",
-            "server",
-        ),
-        (Failure::UpstreamHandshake { address, error: peer() }, "upstream_tls_failed", "server"),
-        (Failure::UpstreamConnect { address, error: io() }, "upstream_connect_failed", "server"),
-        (Failure::NoIdentity("full/client".into()), "no_identity", "us"),
-        (Failure::NoEndpoint("web.test".into()), "no_endpoint", "server"),
-        (Failure::NoSuchServicePort("web.test".into(), 81), "no_such_service_port", "server"),
-        (Failure::NoOriginalDestination, "no_original_destination", "client"),
-        (Failure::LoopRefused, "loop_refused", "client"),
-        (Failure::ClientReset(io()), "client_reset", "client"),
-        (Failure::UpstreamReset(io()), "upstream_reset", "server"),
-        (Failure::Truncated, "truncated", "server"),
-        (Failure::SourceBind(io()), "source_bind_failed", "us"),
-        (Failure::Drained, "drained", "us"),
-        (Failure::Internal("a \"quoted\"\nreason".into()), "internal", "us"),
-    ];
-    for (failure, code, fault) in cases {
+    for (failure, code, fault) in failures() {
         let text = failure.to_string();
         let mut flow = flow(Direction::Outbound);
         flow.failure = Some(failure);
@@ -175,6 +146,8 @@ fn every_failure_has_its_code_and_its_fault() {
         assert_eq!(line["fault"], fault, "{code}");
         assert_eq!(line["detail"], text, "{code}");
     }
+    let codes: BTreeSet<_> = failures().iter().map(|(failure, ..)| failure.code()).collect();
+    assert_eq!(codes, documented_codes(), "what happens, and docs/observability.md");
 }
 
 /// A sink that blocks until it is given permission for one write, and says when it is asked.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::tcp::Counters;
 use crate::identity::SpiffeId;
 use crate::mesh::{Service, Workload};
 use crate::policy::Mode;
@@ -78,8 +79,8 @@ pub struct FlowRecord {
     pub received: u64,
     pub handshake: Option<std::time::Duration>,
     pub failure: Option<Failure>,
-    /// `Telemetry::opened` was called.
-    pub opened: bool,
+    /// Where it is counted, from `Telemetry::opened` on: what is learned later changes no label.
+    pub(super) counters: Option<Arc<Counters>>,
 }
 
 impl FlowRecord {
@@ -106,7 +107,7 @@ impl FlowRecord {
             received: 0,
             handshake: None,
             failure: None,
-            opened: false,
+            counters: None,
         }
     }
 }

@@ -55,13 +55,19 @@ struct DecisionLabel {
 
 type Hook = dyn Fn(&Metrics) + Send + Sync;
 
-/// Every metric of the daemon. Shared by all threads; a connection costs two lookups at its open and
-/// at its close, a byte costs nothing.
+/// What the connections of one direction share, found beforehand.
+struct Connections {
+    open: Gauge,
+    handshake: Histogram,
+}
+
+/// Every metric of the daemon. Shared by all threads; a connection costs one lookup at its open, its
+/// orderly close and a byte cost none.
 pub struct Metrics {
     tcp: Arc<TcpMetrics>,
     failed: Family<FailureLabels, Counter>,
-    handshake: Family<DirectionLabel, Histogram>,
-    open: Family<DirectionLabel, Gauge>,
+    inbound: Connections,
+    outbound: Connections,
     workloads_enrolled: Gauge,
     config_generation: Gauge,
     reloads: Family<ResultLabel, Counter>,
@@ -72,6 +78,8 @@ pub struct Metrics {
     pub access_log_dropped: Counter,
     registry: Registry,
     hooks: Mutex<Vec<Arc<Hook>>>,
+    /// One scrape at a time: hooks replace whole families of values.
+    scrape: Mutex<()>,
 }
 
 impl Metrics {
@@ -90,9 +98,17 @@ impl Metrics {
         let histogram = Family::new_with_constructor(
             (|| Histogram::new(HANDSHAKE_BUCKETS)) as fn() -> Histogram,
         );
+        let handshake = add.register("mtls_handshake_seconds", "mTLS handshake time", histogram);
+        let open: Family<DirectionLabel, Gauge> =
+            add.add("mtls_open_connections", "Connections open now");
+        let connections = |direction| Connections {
+            open: open.get_or_create_owned(&label(direction)),
+            handshake: handshake.get_or_create_owned(&label(direction)),
+        };
         let metrics = Self {
+            inbound: connections(Direction::Inbound),
+            outbound: connections(Direction::Outbound),
             failed: add.add("mtls_connections_failed", "Connections without an orderly end"),
-            open: add.add("mtls_open_connections", "Connections open now"),
             workloads_enrolled: add.add("mtls_workloads_enrolled", "Workloads intercepted now"),
             config_generation: add.add("mtls_config_generation", "Configuration in force"),
             reloads: add.add("mtls_config_reloads", "Configurations read, by what became of them"),
@@ -103,9 +119,9 @@ impl Metrics {
                 .add("mtls_bpf_decisions", "Connections by what the kernel programs decided"),
             access_log_dropped: add
                 .add("mtls_access_log_dropped", "Access log lines dropped: slow or broken sink"),
-            handshake: add.register("mtls_handshake_seconds", "mTLS handshake time", histogram),
             tcp,
             hooks: Mutex::default(),
+            scrape: Mutex::default(),
             registry,
         };
         metrics.start_at_zero();
@@ -115,9 +131,6 @@ impl Metrics {
     /// Series whose label values are known beforehand exist from the start, so that `rate()` sees
     /// their first increment.
     fn start_at_zero(&self) {
-        for direction in [Direction::Inbound, Direction::Outbound] {
-            drop(self.open.get_or_create(&label(direction)));
-        }
         for result in ["accepted", "refused"] {
             drop(self.reloads.get_or_create(&ResultLabel { result }));
         }
@@ -126,21 +139,31 @@ impl Metrics {
         }
     }
 
-    pub(super) fn opened(&self, flow: &FlowRecord) {
-        self.tcp.opened(flow);
-        self.open.get_or_create(&label(flow.direction)).inc();
+    pub(super) fn opened(&self, flow: &mut FlowRecord) {
+        let counters = self.tcp.counters(flow);
+        counters.opened();
+        flow.counters = Some(counters);
+        self.connections(flow.direction).open.inc();
     }
 
     pub(super) fn closed(&self, flow: &FlowRecord) {
-        if flow.opened {
-            self.tcp.closed(flow);
-            self.open.get_or_create(&label(flow.direction)).dec();
+        let connections = self.connections(flow.direction);
+        if let Some(counters) = &flow.counters {
+            counters.closed(flow);
+            connections.open.dec();
         }
         if let Some(handshake) = flow.handshake {
-            self.handshake.get_or_create(&label(flow.direction)).observe(handshake.as_secs_f64());
+            connections.handshake.observe(handshake.as_secs_f64());
         }
         if let Some(failure) = &flow.failure {
             self.failed(flow.direction, failure);
+        }
+    }
+
+    fn connections(&self, direction: Direction) -> &Connections {
+        match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
         }
     }
 
@@ -155,7 +178,7 @@ impl Metrics {
 
     /// Connections open now, as `status` shows them.
     pub fn open_connections(&self, direction: Direction) -> u64 {
-        self.open.get_or_create(&label(direction)).get().max(0).unsigned_abs()
+        self.connections(direction).open.get().max(0).unsigned_abs()
     }
 
     pub fn set_workloads_enrolled(&self, workloads: usize) {
@@ -209,12 +232,14 @@ impl Metrics {
     }
 
     /// Runs `hook` before every scrape: for values that live elsewhere, as the kernel's counters do.
+    /// It may block, and must not call [`Metrics::encode`].
     pub fn on_scrape(&self, hook: Box<dyn Fn(&Metrics) + Send + Sync>) {
         self.hooks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::from(hook));
     }
 
-    /// OpenMetrics text of everything, see [`CONTENT_TYPE`].
+    /// OpenMetrics text of everything, see [`CONTENT_TYPE`]. Blocking, as the hooks are.
     pub fn encode(&self) -> String {
+        let _alone = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         // Cloned, so that a hook may add another without a deadlock.
         let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for hook in hooks {

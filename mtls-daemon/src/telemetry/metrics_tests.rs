@@ -50,12 +50,12 @@ fn a_flow_is_counted_by_both_reporters_with_istios_labels() {
     let source = format!(
         "{{reporter=\"source\",{ends},destination_service=\"web.test\",\
         destination_service_name=\"web.test\",destination_service_namespace=\"full\",\
-        request_protocol=\"tcp\",response_flags=\"-\",connection_security_policy=\"unknown\"}}"
+        request_protocol=\"tcp\",connection_security_policy=\"unknown\",response_flags=\"-\"}}"
     );
     let destination = format!(
         "{{reporter=\"destination\",{ends},destination_service=\"unknown\",\
         destination_service_name=\"unknown\",destination_service_namespace=\"unknown\",\
-        request_protocol=\"tcp\",response_flags=\"-\",connection_security_policy=\"mutual_tls\"}}"
+        request_protocol=\"tcp\",connection_security_policy=\"mutual_tls\",response_flags=\"-\"}}"
     );
     for labels in [source, destination] {
         has(&text, &format!("istio_tcp_connections_opened_total{labels} 1"));
@@ -102,6 +102,38 @@ fn a_refused_connection_is_a_failure_with_its_fault_and_no_open_one() {
     );
     has(&text, "mtls_open_connections{direction=\"inbound\"} 0");
     assert!(!text.contains("istio_tcp_connections_closed_total{"), "{text}");
+}
+
+#[test]
+fn a_connection_closes_where_it_opened_under_the_flag_of_its_end() {
+    let telemetry = telemetry();
+    let mut flow = settled(Direction::Outbound);
+    telemetry.opened(&mut flow);
+    // Learned too late to open a second series.
+    flow.destination_workload = None;
+    (flow.sent, flow.received) = (5, 7);
+    flow.failure = Some(Failure::ClientReset(std::io::ErrorKind::ConnectionReset.into()));
+    telemetry.closed(&flow);
+    let text = telemetry.metrics.encode();
+    let value = |name: &str, flag: &str| {
+        let flag = format!("response_flags=\"{flag}\"}} ");
+        let mut lines = text.lines().filter_map(|line| {
+            let (labels, value) = line.strip_prefix(name)?.split_once(&flag)?;
+            labels.contains("destination_workload=\"server\"").then_some(value)
+        });
+        let value = lines.next().map(str::to_owned);
+        assert_eq!(lines.next(), None, "one series of {name}");
+        value
+    };
+    let value = |name: &str, flag: &str| value(name, flag).unwrap_or_else(|| "none".to_owned());
+    assert_eq!(value("istio_tcp_connections_opened_total", "-"), "1");
+    assert_eq!(value("istio_tcp_connections_opened_total", "DC"), "none");
+    assert_eq!(value("istio_tcp_connections_closed_total", "-"), "0");
+    assert_eq!(value("istio_tcp_connections_closed_total", "DC"), "1");
+    assert_eq!(value("istio_tcp_sent_bytes_total", "DC"), "5");
+    assert_eq!(value("istio_tcp_received_bytes_total", "DC"), "7");
+    assert_eq!(value("istio_tcp_connections_closed_total", "UC"), "none");
+    assert!(!text.contains("destination_workload=\"unknown\""), "{text}");
 }
 
 #[test]

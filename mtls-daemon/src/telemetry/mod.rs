@@ -1,6 +1,7 @@
 //! What an operator sees: the access log, metrics, the daemon's own log.
 
 pub mod access;
+mod flag;
 pub mod flow;
 mod line;
 pub mod logs;
@@ -32,9 +33,8 @@ impl Telemetry {
         Ok(Self { metrics, access })
     }
 
-    /// Counts a connection whose peer and policy are settled.
+    /// Counts a connection whose peer and policy are settled: its labels are those of this moment.
     pub fn opened(&self, flow: &mut FlowRecord) {
-        flow.opened = true;
         self.metrics.opened(flow);
     }
 

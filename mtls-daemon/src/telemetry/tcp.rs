@@ -1,4 +1,4 @@
-//! Istio's standard TCP metrics: four counters that share one label set, and so one lookup.
+//! Istio's standard TCP metrics: four counters that share one label set, and so one lookup a connection.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,11 +7,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+    LabelSetEncoder, LabelValueEncoder,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use super::flag::Flag;
 use super::{Direction, FlowRecord, Security};
 use crate::identity::SpiffeId;
 use crate::mesh::{Service, Workload};
@@ -56,7 +58,8 @@ impl EncodeLabelValue for Name {
     }
 }
 
-/// <https://istio.io/latest/docs/reference/config/metrics/>, the labels that apply to TCP.
+/// <https://istio.io/latest/docs/reference/config/metrics/>, the labels that apply to TCP: what is
+/// known when a connection opens. How it ends ([`Flag`]) is the one label that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Labels {
     reporter: &'static str,
@@ -70,7 +73,6 @@ pub(super) struct Labels {
     destination_service_name: Name,
     destination_service_namespace: Name,
     request_protocol: &'static str,
-    response_flags: &'static str,
     connection_security_policy: &'static str,
 }
 
@@ -94,7 +96,6 @@ impl Labels {
             destination_service_name: Name::shared(service.map(short_name)),
             destination_service_namespace: Name::shared(service.map(|service| &service.namespace)),
             request_protocol: "tcp",
-            response_flags: response_flags(flow),
             connection_security_policy: security_policy(flow),
         }
     }
@@ -157,42 +158,42 @@ fn security_policy(flow: &FlowRecord) -> &'static str {
     }
 }
 
-/// Envoy's response flags, as dashboards made for Istio know them.
-fn response_flags(flow: &FlowRecord) -> &'static str {
-    let Some(failure) = &flow.failure else { return "-" };
-    match failure.code() {
-        "plaintext_refused"
-        | "no_such_service_port"
-        | "no_original_destination"
-        | "loop_refused" => "NR",
-        "no_endpoint" => "UH",
-        "tls_handshake_failed" | "peer_identity_refused" | "detect_timeout" => "DPE",
-        "upstream_tls_failed"
-        | "upstream_identity_refused"
-        | "upstream_connect_failed"
-        | "no_identity"
-        | "source_bind_failed" => "UF",
-        "client_reset" => "DC",
-        "upstream_reset" | "truncated" => "UC",
-        // Ended by this daemon itself.
-        _ => "LR",
-    }
-}
-
-/// The four counters of one label set.
+/// The counters of one label set. Held by each of its connections, so that their end needs no lookup.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     opened: AtomicU64,
+    /// By [`Flag`].
+    ended: [Ended; Flag::ALL.len()],
+}
+
+/// Connections that ended in one way.
+#[derive(Debug, Default)]
+struct Ended {
     closed: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
 }
 
-/// Every label set seen. A read lock and one hash a connection's open, and one at its close; the
-/// byte path does not come here.
+impl Counters {
+    pub(super) fn opened(&self) {
+        self.opened.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn closed(&self, flow: &FlowRecord) {
+        let ended = &self.ended[Flag::of(flow.failure.as_ref()) as usize];
+        ended.sent.fetch_add(flow.sent, Relaxed);
+        ended.received.fetch_add(flow.received, Relaxed);
+        ended.closed.fetch_add(1, Relaxed);
+    }
+}
+
+type Sets = HashMap<Arc<Labels>, Arc<Counters>>;
+
+/// Every label set seen: one hash under a read lock when a connection opens; the byte path and the
+/// close do not come here.
 #[derive(Debug)]
 pub(super) struct TcpMetrics {
-    sets: RwLock<HashMap<Labels, Arc<Counters>>>,
+    sets: RwLock<Sets>,
     max: usize,
 }
 
@@ -203,38 +204,63 @@ impl Default for TcpMetrics {
 }
 
 impl TcpMetrics {
-    pub(super) fn opened(&self, flow: &FlowRecord) {
-        self.counters(Labels::of(flow)).opened.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn closed(&self, flow: &FlowRecord) {
-        let counters = self.counters(Labels::of(flow));
-        counters.closed.fetch_add(1, Relaxed);
-        counters.sent.fetch_add(flow.sent, Relaxed);
-        counters.received.fetch_add(flow.received, Relaxed);
-    }
-
-    fn counters(&self, labels: Labels) -> Arc<Counters> {
+    /// Those of a connection that is about to open.
+    pub(super) fn counters(&self, flow: &FlowRecord) -> Arc<Counters> {
+        let labels = Labels::of(flow);
         if let Some(found) = self.read().get(&labels) {
             return found.clone();
         }
         let mut sets = self.sets.write().unwrap_or_else(PoisonError::into_inner);
-        let labels = if sets.len() < self.max { labels } else { labels.overflow() };
-        sets.entry(labels).or_default().clone()
+        let full = sets.len() >= self.max && !sets.contains_key(&labels);
+        let labels = if full { labels.overflow() } else { labels };
+        sets.entry(Arc::new(labels)).or_default().clone()
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<Labels, Arc<Counters>>> {
+    /// All of them as they are now. The lock is held for the copy of the pointers alone: text is made
+    /// without it, however long that takes.
+    fn list(&self) -> Vec<(Arc<Labels>, Arc<Counters>)> {
+        self.read().iter().map(|(labels, counters)| (labels.clone(), counters.clone())).collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Sets> {
         self.sets.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-type Column = (&'static str, &'static str, fn(&Counters) -> &AtomicU64);
+/// The labels of one series.
+#[derive(Debug)]
+struct WithFlag<'a>(&'a Labels, Flag);
+
+impl EncodeLabelSet for WithFlag<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)?;
+        ("response_flags", self.1.as_str()).encode(encoder.encode_label())
+    }
+}
+
+type Column = (&'static str, &'static str, fn(&Counters, Flag) -> Option<&AtomicU64>);
+
+/// An ending that never was has no series, but for the orderly one: `rate()` then sees its first
+/// increment.
+fn ended(counters: &Counters, flag: Flag) -> Option<&Ended> {
+    let ended = &counters.ended[flag as usize];
+    (flag == Flag::Orderly || ended.closed.load(Relaxed) > 0).then_some(ended)
+}
 
 const COLUMNS: [Column; 4] = [
-    ("istio_tcp_connections_opened", "TCP connections opened", |c| &c.opened),
-    ("istio_tcp_connections_closed", "TCP connections closed", |c| &c.closed),
-    ("istio_tcp_sent_bytes", "Bytes sent towards the server", |c| &c.sent),
-    ("istio_tcp_received_bytes", "Bytes received back from the server", |c| &c.received),
+    // How it will end is not known when a connection opens.
+    ("istio_tcp_connections_opened", "TCP connections opened", |counters, flag| {
+        (flag == Flag::Orderly).then_some(&counters.opened)
+    }),
+    ("istio_tcp_connections_closed", "TCP connections closed", |counters, flag| {
+        Some(&ended(counters, flag)?.closed)
+    }),
+    ("istio_tcp_sent_bytes", "Bytes sent towards the server", |counters, flag| {
+        Some(&ended(counters, flag)?.sent)
+    }),
+    ("istio_tcp_received_bytes", "Bytes received back from the server", |counters, flag| {
+        Some(&ended(counters, flag)?.received)
+    }),
 ];
 
 /// [`TcpMetrics`] as the registry reads them.
@@ -243,12 +269,16 @@ pub(super) struct TcpCollector(pub(super) Arc<TcpMetrics>);
 
 impl Collector for TcpCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let sets = self.0.read();
+        let sets = self.0.list();
         for (name, help, value) in COLUMNS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (labels, counters) in sets.iter() {
-                let counter = ConstCounter::new(value(counters).load(Relaxed));
-                counter.encode(metric.encode_family(labels)?)?;
+            for (labels, counters) in &sets {
+                for flag in Flag::ALL {
+                    let Some(total) = value(counters, flag) else { continue };
+                    let labels = WithFlag(labels, flag);
+                    let counter = ConstCounter::new(total.load(Relaxed));
+                    counter.encode(metric.encode_family(&labels)?)?;
+                }
             }
         }
         Ok(())
@@ -256,37 +286,5 @@ impl Collector for TcpCollector {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::telemetry::testing::{flow, service};
-
-    #[test]
-    fn label_sets_are_bounded_and_the_rest_is_counted_together() {
-        let metrics = TcpMetrics { max: 2, ..TcpMetrics::default() };
-        for host in ["a.test", "b.test", "c.test", "d.test"] {
-            let mut flow = flow(Direction::Outbound);
-            flow.service = Some(service("team", "any", host));
-            metrics.opened(&flow);
-        }
-        let sets = metrics.read();
-        assert_eq!(sets.len(), 3, "two of their own and one for all others");
-        let overflow = sets
-            .iter()
-            .find(|(labels, _)| labels.destination_service == Name::Static(UNKNOWN))
-            .expect("the common label set");
-        assert_eq!(overflow.1.opened.load(Relaxed), 2);
-        assert_eq!(overflow.0.reporter, "source");
-    }
-
-    #[test]
-    fn a_cluster_service_has_a_short_name_and_a_service_entry_its_host() {
-        let cases = [
-            ("team", "web", "web.team.svc.cluster.local", "web"),
-            ("team", "web", "web.example.com", "web.example.com"),
-            ("team", "web", "web.teammates.example.com", "web.teammates.example.com"),
-        ];
-        for (namespace, name, host, expected) in cases {
-            assert_eq!(&**short_name(&service(namespace, name, host)), expected, "{host}");
-        }
-    }
-}
+#[path = "tcp_tests.rs"]
+mod tests;

@@ -1,12 +1,14 @@
 //! Flows for the tests of this module and its neighbours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::{Direction, FlowRecord, Security};
+use super::{Direction, FlowRecord};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::mesh::{Service, Workload};
+use crate::proxy::failure::Failure;
+use crate::tls::HandshakeError;
 
 /// `spiffe://cluster.local/ns/<namespace>/sa/<name>`.
 pub(crate) fn id(namespace: &str, name: &str) -> SpiffeId {
@@ -47,26 +49,53 @@ pub(crate) fn flow(direction: Direction) -> FlowRecord {
         Direction::Outbound => workload("full", "client"),
         Direction::Inbound => workload("full", "server"),
     };
-    FlowRecord {
-        direction,
-        workload: own,
-        source: "10.0.0.1:40000".parse().expect("an address"),
-        source_workload: None,
-        source_id: None,
-        destination: "10.0.0.2:80".parse().expect("an address"),
-        endpoint: None,
-        destination_workload: None,
-        destination_id: None,
-        service: None,
-        mode: None,
-        security: Security::None,
-        because: None,
-        tls: None,
-        started: Instant::now(),
-        sent: 0,
-        received: 0,
-        handshake: None,
-        failure: None,
-        opened: false,
-    }
+    let destination = "10.0.0.2:80".parse().expect("an address");
+    let mut flow = FlowRecord::new(direction, own, destination);
+    flow.source = "10.0.0.1:40000".parse().expect("an address");
+    flow
+}
+
+/// Every kind of failure, with its code and whose fault it is.
+pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
+    let address = "10.0.0.9:443".parse().expect("an address");
+    let io = || io::Error::from_raw_os_error(104);
+    let refused = || HandshakeError::PeerRefused("wrong trust domain".into());
+    let peer = || HandshakeError::Peer("alert: bad certificate".into());
+    let own = || HandshakeError::Own("no key".into());
+    vec![
+        (Failure::PlaintextRefused { because: "a".into() }, "plaintext_refused", "policy"),
+        (Failure::ForeignTlsOnHttpPort, "tls_on_http_port", "policy"),
+        (Failure::ClientHandshake(refused()), "peer_identity_refused", "client"),
+        (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
+        (Failure::ClientHandshake(own()), "tls_handshake_failed", "us"),
+        (Failure::DetectTimeout, "detect_timeout", "client"),
+        (
+            Failure::UpstreamHandshake { address, error: refused() },
+            "upstream_identity_refused",
+            "server",
+        ),
+        (Failure::UpstreamHandshake { address, error: peer() }, "upstream_tls_failed", "server"),
+        (Failure::UpstreamHandshake { address, error: own() }, "upstream_tls_failed", "us"),
+        (Failure::UpstreamConnect { address, error: io() }, "upstream_connect_failed", "server"),
+        (Failure::NoIdentity("full/client".into()), "no_identity", "us"),
+        (Failure::NoEndpoint("web.test".into()), "no_endpoint", "server"),
+        (Failure::NoSuchServicePort("web.test".into(), 81), "no_such_service_port", "server"),
+        (Failure::NoOriginalDestination, "no_original_destination", "client"),
+        (Failure::LoopRefused, "loop_refused", "client"),
+        (Failure::ClientReset(io()), "client_reset", "client"),
+        (Failure::UpstreamReset(io()), "upstream_reset", "server"),
+        (Failure::Truncated, "truncated", "server"),
+        (Failure::SourceBind(io()), "source_bind_failed", "us"),
+        (Failure::Drained, "drained", "us"),
+        (Failure::Internal("a \"quoted\"\nreason".into()), "internal", "us"),
+    ]
+}
+
+/// The reason codes that the documentation promises.
+pub(crate) fn documented_codes() -> BTreeSet<&'static str> {
+    let text = include_str!("../../../docs/observability.md");
+    let (_, codes) = text.split_once("Reason codes:").expect("the paragraph");
+    let (codes, _) = codes.split_once("\n\n").expect("its end");
+    // Every second piece stands between backticks.
+    codes.split('`').skip(1).step_by(2).collect()
 }

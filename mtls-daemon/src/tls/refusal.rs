@@ -53,6 +53,8 @@ pub(super) enum Refusal {
     Expired { id: SpiffeId, not_after: UnixTime, now: UnixTime },
     #[error("{id} is valid from {} only; are both clocks right?", date(*not_before))]
     NotYetValid { id: SpiffeId, not_before: UnixTime, now: UnixTime },
+    #[error("{id}: a certificate above it may not sign others: it {why} (X509-SVID §4.3)")]
+    Signer { id: SpiffeId, why: &'static str },
     #[error("{id}: its chain does not verify: {why}")]
     Chain { id: SpiffeId, why: String },
     #[error(
@@ -85,6 +87,7 @@ impl Refusal {
             }
             // Envoy answers these with certificate_unknown too.
             Self::ForeignTrustDomain { .. }
+            | Self::Signer { .. }
             | Self::Chain { .. }
             | Self::Unexpected { .. }
             | Self::OutsideHandshake => CertificateError::Other(OtherError(Arc::new(self.clone()))),

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::OID_X509_EXT_KEY_USAGE;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
 
 use super::refusal::Refusal;
@@ -41,6 +42,29 @@ pub(super) fn leaf(der: &[u8]) -> Result<Leaf, Refusal> {
         not_after: certificate.validity().not_after.to_datetime().into(),
         id,
     })
+}
+
+/// A certificate between the leaf and an anchor, whose basic constraints webpki has checked: its key
+/// usage, if it has one, must let it sign certificates (X509-SVID §4.3, RFC 5280 §6.1.4 n). The error
+/// says what it is instead.
+pub(super) fn signer(der: &[u8]) -> Result<(), &'static str> {
+    let Ok(([], certificate)) = X509Certificate::from_der(der) else {
+        return Err("cannot be parsed");
+    };
+    let mut usages =
+        certificate.extensions().iter().filter(|it| it.oid == OID_X509_EXT_KEY_USAGE).peekable();
+    while let Some(usage) = usages.next() {
+        match usage.parsed_extension() {
+            // Unreadable is not absent.
+            ParsedExtension::KeyUsage(_) if usages.peek().is_some() => {
+                return Err("has two key usages");
+            }
+            ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {}
+            ParsedExtension::KeyUsage(_) => return Err("has a key usage without keyCertSign"),
+            _ => return Err("has a key usage that cannot be parsed"),
+        }
+    }
+    Ok(())
 }
 
 /// The extensions that the rules speak of; each at most once, each parsed.

@@ -1,5 +1,6 @@
 //! Who is at the other end: the SVID rules (X509-SVID §4, §5) on top of webpki's chain building.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,7 +10,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use sha2::{Digest, Sha256};
-use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
 use super::refusal::Refusal;
 use super::{HandshakeError, handshake, provider, svid_rules};
@@ -149,10 +150,32 @@ impl SvidVerifier {
         let facts = svid_rules::leaf(leaf)?;
         let anchors = self.anchors.of(&facts.id)?;
         let refuse = |error| chain_refusal(&facts.id, error);
+        let no_signer = Cell::new(None);
+        // Asked for every path to an anchor: another one may be sound.
+        let sound = |path: &VerifiedPath<'_>| {
+            let mut signers = path.intermediate_certificates();
+            let Err(why) = signers.try_for_each(|signer| svid_rules::signer(&signer.der())) else {
+                return Ok(());
+            };
+            no_signer.set(Some(why));
+            // The nearest there is; the refusal itself says it in words.
+            Err(webpki::Error::EndEntityUsedAsCa)
+        };
         EndEntityCert::try_from(leaf)
             .map_err(refuse)?
-            .verify_for_usage(self.algorithms.all, anchors, intermediates, now, usage, None, None)
-            .map_err(refuse)?;
+            .verify_for_usage(
+                self.algorithms.all,
+                anchors,
+                intermediates,
+                now,
+                usage,
+                None,
+                Some(&sound),
+            )
+            .map_err(|error| match no_signer.get() {
+                Some(why) => Refusal::Signer { id: facts.id.clone(), why },
+                None => refuse(error),
+            })?;
         if let Some(expected) = expected
             && !expected.contains(&facts.id)
         {

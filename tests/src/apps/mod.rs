@@ -30,6 +30,8 @@ pub enum Kind {
     HalfClose,
     /// Reads something, then resets the connection
     Reset,
+    /// Reads a little, answers that this is too much, and closes while the client still sends
+    Reject,
     /// Sends a line again and again until it cannot
     Drip,
     /// Answers datagrams, not connections
@@ -40,6 +42,9 @@ pub enum Kind {
 pub const BANNER: &str = "220 the server speaks first\r\n";
 /// What [`Kind::HalfClose`] sends before its end.
 pub const GREETING: &str = "that was all from me\n";
+
+/// What [`Kind::Reject`] answers.
+pub const REJECTION: &str = "too much\n";
 
 /// Prints an event.
 pub fn event(kind: &str, mut fields: Value) {

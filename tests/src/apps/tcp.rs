@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{BANNER, GREETING, Kind, Meter, Noise, end_of, event, http, plain};
+use super::{BANNER, GREETING, Kind, Meter, Noise, REJECTION, end_of, event, http, plain};
 
 /// Accepts for ever.
 ///
@@ -79,6 +79,15 @@ fn converse(
             seen["bytes"] = json!(read);
             // Closing now sends a reset.
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+        }
+        Kind::Reject => {
+            let mut bytes = vec![0; 100_000];
+            stream.read_exact(&mut bytes)?;
+            stream.write_all(REJECTION.as_bytes())?;
+            stream.shutdown(Shutdown::Write)?;
+            // Let the answer arrive before the close, which resets because of what is unread.
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(())
         }
         Kind::Drip => {
             let line = format!("drip drip drip {}\n", "x".repeat(1000));

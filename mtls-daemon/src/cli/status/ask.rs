@@ -82,9 +82,14 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("bound");
         let daemon = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("accepted");
-            let mut request = [0; 512];
-            let length = stream.read(&mut request).expect("a request");
-            assert!(request[..length].starts_with(b"GET /status HTTP/1.1\r\n"));
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut part = [0; 512];
+                let length = stream.read(&mut part).expect("a request");
+                assert_ne!(length, 0, "{}", String::from_utf8_lossy(&request));
+                request.extend_from_slice(&part[..length]);
+            }
+            assert!(request.starts_with(b"GET /status HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).expect("answered");
         });
         let heard = ask(&path, "/status").map_err(|error| format!("{error:#}"));

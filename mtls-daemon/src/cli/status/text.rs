@@ -81,14 +81,15 @@ fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
             [
                 svid.identity.clone(),
                 svid.not_after.as_deref().map_or_else(|| "NONE YET".to_owned(), |it| left(it, now)),
+                svid.next_renewal.as_deref().map_or_else(String::new, |it| wait(it, now)),
                 svid.serial.clone().unwrap_or_default(),
                 svid.source.clone(),
                 svid.last_error.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    (!rows.is_empty())
-        .then(|| table(["IDENTITY", "EXPIRES IN", "SERIAL", "SOURCE", "LAST ERROR"], &rows))
+    let header = ["IDENTITY", "EXPIRES IN", "RENEWS IN", "SERIAL", "SOURCE", "LAST ERROR"];
+    (!rows.is_empty()).then(|| table(header, &rows))
 }
 
 /// How long a certificate is still good, for example `11h 59m`.
@@ -97,6 +98,15 @@ fn left(not_after: &str, now: SystemTime) -> String {
     match not_after.duration_since(now) {
         Ok(left) if !left.is_zero() => short(left),
         _ => "EXPIRED".to_owned(),
+    }
+}
+
+/// How long until then, for example `5h 59m`.
+fn wait(until: &str, now: SystemTime) -> String {
+    let Ok(until) = humantime::parse_rfc3339(until) else { return until.to_owned() };
+    match until.duration_since(now) {
+        Ok(wait) if !wait.is_zero() => short(wait),
+        _ => "now".to_owned(),
     }
 }
 
@@ -213,11 +223,17 @@ mod tests {
             serial: Some("01ab".into()),
             not_before: None,
             not_after: Some(timestamp(now() + Duration::from_secs(12 * 3600 - 1))),
+            next_renewal: Some(timestamp(now() + Duration::from_secs(6 * 3600 - 1))),
             last_error: None,
         };
-        let expired = SvidStatus { not_after: Some(timestamp(now())), ..svid.clone() };
+        let expired = SvidStatus {
+            not_after: Some(timestamp(now())),
+            next_renewal: Some(timestamp(now())),
+            ..svid.clone()
+        };
         let none = SvidStatus {
             not_after: None,
+            next_renewal: None,
             serial: None,
             last_error: Some("CA not reachable".into()),
             ..svid.clone()
@@ -231,10 +247,10 @@ WORKLOAD     STATE     ADDRESSES         NETWORK NAMESPACE  IDENTITY            
 full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full    spiffe://cluster.local/ns/full/sa/server
 full/late    pending   10.0.0.3          /run/netns/late    spiffe://cluster.local/ns/full/sa/server  no such namespace yet
 
-IDENTITY                                  EXPIRES IN  SERIAL  SOURCE    LAST ERROR
-spiffe://cluster.local/ns/full/sa/server  11h 59m     01ab    embedded
-spiffe://cluster.local/ns/full/sa/server  EXPIRED     01ab    embedded
-spiffe://cluster.local/ns/full/sa/server  NONE YET            embedded  CA not reachable
+IDENTITY                                  EXPIRES IN  RENEWS IN  SERIAL  SOURCE    LAST ERROR
+spiffe://cluster.local/ns/full/sa/server  11h 59m     5h 59m     01ab    embedded
+spiffe://cluster.local/ns/full/sa/server  EXPIRED     now        01ab    embedded
+spiffe://cluster.local/ns/full/sa/server  NONE YET                       embedded  CA not reachable
 
 KERNEL PROGRAM  ATTACHED TO
 connect4        /sys/fs/cgroup

@@ -19,21 +19,35 @@ const LOCK: &str = "lock";
 /// Making a root takes milliseconds; whoever holds the lock longer is stuck.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
-/// Reads the CA in `directory`, or makes it there if this daemon is the first to come.
+/// Reads the CA in `directory`, or makes it there if this daemon is the first to come. A key that is
+/// there is never overwritten.
 pub fn open_or_make(directory: &Path, trust_domain: &TrustDomain) -> Result<Authority, CaError> {
     make_directory(directory)?;
     let _lock = lock(&directory.join(LOCK))?;
     let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
+    let unusable = |why| CaError::Unusable { directory: directory.to_owned(), why };
     match (read_private(&certificate)?, read_private(&key)?) {
-        (Some(certificate), Some(key)) => Authority::parse(&certificate, &key, SystemTime::now())
-            .map_err(|why| CaError::Unusable { directory: directory.to_owned(), why }),
-        (Some(_), None) => Err(CaError::NoKey { certificate, key }),
-        // The certificate is written last: a key alone is what a crash in between leaves, and
-        // nobody can have seen a certificate for it.
-        (None, _) => {
+        (Some(certificate), Some(key)) => {
+            Authority::parse(&certificate, &key, SystemTime::now()).map_err(unusable)
+        }
+        (Some(found), None) => match read_private(&temporary(&key))? {
+            Some(new) => {
+                let authority =
+                    Authority::parse(&found, &new, SystemTime::now()).map_err(unusable)?;
+                put_in_place(&key)?;
+                Ok(authority)
+            }
+            None => Err(CaError::NoKey { certificate, key }),
+        },
+        (None, Some(_)) => Err(CaError::NoCertificate { certificate, key }),
+        (None, None) => {
             let (authority, pem) = Authority::generate(trust_domain, SystemTime::now())?;
-            write_private(&key, authority.key_pem().as_bytes())?;
-            write_private(&certificate, pem.as_bytes())?;
+            // The key gets its name last: until the certificate is there it is nobody's, and may be
+            // made again; from then on it only has to be renamed.
+            write_beside(&key, authority.key_pem().as_bytes())?;
+            write_beside(&certificate, pem.as_bytes())?;
+            put_in_place(&certificate)?;
+            put_in_place(&key)?;
             tracing::info!(directory = %directory.display(), %trust_domain, "made a new CA");
             Ok(authority)
         }
@@ -100,8 +114,8 @@ fn check_private(path: &Path, file: &File, mode: u32) -> Result<(), CaError> {
     Ok(())
 }
 
-/// All of it or nothing, also across a power failure.
-fn write_private(path: &Path, content: &[u8]) -> Result<(), CaError> {
+/// Writes what is to be `path`, under its temporary name: all of it is on disk when this returns.
+fn write_beside(path: &Path, content: &[u8]) -> Result<(), CaError> {
     let beside = temporary(path);
     // Left over from a crash; we hold the lock, so nobody is writing it now.
     match fs::remove_file(&beside) {
@@ -117,8 +131,12 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), CaError> {
         .open(&beside)
         .map_err(io_error("make", &beside))?;
     file.write_all(content).map_err(io_error("write", &beside))?;
-    file.sync_all().map_err(io_error("sync", &beside))?;
-    fs::rename(&beside, path).map_err(io_error("rename into place", path))?;
+    file.sync_all().map_err(io_error("sync", &beside))
+}
+
+/// Gives what [`write_beside`] wrote its name, for good also across a power failure.
+fn put_in_place(path: &Path) -> Result<(), CaError> {
+    fs::rename(temporary(path), path).map_err(io_error("rename into place", path))?;
     let directory = path.parent().unwrap_or(Path::new("."));
     File::open(directory)
         .and_then(|directory| directory.sync_all())

@@ -63,17 +63,81 @@ fn a_ca_that_others_can_read_is_refused_with_the_fix() {
     }
 }
 
+/// A directory as a crash leaves it, with these files of a sound CA and these halves.
+fn crashed(directory: &Path, whole: &[PathBuf], half: &[PathBuf]) {
+    let (authority, certificate) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    DirBuilder::new().mode(DIRECTORY_MODE).create(directory).unwrap();
+    for (paths, part) in [(whole, 1), (half, 2)] {
+        for path in paths {
+            let is_key = path.to_string_lossy().contains("key");
+            let text = if is_key { &authority.key_pem() } else { certificate.as_str() };
+            fs::write(path, &text[..text.len() / part]).unwrap();
+            set_mode(path, FILE_MODE);
+        }
+    }
+}
+
 #[test]
-fn a_crash_between_the_two_files_is_repaired_and_a_lost_key_is_not() {
+fn a_crash_at_any_step_of_the_making_is_repaired() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("ca");
+    let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
+    let (new_certificate, new_key) = (temporary(&certificate), temporary(&key));
+    let steps: [(&[PathBuf], &[PathBuf]); 4] = [
+        (&[], std::slice::from_ref(&new_key)),
+        (std::slice::from_ref(&new_key), std::slice::from_ref(&new_certificate)),
+        (&[new_key.clone(), new_certificate.clone()], &[]),
+        (&[new_key.clone(), certificate.clone()], &[]),
+    ];
+    for (whole, half) in steps {
+        crashed(&directory, whole, half);
+        let seen = fs::read_to_string(&certificate).ok();
+        let root = open_or_make(&directory, &domain()).unwrap().certificate().clone();
+        let again = open_or_make(&directory, &domain()).unwrap().certificate().clone();
+        assert_eq!(root, again, "{whole:?} {half:?}");
+        if let Some(seen) = seen {
+            assert_eq!(seen, fs::read_to_string(&certificate).unwrap(), "somebody may trust it");
+        }
+        assert_eq!(mode(&key), FILE_MODE);
+        assert!(!new_key.exists() && !new_certificate.exists(), "{whole:?} {half:?}");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}
+
+#[test]
+fn half_of_a_pair_is_refused_and_nothing_is_overwritten() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("ca");
     let first = open_or_make(&directory, &domain()).unwrap().certificate().clone();
-    fs::write(temporary(&directory.join(CERTIFICATE)), "half").unwrap();
-    fs::remove_file(directory.join(CERTIFICATE)).unwrap();
-    let second = open_or_make(&directory, &domain()).unwrap().certificate().clone();
-    assert_ne!(first, second);
-    fs::remove_file(directory.join(KEY)).unwrap();
+    let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
+    let kept = |path: &Path| fs::read_to_string(path).unwrap();
+    let (certificate_text, key_text) = (kept(&certificate), kept(&key));
+
+    let away = place.path().join("backup.pem");
+    fs::rename(&certificate, &away).unwrap();
+    let text = refusal(&directory);
+    for words in [
+        certificate.to_str().unwrap(),
+        key.to_str().unwrap(),
+        "restore the certificate from a backup",
+        "move the key away",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(kept(&key), key_text);
+    assert!(!certificate.exists());
+    fs::rename(&away, &certificate).unwrap();
+    assert_eq!(open_or_make(&directory, &domain()).unwrap().certificate(), &first);
+
+    fs::rename(&key, &away).unwrap();
     assert!(refusal(&directory).contains("put the key back"));
+    assert_eq!(kept(&certificate), certificate_text);
+    // A leftover of some other making is no replacement.
+    let (other, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    fs::write(temporary(&key), other.key_pem().as_bytes()).unwrap();
+    set_mode(&temporary(&key), FILE_MODE);
+    assert!(refusal(&directory).contains("its key is not the certificate's"));
+    assert!(!key.exists());
 }
 
 #[test]

@@ -41,6 +41,14 @@ pub enum CaError {
     )]
     NoKey { certificate: PathBuf, key: PathBuf },
     #[error(
+        "the CA key {} is there, but its certificate {} is not, and the key is never overwritten: \
+         restore the certificate from a backup, or move the key away and restart every daemon that \
+         shares this CA, which then gets a new one",
+        key.display(),
+        certificate.display()
+    )]
+    NoCertificate { certificate: PathBuf, key: PathBuf },
+    #[error(
         "the CA in {} cannot be used: {why}; move its files away and restart every daemon that \
          shares it, which then gets a new one",
         directory.display()

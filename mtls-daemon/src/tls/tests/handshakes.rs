@@ -89,13 +89,7 @@ async fn an_alias_is_trusted_and_an_empty_bundle_trusts_nothing() {
 #[tokio::test]
 async fn a_chain_with_an_intermediate_verifies_while_two_roots_are_trusted() {
     let (root, new_root) = (TestCa::new(), TestCa::new());
-    let issuer = root.sign("spiffe://cluster.local/node", |p| {
-        p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        p.distinguished_name.push(DnType::OrganizationName, "intermediate");
-    });
-    let key = KeyPair::try_from(issuer.key.secret_der()).unwrap();
-    let intermediate = TestCa { certificate: issuer.certificate, key };
+    let intermediate = root.intermediate(|_| {});
     let mut svid = intermediate.sign(SERVER, |_| {}).svid(SERVER);
     svid.chain.push(intermediate.certificate.clone());
 

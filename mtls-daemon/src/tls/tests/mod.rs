@@ -3,6 +3,7 @@
 mod first_bytes;
 mod handshakes;
 mod refusals;
+mod signers;
 mod stranger;
 
 use std::sync::Arc;
@@ -67,6 +68,18 @@ impl TestCa {
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key).unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap().into();
         Leaf { certificate, key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
+    }
+
+    /// An intermediate CA below this one, spoilt by `spoil`.
+    fn intermediate(&self, spoil: impl FnOnce(&mut CertificateParams)) -> Self {
+        let issuer = self.sign("spiffe://cluster.local/node", |p| {
+            p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            p.distinguished_name.push(DnType::OrganizationName, "intermediate");
+            spoil(p);
+        });
+        let key = KeyPair::try_from(issuer.key.secret_der()).unwrap();
+        Self { certificate: issuer.certificate, key }
     }
 
     fn bundles(&self, names: &[&str]) -> Vec<Bundle> {

@@ -1,0 +1,168 @@
+//! The connections of one thread that are open, and the ways in which others end them: the drain,
+//! the end of their pod, a policy that no longer allows what they carry.
+//!
+//! All of it belongs to one thread: a connection looks whether it was ended without any lock.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use super::failure::Failure;
+use super::{Listening, Pod, Shared};
+use crate::mesh::{ClientTls, OutboundPlan, Snapshot, Workload};
+use crate::policy::Mode;
+
+/// A word to one connection to end.
+#[derive(Default)]
+pub struct Stop {
+    reason: RefCell<Option<Failure>>,
+    told: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Stop {
+    fn tell(&self, reason: Failure) {
+        if !self.told.replace(true) {
+            *self.reason.borrow_mut() = Some(reason);
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Resolves when the connection has to end, with the reason. Once.
+    pub async fn told(&self) -> Failure {
+        poll_fn(|cx| {
+            if !self.told.get() {
+                let mut waker = self.waker.borrow_mut();
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            }
+            let reason = self.reason.borrow_mut().take();
+            reason.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+/// What a connection carries in the clear, so that a new policy can be asked about it.
+#[derive(Debug, Clone)]
+pub enum InTheClear {
+    /// To a port of the enrolled workload.
+    Inbound { workload: Arc<Workload>, port: u16 },
+    /// From the enrolled workload, to `endpoint` because it asked for `destination`.
+    Outbound { workload: Arc<Workload>, destination: SocketAddr, endpoint: SocketAddr },
+}
+
+impl InTheClear {
+    /// Whether `snapshot` still leaves it in the clear; if not, what decides.
+    fn judge(&self, snapshot: &Snapshot) -> Result<(), String> {
+        match self {
+            Self::Inbound { workload, port } => {
+                let mode = snapshot.inbound(workload, *port).mode;
+                match mode.mode {
+                    Mode::Strict => Err(format!("{} is STRICT now", mode.because)),
+                    Mode::Permissive | Mode::Disable => Ok(()),
+                }
+            }
+            Self::Outbound { workload, destination, endpoint } => {
+                // Each endpoint of a service has its own answer: ask for this one.
+                for index in 0..ENDPOINTS_ASKED {
+                    let plan =
+                        snapshot.outbound(workload, *destination, &mut |count| index % count);
+                    let OutboundPlan::Connect { address, tls, .. } = plan else { return Ok(()) };
+                    if address == *endpoint {
+                        return match tls {
+                            ClientTls::Plaintext { .. } => Ok(()),
+                            ClientTls::IstioMutual { because, .. } => Err(because.to_string()),
+                        };
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Endpoints of one service that are looked through for the one in use.
+const ENDPOINTS_ASKED: usize = 4096;
+
+struct Entry {
+    pod: Arc<Pod>,
+    listening: Listening,
+    stop: Rc<Stop>,
+    in_the_clear: Option<InTheClear>,
+}
+
+/// The open connections of one thread.
+#[derive(Default)]
+pub struct Live {
+    next: Cell<u64>,
+    entries: RefCell<HashMap<u64, Entry>>,
+}
+
+/// One open connection's place in [`Live`].
+pub struct Place<'a> {
+    live: &'a Live,
+    number: u64,
+    pub stop: Rc<Stop>,
+}
+
+impl Live {
+    pub fn enter(&self, pod: &Arc<Pod>, listening: Listening) -> Place<'_> {
+        let number = self.next.replace(self.next.get() + 1);
+        let stop = Rc::new(Stop::default());
+        let entry = Entry { pod: pod.clone(), listening, stop: stop.clone(), in_the_clear: None };
+        self.entries.borrow_mut().insert(number, entry);
+        Place { live: self, number, stop }
+    }
+
+    /// Ends every connection.
+    pub fn end_all(&self) {
+        self.entries.borrow().values().for_each(|entry| entry.stop.tell(Failure::Drained));
+    }
+
+    /// Ends the connections of one pod.
+    pub fn end_pod(&self, pod: &Arc<Pod>) {
+        let entries = self.entries.borrow();
+        let of_pod = entries.values().filter(|entry| Arc::ptr_eq(&entry.pod, pod));
+        of_pod.for_each(|entry| entry.stop.tell(Failure::Drained));
+    }
+
+    /// Ends the connections that carry in the clear what `snapshot` does not leave there.
+    pub fn judge(&self, snapshot: &Snapshot) {
+        for entry in self.entries.borrow().values() {
+            let Some(in_the_clear) = &entry.in_the_clear else { continue };
+            if let Err(because) = in_the_clear.judge(snapshot) {
+                tracing::info!(workload = entry.pod.current().workload.key(),
+                    listening = ?entry.listening, %because, "ends a connection in the clear");
+                entry.stop.tell(Failure::PolicyChanged { because });
+            }
+        }
+    }
+}
+
+impl Place<'_> {
+    /// From here on the connection is relayed in the clear. Asks again whether it may: a policy can
+    /// have come since its plan was made.
+    pub fn in_the_clear(&self, shared: &Shared, what: InTheClear) -> Result<(), Failure> {
+        what.judge(&shared.snapshot.load())
+            .map_err(|because| Failure::PolicyChanged { because })?;
+        if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {
+            entry.in_the_clear = Some(what);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.live.entries.borrow_mut().remove(&self.number);
+    }
+}

@@ -1,0 +1,107 @@
+//! Envoy's response flags: how a connection ended, as dashboards made for Istio know it.
+
+use crate::proxy::failure::Failure;
+
+/// How a connection ended. Stands for its place in [`Flag::ALL`], too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flag {
+    Orderly,
+    NoRoute,
+    NoHealthyUpstream,
+    DownstreamProtocolError,
+    UpstreamFailure,
+    DownstreamConnectionEnd,
+    UpstreamConnectionEnd,
+    /// Ended by this daemon itself.
+    LocalReset,
+}
+
+impl Flag {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Orderly,
+        Self::NoRoute,
+        Self::NoHealthyUpstream,
+        Self::DownstreamProtocolError,
+        Self::UpstreamFailure,
+        Self::DownstreamConnectionEnd,
+        Self::UpstreamConnectionEnd,
+        Self::LocalReset,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Orderly => "-",
+            Self::NoRoute => "NR",
+            Self::NoHealthyUpstream => "UH",
+            Self::DownstreamProtocolError => "DPE",
+            Self::UpstreamFailure => "UF",
+            Self::DownstreamConnectionEnd => "DC",
+            Self::UpstreamConnectionEnd => "UC",
+            Self::LocalReset => "LR",
+        }
+    }
+
+    pub(super) fn of(failure: Option<&Failure>) -> Self {
+        let Some(failure) = failure else { return Self::Orderly };
+        match failure {
+            Failure::PlaintextRefused { .. }
+            | Failure::ForeignTlsOnHttpPort
+            | Failure::NoSuchServicePort(..)
+            | Failure::NoOriginalDestination
+            | Failure::LoopRefused => Self::NoRoute,
+            Failure::NoEndpoint(_) => Self::NoHealthyUpstream,
+            Failure::ClientHandshake(_) | Failure::DetectTimeout => Self::DownstreamProtocolError,
+            Failure::UpstreamHandshake { .. }
+            | Failure::UpstreamConnect { .. }
+            | Failure::NoIdentity(_)
+            | Failure::SourceBind(_) => Self::UpstreamFailure,
+            Failure::ClientReset(_) => Self::DownstreamConnectionEnd,
+            Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
+            Failure::Drained | Failure::Internal(_) => Self::LocalReset,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::testing::failures;
+
+    #[test]
+    fn every_failure_has_a_response_flag() {
+        let flags = [
+            ("plaintext_refused", "NR"),
+            ("tls_on_http_port", "NR"),
+            ("no_such_service_port", "NR"),
+            ("no_original_destination", "NR"),
+            ("loop_refused", "NR"),
+            ("no_endpoint", "UH"),
+            ("peer_identity_refused", "DPE"),
+            ("tls_handshake_failed", "DPE"),
+            ("detect_timeout", "DPE"),
+            ("upstream_identity_refused", "UF"),
+            ("upstream_tls_failed", "UF"),
+            ("upstream_connect_failed", "UF"),
+            ("no_identity", "UF"),
+            ("source_bind_failed", "UF"),
+            ("client_reset", "DC"),
+            ("upstream_reset", "UC"),
+            ("truncated", "UC"),
+            ("drained", "LR"),
+            ("internal", "LR"),
+        ];
+        for (failure, code, _) in failures() {
+            let expected = flags.iter().find(|(known, _)| *known == code);
+            let (_, expected) = expected.unwrap_or_else(|| panic!("no flag for {code}"));
+            assert_eq!(Flag::of(Some(&failure)).as_str(), *expected, "{code}");
+        }
+        assert_eq!(Flag::of(None).as_str(), "-");
+    }
+
+    #[test]
+    fn every_flag_has_its_own_place() {
+        for (place, flag) in Flag::ALL.into_iter().enumerate() {
+            assert_eq!(flag as usize, place, "{flag:?}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `openssl`: a TLS client, a TLS server and a CA that share no code with the daemon.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bed::Pod;
+use crate::process::{Process, output};
+
+/// A certificate and its key, in PEM.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// A self-signed certificate for `name`, which may sign others.
+///
+/// # Errors
+/// When openssl is not installed, or refuses.
+pub fn self_signed(directory: &Path, name: &str) -> Result<Pair> {
+    let pair = pair(directory, name);
+    let subject = format!("/CN={name}");
+    let names = format!("subjectAltName=DNS:{name}");
+    let mut command = request(&pair);
+    command.args(["-x509", "-days", "2", "-subj", &subject, "-addext", &names]);
+    run(command)?;
+    Ok(pair)
+}
+
+/// A certificate as the mesh's are, signed by `ca`: no subject, one critical URI name.
+///
+/// # Errors
+/// When openssl refuses.
+pub fn svid(directory: &Path, name: &str, ca: &Pair, uri: &str) -> Result<Pair> {
+    let pair = pair(directory, name);
+    let (asked, extensions) =
+        (directory.join(format!("{name}.csr")), directory.join(format!("{name}.cnf")));
+    let mut command = request(&pair);
+    // The subject is replaced by what the extensions say: openssl refuses an empty one here.
+    command.args(["-subj", "/"]).arg("-out").arg(&asked);
+    run(command)?;
+    fs::write(
+        &extensions,
+        format!(
+            "subjectAltName=critical,URI:{uri}\nbasicConstraints=critical,CA:FALSE\n\
+             keyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth,clientAuth\n"
+        ),
+    )?;
+    let mut command = Command::new("openssl");
+    command.args(["x509", "-req", "-days", "1", "-in"]).arg(&asked);
+    command.arg("-CA").arg(&ca.certificate).arg("-CAkey").arg(&ca.key).arg("-CAcreateserial");
+    command.arg("-extfile").arg(&extensions).arg("-out").arg(&pair.certificate);
+    run(command)?;
+    Ok(pair)
+}
+
+fn pair(directory: &Path, name: &str) -> Pair {
+    Pair {
+        certificate: directory.join(format!("{name}.pem")),
+        key: directory.join(format!("{name}.key")),
+    }
+}
+
+fn request(pair: &Pair) -> Command {
+    let mut command = Command::new("openssl");
+    command.args(["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    command.arg("-keyout").arg(&pair.key).arg("-out").arg(&pair.certificate);
+    command
+}
+
+fn run(command: Command) -> Result<String> {
+    let output = output(command).context("is openssl installed?")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).context("openssl's answer")
+}
+
+/// An application that speaks TLS of its own: `s_server`, with a page for HTTP clients.
+///
+/// # Errors
+/// When it does not listen.
+pub fn serve(pod: &Pod, port: u16, pair: &Pair) -> Result<Process> {
+    let mut command = pod.place.command("openssl")?;
+    command.args(["s_server", "-accept", &port.to_string(), "-www"]);
+    command.arg("-cert").arg(&pair.certificate).arg("-key").arg(&pair.key);
+    let server = Process::start(format!("openssl s_server in {}", pod.name), command)?;
+    server.stdout.find_after(0, Duration::from_secs(10), "that it accepts", |line| {
+        line.contains("ACCEPT").then_some(())
+    })?;
+    Ok(server)
+}
+
+/// What `openssl s_client` saw.
+#[derive(Debug)]
+pub struct Seen {
+    /// Everything that it printed, the server's certificate among it.
+    pub text: String,
+}
+
+impl Seen {
+    /// The server's certificate, as `openssl x509` prints subject, issuer and names.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn certificate(&self) -> Result<String> {
+        let begin = self.text.find("-----BEGIN CERTIFICATE-----");
+        let begin = begin.with_context(|| format!("no certificate in: {}", self.text))?;
+        let mut command = Command::new("openssl");
+        command.args(["x509", "-noout", "-subject", "-issuer", "-ext", "subjectAltName"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut stdin = child.stdin.take().context("stdin is piped")?;
+        std::io::Write::write_all(&mut stdin, &self.text.as_bytes()[begin..])?;
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// `openssl s_client` from `pod`, which says nothing and waits until the server ends.
+///
+/// # Errors
+/// When openssl is not installed. Its failures are results.
+pub fn look(pod: &Pod, to: SocketAddr, arguments: &[&str]) -> Result<Seen> {
+    let mut command = pod.place.command("timeout")?;
+    command.args(["10", "openssl", "s_client", "-connect", &to.to_string(), "-ign_eof"]);
+    command.args(arguments);
+    let output = output(command)?;
+    ensure!(output.status.code() != Some(127), "is openssl installed?");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok(Seen { text })
+}

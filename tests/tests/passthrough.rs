@@ -1,0 +1,141 @@
+//! TLS that is the application's own, and what the mesh's server shows to whoever asks.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mtls_tests::openssl::{self, Pair};
+use mtls_tests::process::{Process, output};
+use mtls_tests::wait::until;
+use mtls_tests::world::serve;
+use mtls_tests::{Pod, World};
+
+const PORT: u16 = 9000;
+const NAME: &str = "app.example";
+
+/// The application's certificate, and the application.
+fn application(world: &World) -> Result<(Pair, Process)> {
+    let pair = openssl::self_signed(&world.bed.directory, NAME)?;
+    let server = openssl::serve(world.pod("httpbin-full"), PORT, &pair)?;
+    Ok((pair, server))
+}
+
+/// `curl https://`, which trusts the application's certificate alone: exit code and what it got.
+fn https(pod: &Pod, to: SocketAddr, pair: &Pair) -> Result<(i32, String)> {
+    let mut command = pod.place.command("curl")?;
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "10"]);
+    command.args(["--resolve", &format!("{NAME}:{PORT}:{}", to.ip())]);
+    command.arg("--cacert").arg(&pair.certificate).arg(format!("https://{NAME}:{PORT}/"));
+    let output = output(command)?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok((output.status.code().context("curl was killed")?, text))
+}
+
+/// The far ends of the established connections that a pod's `openssl` has.
+fn far_ends(pod: &Pod) -> Result<Vec<String>> {
+    let mut command = pod.place.command("ss")?;
+    command.args(["-Htnp", "state", "established", "sport", "=", &format!(":{PORT}")]);
+    let output = output(command)?;
+    ensure!(output.status.success(), "ss: {output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let own = text.lines().filter(|line| line.contains("\"openssl\""));
+    Ok(own.filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned).collect())
+}
+
+#[test]
+fn the_applications_own_tls_passes_permissive_untouched() -> Result<()> {
+    let world = World::new()?;
+    let (pair, _server) = application(&world)?;
+    let (client, server) = (world.pod("sleep-legacy"), world.pod("httpbin-full"));
+    for to in [server.v4(PORT), server.v6(PORT)] {
+        let mark = world.b().mark();
+        // From end to end: the certificate that curl verifies is the application's.
+        let (exit, text) = https(client, to, &pair)?;
+        ensure!(exit == 0 && text.contains("s_server"), "{to}: exit {exit}: {text}");
+        let line = world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+        ensure!(line["security"] == "tls_passthrough" && line["outcome"] == "ok", "{line}");
+        ensure!(line["mode"] == "PERMISSIVE" && line["tls"].is_null(), "{line}");
+        ensure!(line["source"]["identity"].is_null(), "{line}");
+    }
+    // One that stays open, to see from where the application thinks that it comes.
+    let mut command = client.place.command("openssl")?;
+    command.args(["s_client", "-ign_eof", "-connect", &server.v4(PORT).to_string()]);
+    let open = Process::start("openssl s_client", command)?;
+    open.stdout.find_after(0, Duration::from_secs(10), "of a handshake", |line| {
+        line.contains(NAME).then_some(())
+    })?;
+    let address = client.v4(0).ip().to_string();
+    until(Duration::from_secs(5), "the application's connection", || match far_ends(server) {
+        // s_server listens on IPv6: the address may be v4-mapped.
+        Ok(ends) if ends.len() == 1 && ends[0].contains(&address) => Ok(()),
+        other => Err(format!("far ends {other:?}, not {address}")),
+    })
+}
+
+#[test]
+fn inside_the_mesh_it_travels_in_mutual_tls() -> Result<()> {
+    let world = World::new()?;
+    let (pair, _server) = application(&world)?;
+    let mark = world.b().mark();
+    let (exit, text) = https(world.pod("sleep-full"), world.pod("httpbin-full").v4(PORT), &pair)?;
+    ensure!(exit == 0 && text.contains("s_server"), "exit {exit}: {text}");
+    let line = world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+    ensure!(line["security"] == "mutual_tls" && line["outcome"] == "ok", "{line}");
+    Ok(())
+}
+
+#[test]
+fn strict_wants_a_certificate_of_the_mesh_from_any_tls_client() -> Result<()> {
+    let mut world = World::new()?;
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+    })?;
+    let (pair, _server) = application(&world)?;
+    let (client, to) = (world.pod("sleep-legacy"), world.pod("httpbin-full").v4(PORT));
+    let mark = world.b().mark();
+    let (exit, text) = https(client, to, &pair)?;
+    // It is not the application that answers: its certificate would have been verified.
+    ensure!(exit != 0 && !text.contains("s_server"), "exit {exit}: {text}");
+    world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+
+    let mark = world.b().mark();
+    let seen = openssl::look(client, to, &[])?;
+    ensure!(seen.text.contains("alert certificate required"), "{}", seen.text);
+    let line = world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+    ensure!(line["outcome"] == "peer_identity_refused" && line["fault"] == "client", "{line}");
+    let detail = line["detail"].as_str().unwrap_or_default();
+    ensure!(detail.contains("it presented none"), "{line}");
+    ensure!(far_ends(world.pod("httpbin-full"))?.is_empty(), "the application was reached");
+    Ok(())
+}
+
+#[test]
+fn the_server_shows_its_svid_on_the_applications_port() -> Result<()> {
+    let mut world = World::new()?;
+    let echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    let to = world.pod("httpbin-full").v4(PORT);
+    for mode in ["PERMISSIVE", "STRICT"] {
+        world.change(|mesh| {
+            mesh.mode("full", "httpbin", mode);
+        })?;
+        let heard = echo.stdout.len();
+        let seen = openssl::look(world.pod("sleep-legacy"), to, &["-alpn", "istio"])?;
+        // Answering `istio` would end Envoy's choice of HTTP/2: mesh servers answer none.
+        ensure!(seen.text.contains("No ALPN negotiated"), "{mode}: {}", seen.text);
+        ensure!(seen.text.contains("TLSv1.3"), "{mode}: {}", seen.text);
+        ensure!(seen.text.contains("alert certificate required"), "{mode}: {}", seen.text);
+        let certificate = seen.certificate()?;
+        let lines: Vec<&str> = certificate.lines().map(str::trim).collect();
+        ensure!(lines.contains(&"subject="), "an empty subject: {certificate}");
+        ensure!(
+            lines.iter().any(|line| line.starts_with("issuer=") && line.contains("cluster.local")),
+            "{certificate}"
+        );
+        ensure!(lines.contains(&"X509v3 Subject Alternative Name: critical"), "{certificate}");
+        ensure!(lines.contains(&"URI:spiffe://cluster.local/ns/full/sa/httpbin"), "{certificate}");
+        let events = echo.stdout.json_after(heard);
+        ensure!(events.is_empty(), "{mode}: the application was reached: {events:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! Debian's archive, read by apt with lists and caches of our own: this machine's apt is not touched.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{output, say};
+
+/// Suites that have the kernels, each small to list: the security updates carry every long-term series,
+/// backports the newer ones.
+const SUITES: &[(Part, &str)] = &[
+    (Part::Security, "bullseye-security"),
+    (Part::Security, "bookworm-security"),
+    (Part::Security, "trixie-security"),
+    (Part::Main, "trixie-backports"),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Main,
+    Security,
+}
+
+pub struct Debian {
+    folder: PathBuf,
+}
+
+impl Debian {
+    /// Fetches the lists of packages.
+    ///
+    /// # Errors
+    /// When it is not known where Debian's archive is, or it cannot be reached.
+    pub fn open(folder: &Path, mirror: Option<&str>) -> Result<Self> {
+        for sub in ["lists/partial", "archives/partial"] {
+            fs::create_dir_all(folder.join(sub))?;
+        }
+        let [main, security] = match mirror {
+            Some(mirror) => {
+                let mirror = mirror.trim_end_matches('/');
+                [format!("{mirror}/debian"), format!("{mirror}/debian-security")]
+            }
+            None => own_mirror()?,
+        };
+        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        if !Path::new(keyring).exists() {
+            bail!("{keyring} is missing: install the package debian-archive-keyring");
+        }
+        let mut sources = String::new();
+        for (part, suite) in SUITES {
+            let archive = if *part == Part::Main { &main } else { &security };
+            sources += &format!("deb [arch=amd64 signed-by={keyring}] {archive} {suite} main\n");
+        }
+        fs::write(folder.join("sources.list"), sources)?;
+        let debian = Self { folder: folder.to_owned() };
+        say("vm: fetching the lists of Debian's kernels");
+        output(debian.apt("apt-get").args(["update", "-qq"])).context("Debian's archive")?;
+        Ok(debian)
+    }
+
+    /// Names of packages that start so.
+    ///
+    /// # Errors
+    /// When apt fails.
+    pub fn names(&self, start: &str) -> Result<Vec<String>> {
+        let names = output(self.apt("apt-cache").args(["pkgnames", start]))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Fetches packages and unpacks them into a folder.
+    ///
+    /// # Errors
+    /// When a package cannot be fetched, or has the wrong checksum.
+    pub fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
+        let downloads = self.folder.join("download");
+        let _ = fs::remove_dir_all(&downloads);
+        fs::create_dir_all(&downloads)?;
+        output(
+            self.apt("apt-get").current_dir(&downloads).args(["download", "-qq"]).args(packages),
+        )?;
+        for file in fs::read_dir(&downloads)? {
+            output(Command::new("dpkg-deb").arg("--extract").arg(file?.path()).arg(into))?;
+        }
+        fs::remove_dir_all(&downloads)?;
+        Ok(())
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        let folder = self.folder.display();
+        for option in [
+            format!("Dir::Etc::sourcelist={folder}/sources.list"),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            "Dir::Etc::preferences=/dev/null".to_owned(),
+            "Dir::Etc::preferencesparts=/dev/null".to_owned(),
+            format!("Dir::State::lists={folder}/lists"),
+            format!("Dir::Cache::archives={folder}/archives"),
+            format!("Dir::Cache::pkgcache={folder}/packages.bin"),
+            format!("Dir::Cache::srcpkgcache={folder}/sources.bin"),
+            "APT::Architecture=amd64".to_owned(),
+            "APT::Architectures::=amd64".to_owned(),
+            // The cache folder may be readable for its owner alone.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            apt.arg("-o").arg(option);
+        }
+        apt.env("LC_ALL", "C");
+        apt
+    }
+}
+
+/// Where this machine itself gets Debian's packages, and their security updates, from.
+fn own_mirror() -> Result<[String; 2]> {
+    let format = "$(LABEL)|$(REPO_URI)";
+    let targets = output(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        format,
+        "Created-By: Packages",
+    ]))?;
+    let find = |label: &str| {
+        let line = targets.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix('|'));
+        line.map(|uri| uri.trim_end_matches('/').to_owned())
+    };
+    let main = find("Debian").context(
+        "this machine's apt has no Debian archive to take kernels from: name one with --mirror URL",
+    )?;
+    // Mirrors of Debian commonly have the security archive beside it.
+    let security = find("Debian-Security").unwrap_or_else(|| format!("{main}-security"));
+    Ok([main, security])
+}

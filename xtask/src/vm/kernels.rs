@@ -1,0 +1,174 @@
+//! Kernels: found in Debian's archive, reduced to what a guest needs, and cached.
+//!
+//! `<cache>/kernels/<version>/` has `vmlinuz` and `modules/NN-name.ko`, in the order to load them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{debian::Debian, modules};
+use crate::{shell::say, workspace::Workspace};
+
+pub struct Kernel {
+    /// As in `uname -r`.
+    pub version: String,
+    pub folder: PathBuf,
+}
+
+impl Kernel {
+    pub fn image(&self) -> PathBuf {
+        self.folder.join("vmlinuz")
+    }
+}
+
+pub struct Kernels<'a> {
+    folder: PathBuf,
+    mirror: Option<&'a str>,
+    refresh: bool,
+    /// Opened when something is missing: what is cached needs no network.
+    archive: Option<Debian>,
+}
+
+impl<'a> Kernels<'a> {
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn open(workspace: &Workspace, mirror: Option<&'a str>, refresh: bool) -> Result<Self> {
+        let folder = workspace.cache().join("kernels");
+        fs::create_dir_all(&folder)?;
+        Ok(Self { folder, mirror, refresh, archive: None })
+    }
+
+    /// The newest kernel of a series: cached, or fetched.
+    ///
+    /// # Errors
+    /// When there is no such kernel, or it cannot be fetched.
+    pub fn get(&mut self, series: &str) -> Result<Kernel> {
+        if !self.refresh {
+            let cached = fs::read_dir(&self.folder)?
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .filter(|version| self.is_complete(version));
+            if let Some(version) = newest(series, cached) {
+                return Ok(self.kernel(version));
+            }
+        }
+        let archive = match &mut self.archive {
+            Some(archive) => archive,
+            none => none.insert(Debian::open(&self.folder.join(".debian"), self.mirror)?),
+        };
+        let names = archive.names("linux-image-")?;
+        let offered = names.iter().filter_map(|name| name.strip_prefix("linux-image-"));
+        let Some(version) = newest(series, offered.map(str::to_owned)) else {
+            bail!("Debian offers no such kernel");
+        };
+        if !self.is_complete(&version) {
+            say(format_args!("vm: fetching Linux {version}"));
+            self.fetch(&version)?;
+        }
+        Ok(self.kernel(version))
+    }
+
+    fn fetch(&self, version: &str) -> Result<()> {
+        let archive = self.archive.as_ref().context("the archive is not open")?;
+        // From 7.x the image's package only depends on those that have the files.
+        let mut packages = vec![format!("linux-image-{version}")];
+        for part in ["linux-binary-", "linux-modules-"] {
+            let name = format!("{part}{version}");
+            if archive.names(&name)?.contains(&name) {
+                packages.push(name);
+            }
+        }
+        let unpacked = self.folder.join(format!(".{version}.unpacked"));
+        let next = self.folder.join(format!(".{version}.new"));
+        for folder in [&unpacked, &next] {
+            let _ = fs::remove_dir_all(folder);
+            fs::create_dir_all(folder)?;
+        }
+        archive.unpack(&packages, &unpacked)?;
+        let image = find(&unpacked, &["boot", "usr/lib/modules", "lib/modules"], version)?;
+        fs::copy(image, next.join("vmlinuz"))?;
+        modules::extract(&unpacked, version, &next.join("modules"))?;
+        fs::write(next.join(modules::STAMP), modules::wanted())?;
+        fs::remove_dir_all(&unpacked)?;
+        let folder = self.folder.join(version);
+        let _ = fs::remove_dir_all(&folder);
+        fs::rename(&next, &folder)?;
+        Ok(())
+    }
+
+    fn is_complete(&self, version: &str) -> bool {
+        let stamp = fs::read_to_string(self.folder.join(version).join(modules::STAMP));
+        stamp.is_ok_and(|stamp| stamp == modules::wanted())
+    }
+
+    fn kernel(&self, version: String) -> Kernel {
+        Kernel { folder: self.folder.join(&version), version }
+    }
+}
+
+fn find(unpacked: &Path, folders: &[&str], version: &str) -> Result<PathBuf> {
+    folders
+        .iter()
+        .flat_map(|folder| {
+            let folder = unpacked.join(folder);
+            [folder.join(format!("vmlinuz-{version}")), folder.join(version).join("vmlinuz")]
+        })
+        .find(|path| path.is_file())
+        .context("its packages have no vmlinuz")
+}
+
+/// The newest cloud kernel whose version starts with the series.
+fn newest(series: &str, versions: impl Iterator<Item = String>) -> Option<String> {
+    versions.filter(|version| is_of(version, series)).max_by_key(|version| numbers(version))
+}
+
+fn is_of(version: &str, series: &str) -> bool {
+    // Other than packages for whole series, a version has three numbers.
+    let release = version.split(['+', '-']).next().unwrap_or_default();
+    version.ends_with("-cloud-amd64")
+        && release.split('.').count() >= 3
+        // 6.1 is not 6.12.
+        && version.strip_prefix(series).is_some_and(|rest| !rest.starts_with(|it: char| it.is_ascii_digit()))
+}
+
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newest;
+
+    #[test]
+    fn the_newest_kernel_of_a_series_is_taken() {
+        let versions = [
+            "5.10.0-46-cloud-amd64",
+            "6.1-cloud-amd64",
+            "6.1.0-0.deb11.52-cloud-amd64",
+            "6.1.0-56-cloud-amd64",
+            "6.1.0-9-cloud-amd64",
+            "6.12.94+deb13-cloud-amd64",
+            "6.12.117+deb13-cloud-amd64",
+            "6.12.200+deb13-cloud-amd64-dbg",
+            "7.0.13+deb13-cloud-amd64",
+            "7.3.4+deb13-cloud-amd64",
+            "7.3.4+deb13-amd64",
+            "cloud-amd64",
+        ];
+        let check = |series, expected: Option<&str>| {
+            assert_eq!(
+                newest(series, versions.map(str::to_owned).into_iter()).as_deref(),
+                expected,
+                "{series}"
+            );
+        };
+        check("5.10", Some("5.10.0-46-cloud-amd64"));
+        check("6.1", Some("6.1.0-56-cloud-amd64"));
+        check("6.12", Some("6.12.117+deb13-cloud-amd64"));
+        check("6.12.94", Some("6.12.94+deb13-cloud-amd64"));
+        check("7", Some("7.3.4+deb13-cloud-amd64"));
+        check("6.2", None);
+    }
+}

@@ -1,0 +1,118 @@
+//! What is to be run inside a guest: the programs as cargo built them for this machine, each at its own
+//! path, so that paths compiled into the tests hold.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    binaries::{self, Artifact, Binaries, Kind},
+    build, ebpf, packages,
+    shell::which,
+    workspace::Workspace,
+};
+
+#[derive(Default)]
+pub struct Payload {
+    pub steps: Vec<Step>,
+    /// Put inside with the libraries they need.
+    pub programs: Vec<PathBuf>,
+    /// Folders that are to exist.
+    pub folders: Vec<PathBuf>,
+    pub environment: Vec<(String, String)>,
+    /// Where the steps start.
+    pub folder: PathBuf,
+}
+
+/// One command; all are run, also after a failure.
+pub struct Step {
+    pub name: String,
+    pub program: PathBuf,
+    pub args: Vec<String>,
+}
+
+impl Payload {
+    pub fn demo(workspace: &Workspace, release: bool, args: &[String]) -> Result<Self> {
+        let built = build::everything(workspace, release)?;
+        let demo = built.tests_program("mtls-demo")?.to_owned();
+        let mut payload = Self::around(workspace, &built)?;
+        payload.step("demo", demo, args);
+        Ok(payload)
+    }
+
+    pub fn daemon(workspace: &Workspace, release: bool, args: &[String]) -> Result<Self> {
+        let built = build::everything(workspace, release)?;
+        let mut args = args.to_vec();
+        if args.first().is_none_or(|first| first.starts_with('-')) {
+            args.insert(0, "run".to_owned());
+        }
+        let mut payload = Self::around(workspace, &built)?;
+        payload.step("mtls-daemon", built.daemon.clone(), &args);
+        Ok(payload)
+    }
+
+    /// The integration tests of the package mtls-tests: one program for each file in tests/.
+    ///
+    /// # Errors
+    /// When the build fails, or a name in `only` is none of theirs.
+    pub fn tests(
+        workspace: &Workspace,
+        release: bool,
+        only: &[String],
+        args: &[String],
+    ) -> Result<Self> {
+        packages::ensure(packages::BUILD)?;
+        ebpf::build(workspace)?;
+        let built = Binaries::build(workspace, release)?;
+        let mut cargo = workspace.cargo();
+        cargo.args(["test", "--no-run", "--package", "mtls-tests", "--tests"]);
+        if release {
+            cargo.arg("--release");
+        }
+        let mut tests: Vec<Artifact> = binaries::executables(&mut cargo)?
+            .into_iter()
+            .filter(|it| it.kind == Kind::IntegrationTest)
+            .collect();
+        // Cargo tells them in the order in which it got done with them.
+        tests.sort_by(|a, b| a.target.cmp(&b.target));
+        if let Some(name) = only.iter().find(|name| !tests.iter().any(|test| test.target == **name))
+        {
+            bail!("there is no tests/tests/{name}.rs");
+        }
+        tests.retain(|test| only.is_empty() || only.contains(&test.target));
+        if tests.is_empty() {
+            bail!("the package mtls-tests has no integration tests");
+        }
+        let mut payload = Self::around(workspace, &built)?;
+        for test in tests {
+            payload.step(&test.target, test.executable, args);
+        }
+        Ok(payload)
+    }
+
+    pub fn command(args: &[String]) -> Result<Self> {
+        let [program, rest @ ..] = args else { bail!("name a command after `--`") };
+        let path = which(program).with_context(|| format!("there is no program {program}"))?;
+        let mut payload = Self { folder: "/".into(), ..Self::default() };
+        payload.step(program, path, rest);
+        Ok(payload)
+    }
+
+    fn around(workspace: &Workspace, built: &Binaries) -> Result<Self> {
+        let folder = workspace.root().join("tests");
+        let mut payload = Self { folder: folder.clone(), ..Self::default() };
+        payload.programs = built.all().map(PathBuf::from).collect();
+        payload.environment = built.environment();
+        payload.environment.push(("CARGO_MANIFEST_DIR".to_owned(), folder.display().to_string()));
+        // CARGO_TARGET_TMPDIR, which tests have compiled in.
+        let target =
+            built.daemon.ancestors().nth(2).context("the daemon is in no target folder")?;
+        payload.folders.push(target.join("tmp"));
+        Ok(payload)
+    }
+
+    fn step(&mut self, name: &str, program: PathBuf, args: &[String]) {
+        self.programs.push(program.clone());
+        self.steps.push(Step { name: name.to_owned(), program, args: args.to_vec() });
+    }
+}

@@ -1,0 +1,145 @@
+//! The table at the end: which test passed on which kernel.
+
+use std::collections::HashMap;
+
+use super::{
+    guest::{Ended, StepEnd},
+    payload::Payload,
+};
+
+#[derive(Default)]
+pub struct Report {
+    kernels: Vec<Column>,
+    /// Rows in the order in which they were first seen.
+    rows: Vec<String>,
+}
+
+struct Column {
+    name: String,
+    version: String,
+    cells: HashMap<String, String>,
+    faults: Vec<String>,
+    last_lines: Vec<String>,
+    seconds: f32,
+}
+
+impl Report {
+    pub fn add(&mut self, name: &str, version: &str, payload: &Payload, ended: Ended) {
+        let mut column = Column {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            cells: HashMap::new(),
+            faults: ended.fault.into_iter().collect(),
+            last_lines: ended.last_lines,
+            seconds: ended.took.as_secs_f32(),
+        };
+        for (number, step) in payload.steps.iter().enumerate() {
+            for (_, test, word) in ended.tests.iter().filter(|(of, _, _)| *of == number) {
+                self.cell(&mut column, format!("{}: {test}", step.name), word);
+            }
+            // The exit code has the last word: it also knows of a program that died on the way.
+            let word = match ended.steps.iter().find(|it| it.step == number) {
+                Some(StepEnd { code: 0, seconds, .. }) => format!("ok, {seconds} s"),
+                Some(StepEnd { code, seconds, .. }) => {
+                    column.faults.push(format!("{}: exit code {code}", step.name));
+                    format!("exit {code}, {seconds} s")
+                }
+                None => {
+                    column.faults.push(format!("{}: no result", step.name));
+                    "no result".to_owned()
+                }
+            };
+            self.cell(&mut column, step.name.clone(), &word);
+        }
+        self.kernels.push(column);
+    }
+
+    fn cell(&mut self, column: &mut Column, row: String, word: &str) {
+        column.cells.insert(row.clone(), word.to_owned());
+        if !self.rows.contains(&row) {
+            self.rows.push(row);
+        }
+    }
+
+    pub fn passed(&self) -> bool {
+        !self.kernels.is_empty() && self.kernels.iter().all(|column| column.faults.is_empty())
+    }
+
+    pub fn print(&self) {
+        let first = self.rows.iter().map(String::len).max().unwrap_or_default();
+        let width = |column: &Column| {
+            let longest = column.cells.values().map(String::len).max().unwrap_or_default();
+            longest.max(column.name.len())
+        };
+        let line = |title: &str, cell: &dyn Fn(&Column) -> String| {
+            let cells: String = self
+                .kernels
+                .iter()
+                .map(|column| format!("  {:<1$}", cell(column), width(column)))
+                .collect();
+            println!("{}", format!("{title:<first$}{cells}").trim_end());
+        };
+        println!();
+        line("kernel", &|column| column.name.clone());
+        for row in &self.rows {
+            line(row, &|column| column.cells.get(row).cloned().unwrap_or_else(|| "-".to_owned()));
+        }
+        println!();
+        for column in &self.kernels {
+            let verdict = if column.faults.is_empty() {
+                "passed".to_owned()
+            } else {
+                column.faults.join("; ")
+            };
+            println!(
+                "{:>6}  Linux {}, {:.1} s: {verdict}",
+                column.name, column.version, column.seconds
+            );
+        }
+        for column in self.kernels.iter().filter(|column| !column.faults.is_empty()) {
+            println!("\nthe last lines of {}:", column.name);
+            for line in &column.last_lines {
+                println!("{:>6} | {line}", column.name);
+            }
+        }
+        let failed = self.kernels.iter().filter(|column| !column.faults.is_empty()).count();
+        println!("\nkernels: {} passed, {failed} failed", self.kernels.len() - failed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::vm::payload::Step;
+
+    fn payload() -> Payload {
+        let step =
+            |name: &str| Step { name: name.to_owned(), program: "/p".into(), args: Vec::new() };
+        Payload { steps: vec![step("a"), step("b")], ..Payload::default() }
+    }
+
+    fn ended(codes: &[(usize, i32)]) -> Ended {
+        let steps = codes.iter().map(|&(step, code)| StepEnd { step, code, seconds: 1 }).collect();
+        Ended { steps, took: Duration::from_secs(1), ..Ended::default() }
+    }
+
+    #[test]
+    fn only_results_of_every_step_on_every_kernel_pass() {
+        let check = |ended: Vec<Ended>, expected: bool| {
+            let mut report = Report::default();
+            for it in ended {
+                report.add("6.1", "6.1.0", &payload(), it);
+            }
+            assert_eq!(report.passed(), expected);
+        };
+        check(vec![], false);
+        check(vec![ended(&[(0, 0), (1, 0)])], true);
+        check(vec![ended(&[(0, 0), (1, 101)])], false);
+        check(vec![ended(&[(0, 0)])], false);
+        check(vec![ended(&[(0, 0), (1, 0)]), ended(&[])], false);
+        let panicked = Ended { fault: Some("panic".to_owned()), ..ended(&[(0, 0), (1, 0)]) };
+        check(vec![panicked], false);
+    }
+}

@@ -578,3 +578,5 @@ fn server_names_are_valid_dns_names() {
     assert_eq!(&*naming::service_sni(80, &long, &long, "ns"), "outbound_.80_._.unnamed");
     assert_eq!(&*naming::direct_sni(&long, "ns"), "workload.unnamed");
 }
+
+mod conformance;

@@ -14,7 +14,7 @@ mod near;
 pub mod parse;
 pub mod peer_authentication;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod yaml;
 
 pub use destination_rule::{DestinationRule, TlsMode, TlsSettings};

@@ -435,3 +435,4 @@ proptest! {
 }
 
 mod conformance;
+pub(crate) mod rows;

@@ -187,8 +187,13 @@ async fn a_file_that_is_truncated_and_written_later_is_never_taken_half() {
     fs::write(&file, "").unwrap();
     pause(300).await;
     fs::write(&file, entry("c", 3) + "---\n" + &entry("d", 4)).unwrap();
-    assert_eq!(watched.next().await.unwrap_err().0[0].code, Code::FileEmpty);
-    assert_eq!(names(&watched.next().await.unwrap()), ["default/c", "default/d"]);
+    // The empty file may be told as refused before; nothing else may.
+    let mut told = watched.next().await;
+    if let Err(error) = &told {
+        assert_eq!(error.0[0].code, Code::FileEmpty);
+        told = watched.next().await;
+    }
+    assert_eq!(names(&told.unwrap()), ["default/c", "default/d"]);
 }
 
 #[tokio::test]

@@ -205,7 +205,7 @@ fn refuse_without_sock_destroy() -> Result<(), RunError> {
             feature: "SOCK_DESTROY",
             since: "4.5",
             option: ", built with CONFIG_INET_DIAG_DESTROY=y".into(),
-            cause: "sock_diag answers EOPNOTSUPP".into(),
+            cause: "sock_diag answers EOPNOTSUPP to it".into(),
         })),
         Err(error) => Err(RunError::Kernel(BpfError::Call { what: "ask sock_diag", error })),
     }
@@ -341,6 +341,7 @@ impl App {
             svids: self.store.status().into_iter().map(svid_status).collect(),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
+                instructions: node.kernel().instructions(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {

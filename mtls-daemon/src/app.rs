@@ -124,8 +124,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
     raise_descriptor_limit();
-    let mut kernel = Kernel::open(&config.node.pin_name())?;
+    // Before anything is made in the kernel, so that a refusal leaves nothing there.
     refuse_without_sock_destroy()?;
+    let mut kernel = Kernel::open(&config.node.pin_name())?;
     kernel.follow_log();
 
     let telemetry = Telemetry::new(&node_name, &config.access_log)

@@ -124,8 +124,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
     raise_descriptor_limit();
-    let mut kernel = Kernel::open(&config.node.pin_name())?;
+    // Before anything is made in the kernel, so that a refusal leaves nothing there.
     refuse_without_sock_destroy()?;
+    let mut kernel = Kernel::open(&config.node.pin_name())?;
     kernel.follow_log();
 
     let telemetry = Telemetry::new(&node_name, &config.access_log)
@@ -205,7 +206,7 @@ fn refuse_without_sock_destroy() -> Result<(), RunError> {
             feature: "SOCK_DESTROY",
             since: "4.5",
             option: ", built with CONFIG_INET_DIAG_DESTROY=y".into(),
-            cause: "sock_diag answers EOPNOTSUPP".into(),
+            cause: "sock_diag answers EOPNOTSUPP to it".into(),
         })),
         Err(error) => Err(RunError::Kernel(BpfError::Call { what: "ask sock_diag", error })),
     }
@@ -341,6 +342,7 @@ impl App {
             svids: self.store.status().into_iter().map(svid_status).collect(),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
+                instructions: node.kernel().instructions(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {

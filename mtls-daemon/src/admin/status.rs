@@ -94,6 +94,10 @@ pub struct SvidStatus {
 pub struct KernelStatus {
     /// Name of each program and where it is attached.
     pub programs: BTreeMap<String, String>,
+    /// Instructions that the verifier went through to accept each program. Not there on kernels that do
+    /// not tell (before Linux 5.16).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub instructions: BTreeMap<String, u32>,
     /// Connections by what the programs decided.
     pub decisions: BTreeMap<String, u64>,
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 pub enum BpfError {
     /// The kernel lacks something that fail-closed interception needs. Exit code 69.
     #[error(
-        "this kernel lacks {feature} (Linux {since} and later have it{option}): {cause}. \
-         Without it the daemon cannot keep enrolled workloads' traffic out of the clear, so it does not start"
+        "this kernel lacks {feature} (Linux {since} and later have it{option}). Without it the daemon cannot keep \
+         enrolled workloads' traffic out of the clear, so it does not start. {cause}"
     )]
     Missing { feature: &'static str, since: &'static str, option: String, cause: String },
     #[error(
@@ -21,6 +21,9 @@ pub enum BpfError {
     Load(#[from] aya::EbpfError),
     #[error("the kernel refuses program {program}: {error}")]
     Program { program: String, error: aya::programs::ProgramError },
+    /// The verifier refuses it, and no missing feature explains that.
+    #[error("the kernel refuses program {program}: {error}{}{log}", hint(.error))]
+    Refused { program: String, error: io::Error, log: String },
     #[error("the eBPF object has no {what} {name}: it was built from another tree")]
     Incomplete { what: &'static str, name: String },
     #[error("map {map}: {error}")]
@@ -56,5 +59,15 @@ impl BpfError {
     /// True when the kernel itself is at fault, which has its own exit code.
     pub fn is_kernel(&self) -> bool {
         matches!(self, Self::Missing { .. })
+    }
+}
+
+/// The daemon has checked its capabilities by then: something else forbids it.
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            " (with the capabilities there: look for a seccomp filter, a security module or kernel lockdown)"
+        }
+        _ => "",
     }
 }

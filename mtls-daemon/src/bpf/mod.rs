@@ -14,7 +14,7 @@ mod sockets;
 mod tables;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,8 +32,9 @@ pub use tables::{Bypasses, Tables};
 
 /// Name of the directory on the BPF file system that holds every node's pins.
 const DIRECTORY: &str = "mtls";
-/// The main load needs some value for the namespace programs' constant; none of it is attached.
-const NO_SLOT: u32 = u32::MAX;
+/// The main load's instance of the namespace program is verified and never attached. Its slot is a
+/// possible one: for one that is out of bounds the verifier would see only the way out.
+const PROBED_SLOT: u32 = 0;
 
 /// The loaded programs and pinned maps of one node.
 pub struct Kernel {
@@ -117,7 +118,7 @@ impl Kernel {
         make_directory(&pins.links)?;
         let claim = pins.claim()?;
         let object = object::bytes()?;
-        let mut ebpf = object::load(&object, &pins.maps, NO_SLOT)?;
+        let mut ebpf = object::load(&object, &pins.maps, PROBED_SLOT)?;
         object::check_abi(&ebpf)?;
         for program in object::CGROUP_PROGRAMS {
             object::verify(&mut ebpf, program)?;
@@ -272,6 +273,15 @@ impl Kernel {
         let lookup =
             (object::LOOKUP_PROGRAM.to_owned(), format!("{namespaces} network namespaces"));
         cgroup.chain([lookup]).collect()
+    }
+
+    /// Instructions that the verifier went through for each program. Empty where the kernel does not
+    /// tell (before Linux 5.16).
+    pub fn instructions(&self) -> BTreeMap<String, u32> {
+        let counts = self.ebpf.programs().filter_map(|(name, program)| {
+            Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?))
+        });
+        counts.collect()
     }
 }
 

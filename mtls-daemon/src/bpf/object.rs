@@ -1,11 +1,12 @@
 //! The eBPF object: where it comes from, its ABI, its programs.
 
 use std::borrow::Cow;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Map, MapData};
+use aya::maps::{Map, MapData, MapError};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SkLookup, SockOps};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use mtls_common::names::ABI_VERSION;
 
 use super::BpfError;
@@ -91,7 +92,24 @@ pub fn load(bytes: &[u8], maps: &Path, slot: u32) -> Result<Ebpf, BpfError> {
         loader.map_pin_path(name, maps.join(name));
     }
     loader.override_global("SLOT", &slot, true);
-    Ok(loader.load(bytes)?)
+    loader.load(bytes).map_err(unloadable)
+}
+
+/// Maps whose kind not every kernel has: a map that cannot be made comes before every program.
+fn unloadable(error: EbpfError) -> BpfError {
+    match &error {
+        EbpfError::MapError(MapError::CreateError { name, io_error })
+            if name == "AYA_LOGS" && io_error.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            BpfError::Missing {
+                feature: "ring buffers",
+                since: "5.8",
+                option: String::new(),
+                cause: format!("It refuses map {name}: {io_error}"),
+            }
+        }
+        _ => error.into(),
+    }
 }
 
 /// Refuses an object of another ABI: its size of the map `ABI` is its version.
@@ -113,7 +131,7 @@ pub fn verify(ebpf: &mut Ebpf, wanted: &CgroupProgram) -> Result<(), BpfError> {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
         _ => return Err(BpfError::Incomplete { what: "cgroup program", name: wanted.name.into() }),
     };
-    result.map_err(|error| missing(wanted.name, wanted.feature, wanted.since, error))
+    result.map_err(|error| refused(wanted.name, wanted.feature, wanted.since, error))
 }
 
 /// The namespace program of a freshly loaded object.
@@ -124,7 +142,7 @@ pub fn verify_lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, BpfError> {
             name: LOOKUP_PROGRAM.into(),
         });
     };
-    program.load().map_err(|error| missing(LOOKUP_PROGRAM, "sk_lookup programs", "5.9", error))?;
+    program.load().map_err(|error| refused(LOOKUP_PROGRAM, "sk_lookup programs", "5.9", error))?;
     Ok(program)
 }
 
@@ -133,26 +151,142 @@ pub fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Bp
         .ok_or_else(|| BpfError::Incomplete { what: "program", name: name.into() })
 }
 
-/// A program that a kernel refuses lacks its feature there, unless the object is at fault: the
-/// verifier's own words are kept either way.
-fn missing(
+fn refused(
     program: &str,
     feature: &'static str,
     since: &'static str,
     error: ProgramError,
 ) -> BpfError {
-    match &error {
-        ProgramError::LoadError { io_error, .. } => BpfError::Missing {
-            feature,
-            since,
-            option: String::new(),
-            cause: format!("{program} is refused ({io_error}); {error}"),
-        },
-        _ => BpfError::Program { program: program.into(), error },
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!(program, error = %io_error, "the verifier's log:\n{log}");
+            classify(program, feature, since, io_error, &log)
+        }
+        error => BpfError::Program { program: program.into(), error },
     }
+}
+
+/// A refused program tells of a missing feature only by errors that say so. Whatever else the kernel
+/// has against it is no reason to look for a newer one.
+fn classify(
+    program: &str,
+    feature: &'static str,
+    since: &'static str,
+    error: io::Error,
+    log: &str,
+) -> BpfError {
+    let end = end_of(log);
+    if !lacks_feature(&error, log) {
+        return BpfError::Refused { program: program.into(), error, log: end };
+    }
+    let (feature, since) = if lacks_interface(program, log) { INTERFACE } else { (feature, since) };
+    let cause = format!("It refuses program {program}: {error}{end}");
+    BpfError::Missing { feature, since, option: String::new(), cause }
+}
+
+fn lacks_feature(error: &io::Error, log: &str) -> bool {
+    /// The kernel's own "not supported" (include/linux/errno.h), which libc does not have.
+    const ENOTSUPP: i32 = 524;
+    match error.raw_os_error() {
+        // Program types, attach points and helpers that it does not know.
+        Some(libc::EINVAL | ENOTSUPP) => true,
+        // Mostly an object's fault: it reads what it may not.
+        Some(libc::EACCES) => {
+            ["unknown func", "cannot use helper", CONTEXT].iter().any(|words| log.contains(words))
+        }
+        _ => false,
+    }
+}
+
+/// How the verifier refuses a field of the context, which is also how one that is not there yet looks.
+const CONTEXT: &str = "invalid bpf_context access";
+
+/// sk_lookup programs had no `ingress_ifindex` at first.
+const INTERFACE: (&str, &str) = ("the interface of arrival in sk_lookup programs", "5.17");
+
+fn lacks_interface(program: &str, log: &str) -> bool {
+    program == LOOKUP_PROGRAM && log.contains(CONTEXT)
+}
+
+/// The last lines of the verifier's log, each on a line of its own. The log of a large program has
+/// thousands.
+fn end_of(log: &str) -> String {
+    const LINES: usize = 5;
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(LINES)..].iter().map(|line| format!("\n  {line}")).collect()
 }
 
 /// Opens a pinned map.
 pub fn pinned(maps: &Path, name: &'static str) -> Result<MapData, BpfError> {
     MapData::from_pin(maps.join(name)).map_err(|error| BpfError::Map { map: name, error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the program `name` is told to be, refused with `errno` and this log.
+    fn check(name: &str, errno: i32, log: &str, expected: Result<&str, ()>) {
+        let error = io::Error::from_raw_os_error(errno);
+        let found = classify(name, "a hook", "5.8", error, log);
+        let missing = match &found {
+            BpfError::Missing { feature, .. } => Ok(*feature),
+            _ => Err(()),
+        };
+        assert_eq!(missing, expected, "{errno} {log:?}: {found}");
+        assert_eq!(found.is_kernel(), expected.is_ok());
+    }
+
+    #[test]
+    fn only_errors_that_speak_of_features_are_missing_features() {
+        let unknown =
+            "12: (85) call bpf_get_netns_cookie#122\nunknown func bpf_get_netns_cookie#122\n";
+        let newer = "program of this type cannot use helper bpf_get_netns_cookie#122\n";
+        check("p", libc::EINVAL, "", Ok("a hook"));
+        check("p", libc::EINVAL, unknown, Ok("a hook"));
+        check("p", libc::EACCES, unknown, Ok("a hook"));
+        check("p", libc::EACCES, newer, Ok("a hook"));
+        check("p", 524, "", Ok("a hook"));
+        check("p", libc::EACCES, "R1 invalid mem access 'scalar'\n", Err(()));
+        check("p", libc::EACCES, "", Err(()));
+        // The capabilities are there by then.
+        check("p", libc::EPERM, "", Err(()));
+        check("p", libc::EPERM, unknown, Err(()));
+        check("p", libc::ENOMEM, "", Err(()));
+        check("p", libc::E2BIG, "BPF program is too large. Processed 1000001 insn\n", Err(()));
+    }
+
+    #[test]
+    fn a_missing_field_of_the_context_is_a_missing_feature() {
+        let log = "61: (61) r2 = *(u32 *)(r6 +64)\ninvalid bpf_context access off=64 size=4\n";
+        check(
+            LOOKUP_PROGRAM,
+            libc::EACCES,
+            log,
+            Ok("the interface of arrival in sk_lookup programs"),
+        );
+        check("p", libc::EACCES, log, Ok("a hook"));
+    }
+
+    #[test]
+    fn a_message_has_the_end_of_the_log_and_no_more() {
+        let log: String = (0..5000).map(|line| format!("line {line};\n")).collect();
+        for errno in [libc::EINVAL, libc::EACCES] {
+            let error = io::Error::from_raw_os_error(errno);
+            let text = classify("mtls_connect4", "a hook", "5.8", error, &log).to_string();
+            assert_eq!(text.lines().count(), 6, "{text}");
+            assert!(text.contains("mtls_connect4") && text.contains(&format!("os error {errno}")));
+            assert!(text.contains("line 4995;") && text.ends_with("line 4999;"), "{text}");
+            assert!(!text.contains("line 4994;"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_message_names_the_feature_and_since_when_kernels_have_it() {
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let text = classify("mtls_inbound", "sk_lookup programs", "5.9", error, "").to_string();
+        assert!(text.contains("lacks sk_lookup programs (Linux 5.9 and later"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
 }

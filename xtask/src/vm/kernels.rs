@@ -22,6 +22,11 @@ impl Kernel {
     pub fn image(&self) -> PathBuf {
         self.folder.join("vmlinuz")
     }
+
+    /// Whether it is older than a series, given by its two numbers.
+    pub fn is_before(&self, series: [u64; 2]) -> bool {
+        numbers(&self.version) < series.to_vec()
+    }
 }
 
 pub struct Kernels<'a> {
@@ -139,7 +144,20 @@ fn numbers(version: &str) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::newest;
+    use super::{Kernel, newest};
+
+    #[test]
+    fn kernels_are_before_a_series_by_number() {
+        let check = |version: &str, expected| {
+            let kernel = Kernel { version: version.to_owned(), folder: "/k".into() };
+            assert_eq!(kernel.is_before([5, 17]), expected, "{version}");
+        };
+        check("5.10.0-46-cloud-amd64", true);
+        check("5.9.3-cloud-amd64", true);
+        check("5.17.0-1-cloud-amd64", false);
+        check("6.1.0-56-cloud-amd64", false);
+        check("7.3.4+deb13-cloud-amd64", false);
+    }
 
     #[test]
     fn the_newest_kernel_of_a_series_is_taken() {

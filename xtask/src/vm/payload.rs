@@ -12,7 +12,7 @@ use crate::{
     workspace::Workspace,
 };
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Payload {
     pub steps: Vec<Step>,
     /// Put inside with the libraries they need.
@@ -22,14 +22,33 @@ pub struct Payload {
     pub environment: Vec<(String, String)>,
     /// Where the steps start.
     pub folder: PathBuf,
+    /// The daemon alone, for kernels on which it is to refuse. None: the steps run on every kernel.
+    pub refusal: Option<Step>,
 }
 
 /// One command; all are run, also after a failure.
+#[derive(Clone)]
 pub struct Step {
     pub name: String,
     pub program: PathBuf,
     pub args: Vec<String>,
+    pub expected: Expected,
 }
+
+/// What makes a step one that passed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    Success,
+    /// The daemon does not start here, and names the feature that the kernel lacks.
+    Refusal,
+}
+
+/// The daemon's exit code on a kernel that lacks a feature.
+pub const REFUSED: i32 = 69;
+/// With what its message names the feature.
+pub const LACKS: &str = "this kernel lacks ";
+/// Long enough for a refusal under emulation. A daemon that starts after all is ended, and has failed.
+const REFUSAL_SECONDS: &str = "60";
 
 impl Payload {
     pub fn demo(workspace: &Workspace, release: bool, args: &[String]) -> Result<Self> {
@@ -37,6 +56,7 @@ impl Payload {
         let demo = built.tests_program("mtls-demo")?.to_owned();
         let mut payload = Self::around(workspace, &built)?;
         payload.step("demo", demo, args);
+        payload.refuses_below_floor(&built);
         Ok(payload)
     }
 
@@ -87,6 +107,7 @@ impl Payload {
         for test in tests {
             payload.step(&test.target, test.executable, args);
         }
+        payload.refuses_below_floor(&built);
         Ok(payload)
     }
 
@@ -113,6 +134,26 @@ impl Payload {
 
     fn step(&mut self, name: &str, program: PathBuf, args: &[String]) {
         self.programs.push(program.clone());
-        self.steps.push(Step { name: name.to_owned(), program, args: args.to_vec() });
+        let (name, args) = (name.to_owned(), args.to_vec());
+        self.steps.push(Step { name, program, args, expected: Expected::Success });
+    }
+
+    fn refuses_below_floor(&mut self, built: &Binaries) {
+        // The daemon's own default. Empty, it is a good configuration.
+        self.folders.push("/etc/mtls-daemon/config.d".into());
+        let daemon = built.daemon.display().to_string();
+        self.refusal = Some(Step {
+            name: "mtls-daemon run".to_owned(),
+            program: "/busybox/timeout".into(),
+            args: vec![REFUSAL_SECONDS.to_owned(), daemon, "run".to_owned()],
+            expected: Expected::Refusal,
+        });
+    }
+
+    /// The same guest for a kernel below the daemon's floor: whether it refuses there is the only step.
+    /// None when the steps make sense on every kernel.
+    pub fn below_floor(&self) -> Option<Self> {
+        let refusal = self.refusal.clone()?;
+        Some(Self { steps: vec![refusal], ..self.clone() })
     }
 }

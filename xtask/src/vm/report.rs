@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     guest::{Ended, StepEnd},
-    payload::Payload,
+    payload::{Expected, LACKS, Payload, REFUSED},
 };
 
 #[derive(Default)]
@@ -19,6 +19,8 @@ struct Column {
     version: String,
     cells: HashMap<String, String>,
     faults: Vec<String>,
+    /// What the daemon says that the kernel lacks, where it is to refuse.
+    lacks: Option<String>,
     last_lines: Vec<String>,
     seconds: f32,
 }
@@ -30,6 +32,7 @@ impl Report {
             version: version.to_owned(),
             cells: HashMap::new(),
             faults: ended.fault.into_iter().collect(),
+            lacks: None,
             last_lines: ended.last_lines,
             seconds: ended.took.as_secs_f32(),
         };
@@ -38,13 +41,31 @@ impl Report {
                 self.cell(&mut column, format!("{}: {test}", step.name), word);
             }
             // The exit code has the last word: it also knows of a program that died on the way.
-            let word = match ended.steps.iter().find(|it| it.step == number) {
-                Some(StepEnd { code: 0, seconds, .. }) => format!("ok, {seconds} s"),
-                Some(StepEnd { code, seconds, .. }) => {
+            let end = ended.steps.iter().find(|it| it.step == number);
+            let word = match (end, step.expected) {
+                (Some(StepEnd { code: 0, seconds, .. }), Expected::Success) => {
+                    format!("ok, {seconds} s")
+                }
+                (Some(StepEnd { code: REFUSED, .. }), Expected::Refusal) => {
+                    column.lacks = lacking(&column.last_lines);
+                    if column.lacks.is_none() {
+                        column.faults.push(format!("{}: refused without a feature", step.name));
+                    }
+                    format!("refused ({REFUSED})")
+                }
+                (Some(end), Expected::Refusal) => {
+                    let code = end.code;
+                    column.faults.push(format!(
+                        "{}: exit code {code} on a kernel below the floor, not {REFUSED}",
+                        step.name
+                    ));
+                    format!("exit {code}")
+                }
+                (Some(StepEnd { code, seconds, .. }), Expected::Success) => {
                     column.faults.push(format!("{}: exit code {code}", step.name));
                     format!("exit {code}, {seconds} s")
                 }
-                None => {
+                (None, _) => {
                     column.faults.push(format!("{}: no result", step.name));
                     "no result".to_owned()
                 }
@@ -86,10 +107,10 @@ impl Report {
         }
         println!();
         for column in &self.kernels {
-            let verdict = if column.faults.is_empty() {
-                "passed".to_owned()
-            } else {
-                column.faults.join("; ")
+            let verdict = match &column.lacks {
+                _ if !column.faults.is_empty() => column.faults.join("; "),
+                Some(feature) => format!("passed: below the floor, refused: lacks {feature}"),
+                None => "passed".to_owned(),
             };
             println!(
                 "{:>6}  Linux {}, {:.1} s: {verdict}",
@@ -107,6 +128,13 @@ impl Report {
     }
 }
 
+/// The feature that the daemon names, without what it says about it.
+fn lacking(lines: &[String]) -> Option<String> {
+    let said = lines.iter().find_map(|line| Some(line.split_once(LACKS)?.1))?;
+    let feature = said.split(". ").next().unwrap_or(said).trim();
+    (!feature.is_empty()).then(|| feature.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -115,9 +143,12 @@ mod tests {
     use crate::vm::payload::Step;
 
     fn payload() -> Payload {
-        let step =
-            |name: &str| Step { name: name.to_owned(), program: "/p".into(), args: Vec::new() };
+        let step = |name: &str| step(name, Expected::Success);
         Payload { steps: vec![step("a"), step("b")], ..Payload::default() }
+    }
+
+    fn step(name: &str, expected: Expected) -> Step {
+        Step { name: name.to_owned(), program: "/p".into(), args: Vec::new(), expected }
     }
 
     fn ended(codes: &[(usize, i32)]) -> Ended {
@@ -141,5 +172,34 @@ mod tests {
         check(vec![ended(&[(0, 0), (1, 0)]), ended(&[])], false);
         let panicked = Ended { fault: Some("panic".to_owned()), ..ended(&[(0, 0), (1, 0)]) };
         check(vec![panicked], false);
+    }
+
+    #[test]
+    fn below_the_floor_only_a_refusal_that_names_the_feature_passes() {
+        let says = "mtls-daemon: error: this kernel lacks getpeername hooks (Linux 5.8 and later have it). So";
+        let check = |code: i32, line: &str, expected: bool| {
+            let mut report = Report::default();
+            let payload =
+                Payload { steps: vec![step("d", Expected::Refusal)], ..Payload::default() };
+            let last_lines = vec![line.to_owned()];
+            report.add("5.10", "5.10.0", &payload, Ended { last_lines, ..ended(&[(0, code)]) });
+            assert_eq!(report.passed(), expected, "{code} {line}");
+            report
+        };
+        let report = check(69, says, true);
+        assert_eq!(report.kernels[0].cells["d"], "refused (69)");
+        let lacks = Some("getpeername hooks (Linux 5.8 and later have it)".to_owned());
+        assert_eq!(report.kernels[0].lacks, lacks);
+        check(69, "no word of it", false);
+        check(0, says, false);
+        check(1, says, false);
+        check(143, "ready", false);
+    }
+
+    #[test]
+    fn where_success_is_expected_a_refusal_is_a_failure() {
+        let mut report = Report::default();
+        report.add("6.1", "6.1.0", &payload(), ended(&[(0, 69), (1, 0)]));
+        assert!(!report.passed());
     }
 }

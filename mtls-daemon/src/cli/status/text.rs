@@ -120,8 +120,16 @@ fn kernel(out: &mut String, status: &Status) {
     let pairs = |header, rows: Vec<[String; 2]>| {
         if rows.is_empty() { String::new() } else { table(header, &rows) }
     };
-    let programs = status.kernel.programs.iter().map(|(name, at)| [name.clone(), at.clone()]);
-    out.push_str(&pairs(["KERNEL PROGRAM", "ATTACHED TO"], programs.collect()));
+    let instructions = |name: &str| status.kernel.instructions.get(name).map(u32::to_string);
+    let programs: Vec<_> = status
+        .kernel
+        .programs
+        .iter()
+        .map(|(name, at)| [name.clone(), at.clone(), instructions(name).unwrap_or_default()])
+        .collect();
+    if !programs.is_empty() {
+        out.push_str(&table(["KERNEL PROGRAM", "ATTACHED TO", "VERIFIED INSTRUCTIONS"], &programs));
+    }
     let decisions = status.kernel.decisions.iter();
     let decisions = decisions.map(|(name, count)| [name.clone(), count.to_string()]);
     out.push_str(&pairs(["KERNEL DECISION", "CONNECTIONS"], decisions.collect()));
@@ -240,6 +248,8 @@ mod tests {
         };
         status.svids = vec![svid, expired, none];
         status.kernel.programs.insert("connect4".into(), "/sys/fs/cgroup".into());
+        status.kernel.programs.insert("connect6".into(), "/sys/fs/cgroup".into());
+        status.kernel.instructions.insert("connect4".into(), 1234);
         status.kernel.decisions.insert("redirected".into(), 7);
         let text = render(&status, now());
         let expected = "\
@@ -252,8 +262,9 @@ spiffe://cluster.local/ns/full/sa/server  11h 59m     5h 59m     01ab    embedde
 spiffe://cluster.local/ns/full/sa/server  EXPIRED     now        01ab    embedded
 spiffe://cluster.local/ns/full/sa/server  NONE YET                       embedded  CA not reachable
 
-KERNEL PROGRAM  ATTACHED TO
-connect4        /sys/fs/cgroup
+KERNEL PROGRAM  ATTACHED TO     VERIFIED INSTRUCTIONS
+connect4        /sys/fs/cgroup  1234
+connect6        /sys/fs/cgroup
 KERNEL DECISION  CONNECTIONS
 redirected       7
 ";

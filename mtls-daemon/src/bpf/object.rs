@@ -238,6 +238,20 @@ mod tests {
         assert_eq!(found.is_kernel(), expected.is_ok());
     }
 
+    /// Loads for real, so it needs what the daemon needs.
+    #[test]
+    fn an_object_of_another_abi_is_refused_with_both_versions() {
+        let load = |abi: u32| {
+            let mut loader = EbpfLoader::new();
+            loader.override_global("SLOT", &0_u32, true).map_max_entries("ABI", abi);
+            loader.load(EMBEDDED).unwrap()
+        };
+        check_abi(&load(ABI_VERSION)).unwrap();
+        let refused = check_abi(&load(ABI_VERSION + 1)).unwrap_err();
+        assert!(matches!(refused, BpfError::Abi { object, daemon }
+            if object == ABI_VERSION + 1 && daemon == ABI_VERSION));
+    }
+
     #[test]
     fn only_errors_that_speak_of_features_are_missing_features() {
         let unknown =

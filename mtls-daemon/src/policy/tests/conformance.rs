@@ -50,7 +50,7 @@ fn service_modes() {
     for table in tables("client-service-mode") {
         let mut ran = 0;
         for row in rows(&table) {
-            // A headless service is decided for each endpoint, not as a whole (POLICY 2.4.5); an
+            // A headless service is decided for each endpoint, not as a whole (policy.md 2.4.3); an
             // external one never gets as far as its mode.
             if text(&row["service"], "resolution") == "headless" {
                 eprintln!("not run, decided for each endpoint: {}", row["name"]);

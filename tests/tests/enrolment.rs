@@ -142,6 +142,35 @@ fn the_daemons_own_namespace_is_refused_and_the_others_are_served() -> Result<()
 }
 
 #[test]
+fn a_workload_that_gets_another_name_stays_enrolled_all_the_while() -> Result<()> {
+    let mut world = World::new()?;
+    let _echo = serve(world.pod("httpbin-full"), "echo", ECHO)?;
+    let client = world.pod("sleep-full").clone();
+    let mut stream = client.inside(|| client::connect(To::Full.v4(ECHO)))?;
+    ping(&mut stream, "under the old name")?;
+    let node = world.a().spec.name.clone();
+    let place = json!({
+        "node": node,
+        "networkNamespace": client.netns,
+        "workloadEntries": ["sleep-full-v4", "sleep-full-v6"],
+    });
+    world.change(|mesh| {
+        mesh.remove("NodeWorkload", "full", "sleep-full");
+        mesh.put("mtls-ebpf.dev/v1alpha1", "NodeWorkload", "full", "renamed", place);
+    })?;
+    assert_eq!(state(world.a(), "full/renamed")?.0, "enrolled");
+    ping(&mut stream, "leaving and coming back would have ended this")?;
+    let mark = world.a().mark();
+    assert!(client.inside(|| converse(To::Full.v4(ECHO), "under the new name"))?.worked());
+    let line = world.a().logged(mark, "it", |line| line["direction"] == "outbound")?;
+    assert_eq!(
+        (&line["workload"], &line["security"]),
+        (&"full/renamed".into(), &"mutual_tls".into())
+    );
+    Ok(())
+}
+
+#[test]
 fn maps_of_another_abi_are_replaced_by_a_set_of_its_own() -> Result<()> {
     let mut world = World::new()?;
     let server = world.pod("httpbin-full").clone();

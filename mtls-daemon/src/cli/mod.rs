@@ -1,5 +1,6 @@
 //! The command line: one file a verb, and the exit codes that scripts rely on.
 
+mod cases;
 mod check;
 mod cleanup;
 pub mod exit;

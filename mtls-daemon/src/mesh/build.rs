@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::compile::{Direct, Policy, declares_http};
+use super::compile::{Direct, Policy};
 use super::members::Members;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
 use super::{MeshSettings, Objects, Service, Snapshot};
 use crate::identity::SpiffeId;
 use crate::policy::error::{Code, ConfigError};
-use crate::policy::{DestinationRules, PeerAuthentications};
+use crate::policy::{DestinationRules, PeerAuthentications, PortProtocol};
 
 /// A snapshot and what looked odd on the way.
 #[derive(Debug)]
@@ -51,8 +51,12 @@ impl Snapshot {
         let authentications =
             PeerAuthentications::new(&settings.root_namespace, objects.peer_authentications);
         let rules = DestinationRules::new(&settings.root_namespace, objects.destination_rules);
-        let policy =
-            Policy { settings: &settings, authentications: &authentications, rules: &rules };
+        let policy = Policy {
+            settings: &settings,
+            authentications: &authentications,
+            rules: &rules,
+            subset: objects.subset.as_deref(),
+        };
         let mut answers = Answers::default();
         for member in &members.list {
             answers.direct.insert(member.address, policy.direct(&member.workload));
@@ -95,7 +99,7 @@ fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
     }
 }
 
-/// Addresses that only services know, and the ports that services declare HTTP.
+/// Addresses that only services know, and what services declare about their ports.
 fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy: &Policy<'_>) {
     for endpoint in &service.endpoints {
         if endpoint.workload.is_none() {
@@ -107,8 +111,8 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
                 Some(known) if known.speaks_mtls != new.speaks_mtls => {
                     // Services disagree: mTLS, so that nothing goes out in plaintext by mistake.
                     if new.speaks_mtls == Some(true) {
-                        let http_ports = std::mem::take(&mut known.http_ports);
-                        *known = Direct { http_ports, ..new };
+                        let protocols = std::mem::take(&mut known.protocols);
+                        *known = Direct { protocols, ..new };
                     }
                     known.speaks_mtls = None;
                 }
@@ -123,8 +127,15 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
         };
         for address in addresses {
             if let Some(known) = direct.get_mut(address) {
-                let http = service.ports.iter().filter(|port| declares_http(port));
-                known.http_ports.extend(http.map(|port| target_port(endpoint, port)));
+                for port in &service.ports {
+                    let declared = PortProtocol::declared(&port.protocol, &port.name);
+                    // Services that disagree: the one that wants its bytes looked at.
+                    known
+                        .protocols
+                        .entry(target_port(endpoint, port))
+                        .and_modify(|known| *known = declared.min(*known))
+                        .or_insert(declared);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Every answer of the data path made beforehand: services, policy and identities become targets
 //! whose TLS side is ready to be cloned.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::identity::SpiffeId;
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
-    DestinationRules, EffectiveMode, Mode, PeerAuthentications, ResolvedRule, TlsMode, TlsSettings,
-    WorkloadModes,
+    DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
+    TlsMode, TlsSettings, WorkloadModes, auto,
 };
 
 /// What compilation reads.
@@ -21,6 +21,9 @@ pub(super) struct Policy<'p> {
     pub settings: &'p MeshSettings,
     pub authentications: &'p PeerAuthentications,
     pub rules: &'p DestinationRules,
+    /// The subset that a route sends connections to. Nothing that is read here routes: only
+    /// questions from the command line name one.
+    pub subset: Option<&'p str>,
 }
 
 /// A service with its plans.
@@ -99,15 +102,6 @@ impl ServicePlan {
     pub fn port(&self, number: u16) -> Option<&PortPlan> {
         self.ports.iter().find(|port| port.number == number)
     }
-}
-
-/// Whether HTTP is declared for a service port. An explicit protocol decides; without one the
-/// port's name does (`http-web`, `grpc`), as for a Kubernetes Service.
-pub(super) fn declares_http(port: &ServicePort) -> bool {
-    let name = if &*port.protocol == "UNSPECIFIED" { &port.name } else { &port.protocol };
-    let name = name.to_ascii_lowercase();
-    let first = name.split('-').next().unwrap_or_default();
-    matches!(first, "http" | "http2" | "grpc")
 }
 
 impl Policy<'_> {
@@ -195,7 +189,7 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
-        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, None)?)));
+        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
             return self.auto(Some(service), server, Some(number), sni);
         };
@@ -258,13 +252,17 @@ impl Policy<'_> {
             return plaintext("switched off (enable-auto-mtls)".to_owned());
         }
         if let Some(service) = service {
-            if service.external {
+            let inferred = auto::service_mode(
+                self.authentications,
+                &service.namespace,
+                service.external,
+                None,
+            );
+            let Some(inferred) = inferred else {
                 let host = service.hosts.first().map_or(&*service.name, |host| host);
                 return plaintext(format!("{host} is MESH_EXTERNAL"));
-            }
-            // Workload objects take no part in the service's mode (policy.md 2.4.1, 2.4.2).
-            let inferred = self.authentications.namespace_mode(&service.namespace);
-            if inferred.mode == Mode::Disable {
+            };
+            if !auto::applies(true, Some(inferred.mode)) {
                 return plaintext(format!("DISABLE by {}", inferred.because));
             }
         }
@@ -340,7 +338,7 @@ impl Policy<'_> {
             ports,
             speaks_mtls: Some(server.speaks_mtls),
             modes: server.modes,
-            http_ports: BTreeSet::new(),
+            protocols: BTreeMap::new(),
             workload,
         }
     }
@@ -354,8 +352,8 @@ pub(super) struct Direct {
     pub default: ClientTls,
     /// Ports whose mode is set by number.
     pub ports: BTreeMap<u16, ClientTls>,
-    /// Ports that some service declares HTTP.
-    pub http_ports: BTreeSet<u16>,
+    /// Ports of services, as they declare them.
+    pub protocols: BTreeMap<u16, PortProtocol>,
     /// None: objects disagree.
     pub speaks_mtls: Option<bool>,
 }

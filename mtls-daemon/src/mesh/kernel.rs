@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::plan::{InboundTable, OutboundRow};
 use super::{ClientTls, Snapshot, Workload};
-use crate::policy::Mode;
+use crate::policy::{Mode, PortProtocol};
 
 impl Snapshot {
     /// The kernel's outbound table for `client`: direct addresses that are in the clear by policy.
@@ -43,12 +43,12 @@ impl Snapshot {
         let Some(direct) = self.compiled(server) else { return InboundTable::default() };
         let untouched_by_default = self.untouched(direct.modes.default.mode, false);
         let mut ports: BTreeSet<u16> = direct.modes.ports.keys().copied().collect();
-        ports.extend(&direct.http_ports);
+        let http = |port: &u16| direct.protocols.get(port) == Some(&PortProtocol::Http);
+        ports.extend(direct.protocols.keys().filter(|port| http(port)));
         let exceptions = ports
             .into_iter()
             .filter(|port| {
-                let http = direct.http_ports.contains(port);
-                self.untouched(direct.mode(*port).mode, http) != untouched_by_default
+                self.untouched(direct.mode(*port).mode, http(port)) != untouched_by_default
             })
             .collect();
         InboundTable { untouched_by_default, exceptions }

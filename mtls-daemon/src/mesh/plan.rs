@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Service, Workload};
 use crate::identity::SpiffeId;
-use crate::policy::EffectiveMode;
+use crate::policy::{EffectiveMode, PortProtocol};
 
 /// What to do with one outbound connection of an enrolled workload.
 #[derive(Debug, Clone)]
@@ -49,8 +49,18 @@ pub enum ClientTls {
 #[derive(Debug, Clone)]
 pub struct InboundPlan {
     pub mode: EffectiveMode,
-    /// The port is declared HTTP (by a service port's name or protocol).
-    pub declared_http: bool,
+    /// What a service declares the port to carry. None: no service has it.
+    pub declared: Option<PortProtocol>,
+}
+
+impl InboundPlan {
+    pub fn protocol(&self) -> PortProtocol {
+        self.declared.unwrap_or(PortProtocol::Auto)
+    }
+
+    pub fn declared_http(&self) -> bool {
+        self.declared == Some(PortProtocol::Http)
+    }
 }
 
 /// What the snapshot knows about a connection's source. Sets how long first bytes are awaited,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::compile::{CompiledService, Direct, Target};
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
-use crate::policy::PeerAuthentications;
+use crate::policy::{PeerAuthentications, WorkloadModes};
 
 pub use super::build::Built;
 
@@ -178,16 +178,21 @@ impl Snapshot {
         ClientTls::Plaintext { because: because.clone() }
     }
 
+    /// Every mode of `server`: for the command line, which asks for no port in particular.
+    pub fn modes(&self, server: &Workload) -> WorkloadModes {
+        self.authentications.workload_modes(&server.namespace, &server.labels)
+    }
+
     pub fn inbound(&self, server: &Workload, port: u16) -> InboundPlan {
         match self.compiled(server) {
             Some(direct) => InboundPlan {
                 mode: direct.mode(port).clone(),
-                declared_http: direct.http_ports.contains(&port),
+                declared: direct.protocols.get(&port).copied(),
             },
             // A workload of an older snapshot, still served: its policy as of now.
             None => {
-                let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
-                InboundPlan { mode: modes.at(port).clone(), declared_http: false }
+                let modes = self.modes(server);
+                InboundPlan { mode: modes.at(port).clone(), declared: None }
             }
         }
     }

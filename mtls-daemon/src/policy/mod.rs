@@ -1,18 +1,21 @@
 //! Istio's policy kinds: their model, how they are read from YAML, and how they resolve to one
 //! effective answer. Pure: no IO, the same code for the daemon, the command line and the tests.
 
+pub mod auto;
 pub mod destination_rule;
 pub mod effective;
 pub mod error;
 pub mod export;
 pub mod field;
 pub mod host;
+pub mod inbound;
 pub mod lookup;
 pub mod metadata;
 pub mod mode;
 mod near;
 pub mod parse;
 pub mod peer_authentication;
+pub mod protocol;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod yaml;
@@ -24,3 +27,4 @@ pub use lookup::{DestinationRules, ResolvedRule};
 pub use metadata::ObjectMeta;
 pub use mode::{EffectiveMode, Mode};
 pub use peer_authentication::PeerAuthentication;
+pub use protocol::PortProtocol;

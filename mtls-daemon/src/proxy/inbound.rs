@@ -17,6 +17,7 @@ use super::{Current, Pod};
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
 use crate::node::dial;
 use crate::policy::Mode;
+use crate::policy::inbound::{FirstBytes, Handling, Refusal, handling};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
@@ -113,13 +114,13 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        if plan.declared_http {
+        if plan.declared_http() {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
-                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Ok(kind)) => return self.handle(&kind, client, None, plan, flow, tally).await,
                 Ok(Err(error)) => return Err(Failure::ClientReset(error)),
-                Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
+                Err(_) => {}
             }
         }
         self.plaintext(client, None, flow, tally).await
@@ -137,12 +138,9 @@ impl Inbound<'_> {
         match timeout(limit, first_bytes(&mut client)).await {
             Err(_) => Err(Failure::DetectTimeout),
             Ok(Err(error)) => Err(Failure::ClientReset(error)),
-            Ok(Ok(Kind::Tls { .. })) => self.mutual(client, None, flow, tally).await,
-            Ok(Ok(Kind::NotTls)) => {
-                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
-            }
             // Nothing was sent, so nothing was refused: somebody looked whether the port is open.
             Ok(Ok(Kind::Closed)) => Ok(()),
+            Ok(Ok(kind)) => self.handle(&kind, client, None, plan, flow, tally).await,
         }
     }
 
@@ -186,16 +184,36 @@ impl Inbound<'_> {
                 kind.unwrap_or(Kind::NotTls)
             }
         };
-        match kind {
-            Kind::Tls { mesh_alpn: true, .. } => {
-                self.mutual(client, application, flow, tally).await
-            }
-            Kind::Tls { .. } if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
-            Kind::Tls { .. } => {
+        self.handle(&kind, client, application, plan, flow, tally).await
+    }
+
+    /// What the policy's table says about these first bytes.
+    async fn handle(
+        &self,
+        kind: &Kind,
+        client: Replay<TcpStream>,
+        application: Option<TcpStream>,
+        plan: &InboundPlan,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let first = match kind {
+            Kind::Tls { mesh_alpn, .. } => FirstBytes::Tls { mesh_alpn: *mesh_alpn },
+            Kind::NotTls | Kind::Closed => FirstBytes::Plaintext,
+        };
+        match handling(plan.mode.mode, plan.protocol(), first) {
+            Handling::Terminate => self.mutual(client, application, flow, tally).await,
+            Handling::PassTls => {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await
             }
-            Kind::NotTls | Kind::Closed => self.plaintext(client, application, flow, tally).await,
+            Handling::Plaintext => self.plaintext(client, application, flow, tally).await,
+            Handling::Refuse(Refusal::Plaintext) => {
+                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
+            }
+            Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp) => {
+                Err(Failure::ForeignTlsOnHttpPort)
+            }
         }
     }
 

@@ -7,6 +7,11 @@
 const MESH_ALPN: [&[u8]; 5] =
     [b"istio", b"istio-peer-exchange", b"istio-http/1.0", b"istio-http/1.1", b"istio-h2"];
 
+/// Whether a protocol name is one of the mesh's own.
+pub fn is_mesh(alpn: &[u8]) -> bool {
+    MESH_ALPN.contains(&alpn)
+}
+
 /// Everything that is read while looking for a ClientHello stays below this.
 pub const MAX_HELLO: usize = 64 * 1024;
 
@@ -149,7 +154,7 @@ fn offers_mesh(value: &[u8]) -> Option<bool> {
     let mut names = Reader(names.vector16()?);
     let mut mesh = false;
     while !names.0.is_empty() {
-        mesh |= MESH_ALPN.contains(&names.vector8()?);
+        mesh |= is_mesh(names.vector8()?);
     }
     Some(mesh)
 }

@@ -20,6 +20,7 @@ use crate::policy::Mode;
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
+use crate::tls::hello::Hello;
 
 pub async fn serve(
     worker: &Worker,
@@ -117,7 +118,7 @@ impl Inbound<'_> {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
-                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Ok(Kind::Tls(_))) => return Err(Failure::ForeignTlsOnHttpPort),
                 Ok(Err(error)) => return Err(Failure::ClientReset(error)),
                 Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
             }
@@ -137,7 +138,7 @@ impl Inbound<'_> {
         match timeout(limit, first_bytes(&mut client)).await {
             Err(_) => Err(Failure::DetectTimeout),
             Ok(Err(error)) => Err(Failure::ClientReset(error)),
-            Ok(Ok(Kind::Tls { .. })) => self.mutual(client, None, flow, tally).await,
+            Ok(Ok(Kind::Tls(hello))) => self.mutual(client, &hello, None, flow, tally).await,
             Ok(Ok(Kind::NotTls)) => {
                 Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
             }
@@ -187,11 +188,11 @@ impl Inbound<'_> {
             }
         };
         match kind {
-            Kind::Tls { mesh_alpn: true, .. } => {
-                self.mutual(client, application, flow, tally).await
+            Kind::Tls(hello) if hello.alpn.mesh => {
+                self.mutual(client, &hello, application, flow, tally).await
             }
-            Kind::Tls { .. } if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
-            Kind::Tls { .. } => {
+            Kind::Tls(_) if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
+            Kind::Tls(_) => {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await
             }
@@ -202,6 +203,7 @@ impl Inbound<'_> {
     async fn mutual(
         &self,
         client: Replay<TcpStream>,
+        hello: &Hello,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -218,10 +220,11 @@ impl Inbound<'_> {
         };
         flow.destination_id = Some(self.current.workload.id.clone());
         let begun = Instant::now();
-        let shaken = match timeout(timeouts.handshake, accept(client, &own)).await {
-            Ok(result) => result.map_err(Failure::ClientHandshake)?,
-            Err(_) => return Err(Failure::DetectTimeout),
-        };
+        let shaken =
+            match timeout(timeouts.handshake, accept(client, &own, hello.alpn.answer)).await {
+                Ok(result) => result.map_err(Failure::ClientHandshake)?,
+                Err(_) => return Err(Failure::DetectTimeout),
+            };
         let (mut client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;

@@ -12,6 +12,7 @@ pub mod metadata;
 pub mod mode;
 mod near;
 pub mod parse;
+pub mod path;
 pub mod peer_authentication;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,4 +24,5 @@ pub use error::{Code, ConfigError, Report};
 pub use lookup::{DestinationRules, ResolvedRule};
 pub use metadata::ObjectMeta;
 pub use mode::{EffectiveMode, Mode};
+pub use path::{BadPath, Normalisation, normalise};
 pub use peer_authentication::PeerAuthentication;

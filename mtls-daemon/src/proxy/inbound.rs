@@ -16,7 +16,7 @@ use super::worker::Worker;
 use super::{Current, Pod};
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
 use crate::node::dial;
-use crate::policy::Mode;
+use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
@@ -114,7 +114,7 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        if plan.declared_http {
+        if plan.protocol == PortProtocol::Http {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
@@ -191,7 +191,9 @@ impl Inbound<'_> {
             Kind::Tls(hello) if hello.alpn.mesh => {
                 self.mutual(client, &hello, application, flow, tally).await
             }
-            Kind::Tls(_) if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
+            Kind::Tls(_) if plan.protocol == PortProtocol::Http => {
+                Err(Failure::ForeignTlsOnHttpPort)
+            }
             Kind::Tls(_) => {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await

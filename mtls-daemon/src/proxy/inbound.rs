@@ -9,11 +9,13 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::authorize::Parties;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod};
+use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
 use crate::node::dial;
 use crate::policy::{Mode, PortProtocol};
@@ -232,6 +234,8 @@ impl Inbound<'_> {
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
+        let parties = self.parties(Some(peer.id().clone()), hello.sni.as_deref());
+        flow.verdict = Some(self.place.admit(&self.worker.shared, parties)?);
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
@@ -254,12 +258,23 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
+        flow.verdict = Some(self.place.admit(&self.worker.shared, self.parties(None, None))?);
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
         relay(&mut client, &mut application, self.destination, tally).await
+    }
+
+    fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
+        Parties {
+            workload: self.current.workload.clone(),
+            destination: self.destination,
+            client,
+            source: self.source.ip(),
+            sni: sni.map(Into::into),
+        }
     }
 
     async fn reach_application(&self) -> Result<TcpStream, Failure> {

@@ -3,6 +3,7 @@
 //! Each worker is one thread with a runtime of its own. A connection is accepted, shaken hands and
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
+mod authorize;
 pub mod failure;
 mod http_error;
 mod inbound;

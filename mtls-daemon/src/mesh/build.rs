@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::compile::{Direct, Policy};
+use super::compile::{Direct, Policy, declared};
 use super::members::Members;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
 use super::{MeshSettings, Objects, Service, Snapshot};
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
-use crate::policy::{DestinationRules, PeerAuthentications, PortProtocol};
+use crate::policy::{DestinationRules, PeerAuthentications};
 
 /// A snapshot and what looked odd on the way.
 #[derive(Debug)]
@@ -50,10 +51,22 @@ impl Snapshot {
         }
         let authentications =
             PeerAuthentications::new(&settings.root_namespace, objects.peer_authentications);
+        let aliases: Vec<String> =
+            settings.trust_domain_aliases.iter().map(ToString::to_string).collect();
+        let authorizations = Authorizations::new(
+            &AuthzSettings {
+                root_namespace: &settings.root_namespace,
+                trust_domain: settings.trust_domain.as_str(),
+                aliases: &aliases,
+            },
+            objects.authorization_policies,
+            objects.refused_policies,
+        );
         let rules = DestinationRules::new(&settings.root_namespace, objects.destination_rules);
         let policy = Policy {
             settings: &settings,
             authentications: &authentications,
+            authorizations: &authorizations,
             rules: &rules,
             subset: objects.subset.as_deref(),
         };
@@ -70,7 +83,8 @@ impl Snapshot {
         }
         answers.node_workloads = members.node_workloads;
         warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
-        let snapshot = Snapshot::new(generation, settings, authentications, answers);
+        let snapshot =
+            Snapshot::new(generation, settings, authentications, authorizations, answers);
         Ok(Built { snapshot, warnings })
     }
 }
@@ -128,13 +142,8 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
         for address in addresses {
             if let Some(known) = direct.get_mut(address) {
                 for port in &service.ports {
-                    let declared = PortProtocol::declared(&port.protocol, &port.name);
-                    // Services that disagree: the one that wants its bytes looked at.
-                    known
-                        .protocols
-                        .entry(target_port(endpoint, port))
-                        .and_modify(|known| *known = declared.min(*known))
-                        .or_insert(declared);
+                    let entry = known.protocols.entry(target_port(endpoint, port)).or_default();
+                    *entry = entry.with(declared(port));
                 }
             }
         }

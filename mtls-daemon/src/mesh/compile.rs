@@ -9,6 +9,7 @@ use super::service_entry::ServiceEntry;
 use super::services::target_port;
 use super::{ClientTls, Endpoint, MeshSettings, Service, ServicePort, Workload, naming};
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, WorkloadAuthorization};
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
@@ -20,6 +21,7 @@ use crate::policy::{
 pub(super) struct Policy<'p> {
     pub settings: &'p MeshSettings,
     pub authentications: &'p PeerAuthentications,
+    pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
     /// The subset that a route sends connections to. Nothing that is read here routes: only
     /// questions from the command line name one.
@@ -102,6 +104,11 @@ impl ServicePlan {
     pub fn port(&self, number: u16) -> Option<&PortPlan> {
         self.ports.iter().find(|port| port.number == number)
     }
+}
+
+/// What is declared about a service's port.
+pub(super) fn declared(port: &ServicePort) -> PortProtocol {
+    PortProtocol::declared(&port.protocol, &port.name, port.number)
 }
 
 impl Policy<'_> {
@@ -327,6 +334,13 @@ impl Policy<'_> {
         server: Server,
         sni: &Arc<str>,
     ) -> Direct {
+        let authorization = match &workload {
+            Some(workload) => {
+                self.authorizations.for_workload(&workload.namespace, &workload.labels)
+            }
+            // No workload of ours: never served here.
+            None => Arc::default(),
+        };
         let ports = server
             .modes
             .ports
@@ -339,6 +353,7 @@ impl Policy<'_> {
             speaks_mtls: Some(server.speaks_mtls),
             modes: server.modes,
             protocols: BTreeMap::new(),
+            authorization,
             workload,
         }
     }
@@ -352,8 +367,9 @@ pub(super) struct Direct {
     pub default: ClientTls,
     /// Ports whose mode is set by number.
     pub ports: BTreeMap<u16, ClientTls>,
-    /// Ports of services, as they declare them.
+    /// Ports that services declare something about.
     pub protocols: BTreeMap<u16, PortProtocol>,
+    pub authorization: Arc<WorkloadAuthorization>,
     /// None: objects disagree.
     pub speaks_mtls: Option<bool>,
 }
@@ -365,5 +381,9 @@ impl Direct {
 
     pub fn mode(&self, port: u16) -> &EffectiveMode {
         self.modes.at(port)
+    }
+
+    pub fn protocol(&self, port: u16) -> PortProtocol {
+        self.protocols.get(&port).copied().unwrap_or_default()
     }
 }

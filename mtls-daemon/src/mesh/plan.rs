@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Service, Workload};
 use crate::identity::SpiffeId;
+use crate::policy::authz::WorkloadAuthorization;
 use crate::policy::{EffectiveMode, PortProtocol};
 
 /// What to do with one outbound connection of an enrolled workload.
@@ -49,18 +50,9 @@ pub enum ClientTls {
 #[derive(Debug, Clone)]
 pub struct InboundPlan {
     pub mode: EffectiveMode,
-    /// What a service declares the port to carry. None: no service has it.
-    pub declared: Option<PortProtocol>,
-}
-
-impl InboundPlan {
-    pub fn protocol(&self) -> PortProtocol {
-        self.declared.unwrap_or(PortProtocol::Auto)
-    }
-
-    pub fn declared_http(&self) -> bool {
-        self.declared == Some(PortProtocol::Http)
-    }
+    pub protocol: PortProtocol,
+    /// The AuthorizationPolicy objects that select the workload.
+    pub authorization: Arc<WorkloadAuthorization>,
 }
 
 /// What the snapshot knows about a connection's source. Sets how long first bytes are awaited,

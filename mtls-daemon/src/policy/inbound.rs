@@ -2,7 +2,7 @@
 //! first bytes (policy.md 1.8-1.11, 3.4, 3.5). The data path and the command line ask the same tables.
 
 use super::Mode;
-use super::protocol::PortProtocol;
+use super::PortProtocol;
 
 /// What the first bytes of a connection are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

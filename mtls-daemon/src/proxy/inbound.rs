@@ -9,18 +9,21 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::authorize::Parties;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod};
+use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
 use crate::node::dial;
-use crate::policy::Mode;
 use crate::policy::inbound::{FirstBytes, Handling, Refusal, handling};
+use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
+use crate::tls::hello::Hello;
 
 pub async fn serve(
     worker: &Worker,
@@ -114,7 +117,7 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        if plan.declared_http() {
+        if plan.protocol == PortProtocol::Http {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
@@ -198,21 +201,24 @@ impl Inbound<'_> {
         tally: &Tally,
     ) -> Result<(), Failure> {
         let first = match kind {
-            Kind::Tls { mesh_alpn, .. } => FirstBytes::Tls { mesh_alpn: *mesh_alpn },
+            Kind::Tls(hello) => FirstBytes::Tls { mesh_alpn: hello.alpn.mesh },
             Kind::NotTls | Kind::Closed => FirstBytes::Plaintext,
         };
-        match handling(plan.mode.mode, plan.protocol(), first) {
-            Handling::Terminate => self.mutual(client, application, flow, tally).await,
-            Handling::PassTls => {
+        match (handling(plan.mode.mode, plan.protocol, first), kind) {
+            (Handling::Terminate, Kind::Tls(hello)) => {
+                self.mutual(client, hello, application, flow, tally).await
+            }
+            (Handling::PassTls, _) => {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await
             }
-            Handling::Plaintext => self.plaintext(client, application, flow, tally).await,
-            Handling::Refuse(Refusal::Plaintext) => {
-                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
-            }
-            Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp) => {
+            (Handling::Plaintext, _) => self.plaintext(client, application, flow, tally).await,
+            (Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp), _) => {
                 Err(Failure::ForeignTlsOnHttpPort)
+            }
+            // Only a ClientHello can be terminated.
+            (Handling::Refuse(Refusal::Plaintext) | Handling::Terminate, _) => {
+                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
             }
         }
     }
@@ -220,6 +226,7 @@ impl Inbound<'_> {
     async fn mutual(
         &self,
         client: Replay<TcpStream>,
+        hello: &Hello,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -236,15 +243,18 @@ impl Inbound<'_> {
         };
         flow.destination_id = Some(self.current.workload.id.clone());
         let begun = Instant::now();
-        let shaken = match timeout(timeouts.handshake, accept(client, &own)).await {
-            Ok(result) => result.map_err(Failure::ClientHandshake)?,
-            Err(_) => return Err(Failure::DetectTimeout),
-        };
+        let shaken =
+            match timeout(timeouts.handshake, accept(client, &own, hello.alpn.answer)).await {
+                Ok(result) => result.map_err(Failure::ClientHandshake)?,
+                Err(_) => return Err(Failure::DetectTimeout),
+            };
         let (mut client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
+        let parties = self.parties(Some(peer.id().clone()), hello.sni.as_deref());
+        flow.verdict = Some(self.place.admit(&self.worker.shared, parties)?);
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
@@ -267,12 +277,23 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
+        flow.verdict = Some(self.place.admit(&self.worker.shared, self.parties(None, None))?);
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
         relay(&mut client, &mut application, self.destination, tally).await
+    }
+
+    fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
+        Parties {
+            workload: self.current.workload.clone(),
+            destination: self.destination,
+            client,
+            source: self.source.ip(),
+            sni: sni.map(Into::into),
+        }
     }
 
     async fn reach_application(&self) -> Result<TcpStream, Failure> {

@@ -8,8 +8,8 @@ use super::rows;
 use super::simulate::Call;
 use crate::cli::Failed;
 use crate::cli::cases::{self, Answer, CaseFile, CasesArgs, Table};
-use crate::mesh::{InboundPlan, Snapshot, Workload};
-use crate::policy::{EffectiveMode, Mode, PortProtocol};
+use crate::mesh::{Snapshot, Workload};
+use crate::policy::{Mode, PortProtocol};
 
 pub(super) fn run(args: &CasesArgs) -> Result<(), Failed> {
     cases::run(args, &Table { agrees, ..Table::default() }, |_, file, row| answer(file, row))
@@ -60,19 +60,23 @@ fn answer(file: &CaseFile, row: &Value) -> Result<Answer> {
         answer.more.insert("because".into(), json!(modes.default.because));
         return Ok(answer);
     }
-    let plan = match row["mode"].as_str() {
-        Some(mode) => InboundPlan {
-            mode: EffectiveMode { mode: mode_of(mode)?, because: "the row".into() },
-            declared: declared(row["port_protocol"].as_str())?,
-        },
+    let (mode, because, protocol, declared) = match row["mode"].as_str() {
+        Some(mode) => {
+            let declared = declared(row["port_protocol"].as_str())?;
+            (mode_of(mode)?, "the row".into(), declared.unwrap_or_default(), declared.is_some())
+        }
         None => {
             let (snapshot, workload) = world()?;
-            snapshot.inbound(&workload, rows::port(&call["port"])?)
+            let port = rows::port(&call["port"])?;
+            let plan = snapshot.inbound(&workload, port);
+            let declared = snapshot.in_service(&workload, port);
+            (plan.mode.mode, plan.mode.because, plan.protocol, declared)
         }
     };
-    let mut answer = Answer::from(Call::read(call)?.outcome(&plan).json(&plan));
-    answer.more.insert("mode".into(), json!(plan.mode.mode.to_string()));
-    answer.more.insert("because".into(), json!(plan.mode.because));
+    let outcome = Call::read(call)?.outcome(mode, protocol);
+    let mut answer = Answer::from(outcome.json(declared));
+    answer.more.insert("mode".into(), json!(mode.to_string()));
+    answer.more.insert("because".into(), json!(because));
     Ok(answer)
 }
 

@@ -220,6 +220,6 @@ impl World {
     fn arrive(&self, call: &Call, port: u16) -> Result<(Outcome, String)> {
         let server = self.snapshot.workload_at(rows::SERVER.parse()?).context("the server")?;
         let plan = self.snapshot.inbound(server, port);
-        Ok((call.outcome(&plan), plan.mode.because.to_string()))
+        Ok((call.outcome(plan.mode.mode, plan.protocol), plan.mode.because.to_string()))
     }
 }

@@ -4,10 +4,10 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::rows::text;
-use crate::mesh::InboundPlan;
 use crate::policy::inbound::{
     FirstBytes, Handling, ReadAs, Refusal, alpn_is_http, handling, read_as,
 };
+use crate::policy::{Mode, PortProtocol};
 use crate::tls::hello;
 
 /// What the client sends.
@@ -62,7 +62,7 @@ impl Call {
         Ok(Self { tls, http })
     }
 
-    pub fn outcome(&self, plan: &InboundPlan) -> Outcome {
+    pub fn outcome(&self, mode: Mode, protocol: PortProtocol) -> Outcome {
         let alpn = self.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
         let first = match &self.tls {
             None => FirstBytes::Plaintext,
@@ -70,16 +70,16 @@ impl Call {
                 mesh_alpn: alpn.is_some_and(|name| hello::is_mesh(name.as_bytes())),
             },
         };
-        let rejected = match handling(plan.mode.mode, plan.protocol(), first) {
-            Handling::Plaintext => match read_as(plan.protocol(), Some(self.http)) {
+        let rejected = match handling(mode, protocol, first) {
+            Handling::Plaintext => match read_as(protocol, Some(self.http)) {
                 ReadAs::NotHttp => "protocol-error",
                 read => return Outcome::Plaintext(read),
             },
             Handling::PassTls => return Outcome::PassedThrough,
             Handling::Terminate if self.tls.as_ref().is_some_and(|tls| tls.certificate) => {
                 // On a declared port the bytes count, elsewhere what the ALPN promises.
-                let declared = plan.declared_http().then_some(self.http);
-                match read_as(plan.protocol(), declared.or(alpn.and_then(alpn_is_http))) {
+                let declared = (protocol == PortProtocol::Http).then_some(self.http);
+                match read_as(protocol, declared.or(alpn.and_then(alpn_is_http))) {
                     ReadAs::NotHttp => "protocol-error",
                     read => return Outcome::Terminated(read),
                 }
@@ -98,14 +98,15 @@ impl Outcome {
         matches!(self, Self::Plaintext(_) | Self::Terminated(_))
     }
 
-    pub fn json(self, plan: &InboundPlan) -> Value {
+    /// `declared`: some service has the port.
+    pub fn json(self, declared: bool) -> Value {
         let (tls, read) = match self {
             Self::Rejected(reason) => return json!({"outcome": "reject", "reason": reason}),
             Self::Plaintext(read) => ("none", read),
             Self::PassedThrough => ("passed-through-unterminated", ReadAs::Opaque),
             Self::Terminated(read) => ("terminated", read),
         };
-        let route = if plan.declared.is_some() { "service-port" } else { "passthrough" };
+        let route = if declared { "service-port" } else { "passthrough" };
         let handled_as = if read == ReadAs::Http { "http" } else { "tcp" };
         json!({"outcome": "accept", "tls": tls, "route": route, "handled_as": handled_as})
     }

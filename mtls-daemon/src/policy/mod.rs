@@ -16,6 +16,7 @@ pub mod path;
 pub mod peer_authentication;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod xfcc;
 pub mod yaml;
 
 pub use destination_rule::{DestinationRule, TlsMode, TlsSettings};

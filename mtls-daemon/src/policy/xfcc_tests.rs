@@ -13,7 +13,8 @@ fn client() -> Client {
 }
 
 const OWN: Option<&str> = Some("spiffe://td/ns/x/sa/y");
-const WHOLE: &str = "By=spiffe://td/ns/x/sa/y;Hash=00ff;Subject=\"\";URI=spiffe://td/ns/a/sa/b;DNS=b.a.svc;DNS=b";
+const WHOLE: &str =
+    "By=spiffe://td/ns/x/sa/y;Hash=00ff;Subject=\"\";URI=spiffe://td/ns/a/sa/b;DNS=b.a.svc;DNS=b";
 
 #[test]
 fn rule_5_1_the_element_names_both_ends() {

@@ -41,6 +41,8 @@ pub enum Failure {
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"
     )]
     ForeignTlsOnHttpPort,
+    #[error("an HTTP request was refused: {0}")]
+    HttpRefused(&'static str),
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),
     #[error("the client's handshake or first bytes did not come in time")]
@@ -84,6 +86,7 @@ impl Failure {
             Self::PlaintextRefused { .. } => "plaintext_refused",
             Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
+            Self::HttpRefused(_) => "http_refused",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
@@ -121,6 +124,7 @@ impl Failure {
             | Self::Drained
             | Self::Internal(_) => Fault::Us,
             Self::ClientHandshake(_)
+            | Self::HttpRefused(_)
             | Self::DetectTimeout
             | Self::NoOriginalDestination
             | Self::LoopRefused

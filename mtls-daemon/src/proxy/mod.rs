@@ -4,11 +4,12 @@
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
 pub mod failure;
+pub mod http;
 mod http_error;
 mod inbound;
 mod live;
 mod outbound;
-mod relay;
+pub mod relay;
 mod worker;
 
 use std::sync::Arc;

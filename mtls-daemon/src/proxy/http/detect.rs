@@ -29,7 +29,8 @@ pub fn spoken(bytes: &[u8]) -> Spoken {
         return if bytes.len() > LONGEST_LINE { Spoken::Other } else { Spoken::Unfinished };
     };
     let bytes = &bytes[start..];
-    let method = bytes.iter().take_while(|b| b.is_ascii_alphanumeric() || b"-_".contains(b)).count();
+    let method =
+        bytes.iter().take_while(|b| b.is_ascii_alphanumeric() || b"-_".contains(b)).count();
     match bytes.get(method) {
         _ if method > LONGEST_METHOD => return Spoken::Other,
         None => return Spoken::Unfinished,

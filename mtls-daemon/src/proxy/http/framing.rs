@@ -17,13 +17,26 @@ pub enum Body {
 /// Within a chunked body.
 #[derive(Debug)]
 pub enum Chunk {
-    Size { digits: u8, size: u64 },
-    Extension { size: u64, length: usize },
-    SizeEnd { size: u64 },
-    Data { left: u64 },
+    Size {
+        digits: u8,
+        size: u64,
+    },
+    Extension {
+        size: u64,
+        length: usize,
+    },
+    SizeEnd {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataReturn,
     DataEnd,
-    Trailers { line: Vec<u8>, length: usize },
+    Trailers {
+        line: Vec<u8>,
+        length: usize,
+    },
     /// After a malformed one nothing is a chunk any more.
     Broken,
 }

@@ -178,11 +178,7 @@ impl<S: Side> Guard<S> {
     }
 
     /// A body goes straight to its reader, and only what follows it stays here.
-    fn read_body(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn read_body(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = out.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, out))?;
         let fresh = &out.filled()[before..];

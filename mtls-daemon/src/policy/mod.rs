@@ -18,6 +18,7 @@ pub mod peer_authentication;
 pub mod protocol;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod xfcc;
 pub mod yaml;
 
 pub use authz::{AuthorizationPolicy, Authorizations, AuthzSettings, WorkloadAuthorization};

@@ -5,11 +5,12 @@
 
 mod authorize;
 pub mod failure;
+pub mod http;
 mod http_error;
 mod inbound;
 mod live;
 mod outbound;
-mod relay;
+pub mod relay;
 mod worker;
 
 use std::sync::Arc;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use super::service_entry::ServiceEntry;
 use super::services::target_port;
-use super::{ClientTls, Endpoint, MeshSettings, Service, ServicePort, Workload, naming};
+use super::{
+    AskFor, ClientTls, Endpoint, MeshSettings, Origination, Service, ServicePort, Workload, naming,
+};
 use crate::identity::SpiffeId;
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
@@ -110,6 +112,16 @@ pub(super) fn declares_http(port: &ServicePort) -> bool {
     matches!(first, "http" | "http2" | "grpc")
 }
 
+/// The rule's `sni`, else the service's host, decides which server is asked for (policy.md 2.3).
+fn originate(service: &Service, settings: &Arc<TlsSettings>) -> Arc<Origination> {
+    let ask_for = match (&settings.sni, service.hosts.as_slice()) {
+        (Some(sni), _) => AskFor::Name(sni.clone()),
+        (None, [only]) if !only.starts_with('*') => AskFor::Name(only.clone()),
+        (None, hosts) => AskFor::HostOfRequest(hosts.into()),
+    };
+    Arc::new(Origination { settings: settings.clone(), ask_for })
+}
+
 impl Policy<'_> {
     pub fn service(&self, service: &Arc<Service>, entry: &ServiceEntry) -> CompiledService {
         let servers: Vec<Server> =
@@ -209,6 +221,10 @@ impl Policy<'_> {
                 expected: self.expected(settings, service, server),
                 sni: settings.sni.clone().unwrap_or_else(|| sni.clone()),
                 because: format!("{}: ISTIO_MUTUAL", rule.because).into(),
+            },
+            TlsMode::Simple | TlsMode::Mutual => ClientTls::Originate {
+                origination: originate(service, settings),
+                because: format!("{}: {}", rule.because, settings.mode.as_str()).into(),
             },
         }
     }

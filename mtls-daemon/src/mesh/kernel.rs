@@ -67,6 +67,6 @@ impl Snapshot {
 fn in_the_clear(tls: &ClientTls) -> bool {
     match tls {
         ClientTls::Plaintext { .. } => true,
-        ClientTls::IstioMutual { .. } => false,
+        ClientTls::IstioMutual { .. } | ClientTls::Originate { .. } => false,
     }
 }

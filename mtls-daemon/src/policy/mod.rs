@@ -1,6 +1,7 @@
 //! Istio's policy kinds: their model, how they are read from YAML, and how they resolve to one
 //! effective answer. Pure: no IO, the same code for the daemon, the command line and the tests.
 
+pub mod client_tls;
 pub mod destination_rule;
 pub mod effective;
 pub mod error;
@@ -15,9 +16,11 @@ pub mod parse;
 pub mod peer_authentication;
 #[cfg(test)]
 pub(crate) mod tests;
+mod traffic;
 pub mod yaml;
 
-pub use destination_rule::{DestinationRule, TlsMode, TlsSettings};
+pub use client_tls::{TlsMode, TlsSettings};
+pub use destination_rule::DestinationRule;
 pub use effective::{PeerAuthentications, WorkloadModes};
 pub use error::{Code, ConfigError, Report};
 pub use lookup::{DestinationRules, ResolvedRule};

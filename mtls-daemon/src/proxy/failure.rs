@@ -44,6 +44,8 @@ pub enum Failure {
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"
     )]
     ForeignTlsOnHttpPort,
+    #[error("an HTTP request was refused: {0}")]
+    HttpRefused(&'static str),
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),
     #[error("the client's handshake or first bytes did not come in time")]
@@ -88,6 +90,7 @@ impl Failure {
             Self::AuthorizationDenied { .. } => "authorization_denied",
             Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
+            Self::HttpRefused(_) => "http_refused",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
@@ -126,6 +129,7 @@ impl Failure {
             | Self::Drained
             | Self::Internal(_) => Fault::Us,
             Self::ClientHandshake(_)
+            | Self::HttpRefused(_)
             | Self::DetectTimeout
             | Self::NoOriginalDestination
             | Self::LoopRefused

@@ -10,9 +10,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::authorize::Parties;
+use super::carry::Settled;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
-use super::relay::{Tally, relay};
+use super::relay::Tally;
 use super::worker::Worker;
 use super::{Current, Pod};
 use crate::identity::SpiffeId;
@@ -75,13 +76,13 @@ fn own_if_loopback(source: IpAddr, workload: &Workload) -> IpAddr {
     workload.addresses.iter().find(same_family).copied().unwrap_or(source)
 }
 
-struct Inbound<'a> {
-    worker: &'a Worker,
-    pod: &'a Pod,
-    current: &'a Current,
-    source: SocketAddr,
-    destination: SocketAddr,
-    place: &'a Place<'a>,
+pub struct Inbound<'a> {
+    pub worker: &'a Worker,
+    pub pod: &'a Pod,
+    pub current: &'a Current,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub place: &'a Place<'a>,
 }
 
 impl Inbound<'_> {
@@ -126,7 +127,7 @@ impl Inbound<'_> {
                 Err(_) => {}
             }
         }
-        self.plaintext(client, None, flow, tally).await
+        self.plaintext(client, plan, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (policy.md 1.10); nobody else.
@@ -206,13 +207,15 @@ impl Inbound<'_> {
         };
         match (handling(plan.mode.mode, plan.protocol, first), kind) {
             (Handling::Terminate, Kind::Tls(hello)) => {
-                self.mutual(client, hello, application, flow, tally).await
+                self.mutual(client, hello, plan, application, flow, tally).await
             }
             (Handling::PassTls, _) => {
                 flow.security = Security::TlsPassthrough;
-                self.plaintext(client, application, flow, tally).await
+                self.plaintext(client, plan, application, flow, tally).await
             }
-            (Handling::Plaintext, _) => self.plaintext(client, application, flow, tally).await,
+            (Handling::Plaintext, _) => {
+                self.plaintext(client, plan, application, flow, tally).await
+            }
             (Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp), _) => {
                 Err(Failure::ForeignTlsOnHttpPort)
             }
@@ -227,6 +230,7 @@ impl Inbound<'_> {
         &self,
         client: Replay<TcpStream>,
         hello: &Hello,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -248,24 +252,24 @@ impl Inbound<'_> {
                 Ok(result) => result.map_err(Failure::ClientHandshake)?,
                 Err(_) => return Err(Failure::DetectTimeout),
             };
-        let (mut client, peer, summary) = shaken;
+        let (client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
-        let parties = self.parties(Some(peer.id().clone()), hello.sni.as_deref());
-        flow.verdict = Some(self.place.admit(&self.worker.shared, parties)?);
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(Some(peer.id().clone()), hello.sni.as_deref()),
+            peer: Some(&peer),
+            announced_http: hello.alpn.http.is_some(),
+            opaque: false,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(Replay::new(client), settled, plan, application, flow, tally).await
     }
 
     async fn plaintext(
         &self,
-        mut client: Replay<TcpStream>,
+        client: Replay<TcpStream>,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -277,13 +281,13 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
-        flow.verdict = Some(self.place.admit(&self.worker.shared, self.parties(None, None))?);
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(None, None),
+            peer: None,
+            announced_http: false,
+            opaque: flow.security == Security::TlsPassthrough,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(client, settled, plan, application, flow, tally).await
     }
 
     fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
@@ -296,7 +300,7 @@ impl Inbound<'_> {
         }
     }
 
-    async fn reach_application(&self) -> Result<TcpStream, Failure> {
+    pub async fn reach_application(&self) -> Result<TcpStream, Failure> {
         let address = self.destination;
         let (namespace, maps) = (&self.pod.namespace, &self.worker.maps);
         let dial = async {

@@ -51,7 +51,9 @@ impl Flag {
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,
             Failure::NoEndpoint(_) => Self::NoHealthyUpstream,
-            Failure::ClientHandshake(_) | Failure::DetectTimeout => Self::DownstreamProtocolError,
+            Failure::ClientHandshake(_) | Failure::DetectTimeout | Failure::HttpRefused(_) => {
+                Self::DownstreamProtocolError
+            }
             Failure::UpstreamHandshake { .. }
             | Failure::UpstreamConnect { .. }
             | Failure::NoIdentity(_)
@@ -79,7 +81,8 @@ mod tests {
                 | ("no_such_service_port", _)
                 | ("no_original_destination" | "loop_refused", _) => "NR",
                 ("no_endpoint", _) => "UH",
-                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _) => "DPE",
+                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)
+                | ("http_refused", _) => "DPE",
                 ("upstream_identity_refused" | "upstream_tls_failed", _)
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",

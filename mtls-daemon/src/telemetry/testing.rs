@@ -86,6 +86,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
         (Failure::ClientHandshake(own()), "tls_handshake_failed", "us"),
         (Failure::DetectTimeout, "detect_timeout", "client"),
+        (Failure::HttpRefused("two lengths"), "http_refused", "client"),
         (
             Failure::UpstreamHandshake { address, error: refused() },
             "upstream_identity_refused",

@@ -1,5 +1,7 @@
 //! `mtls-daemon policy client-tls`, by what the row asks: the rule for a host (`proxy_namespace`),
-//! mTLS or plaintext to an endpoint (`endpoint`), the mode of a service as a whole (`service`).
+//! the settings for a service before an endpoint is known (`service_mtls_mode`), mTLS or plaintext to an endpoint (`endpoint`), the mode of a service as a whole (`service`).
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -8,9 +10,13 @@ use super::rows;
 use crate::cli::Failed;
 use crate::cli::cases::{self, Answer, CaseFile, CasesArgs, Table};
 use crate::mesh::{ClientTls, OutboundPlan};
+use crate::policy::field::Field;
 use crate::policy::metadata::Document;
 use crate::policy::parse::{self, Limits};
-use crate::policy::{DestinationRule, DestinationRules, PeerAuthentications, Report, auto};
+use crate::policy::upstream::{IdentityFiles, Upstream};
+use crate::policy::{
+    DestinationRule, DestinationRules, PeerAuthentications, Report, TlsSettings, auto,
+};
 
 pub(super) fn run(args: &CasesArgs) -> Result<(), Failed> {
     // null is an answer as well: no rule, no settings.
@@ -19,12 +25,17 @@ pub(super) fn run(args: &CasesArgs) -> Result<(), Failed> {
     cases::run(args, &Table { expected, ..Table::default() }, |_, file, row| {
         if row.get("proxy_namespace").is_some() {
             look_up(file, row)
+        } else if row.get("service_mtls_mode").is_some() {
+            settings(file, row)
         } else if row.get("endpoint").is_some() {
             endpoint(file, row)
         } else if row.get("service").is_some() {
             service(file, row)
         } else {
-            bail!("the row asks nothing: proxy_namespace, endpoint or service is missing")
+            bail!(
+                "the row asks nothing: proxy_namespace, service_mtls_mode, endpoint or \
+                 service is missing"
+            )
         }
     })
 }
@@ -119,11 +130,82 @@ fn endpoint(file: &CaseFile, row: &Value) -> Result<Answer> {
         OutboundPlan::Connect { tls: ClientTls::IstioMutual { because, .. }, .. } => {
             ("mtls", because)
         }
+        OutboundPlan::Connect { tls: ClientTls::Originate { because, .. }, .. } => ("tls", because),
         other => bail!("the service has no endpoint: {other:?}"),
     };
     let mut answer = Answer::from(json!(result));
     answer.more.insert("because".into(), json!(because));
     Ok(answer)
+}
+
+/// DestinationRule and auto mTLS, put together as far as that goes without an endpoint.
+fn settings(file: &CaseFile, row: &Value) -> Result<Answer> {
+    let rule = match &row["destination_rule_tls"] {
+        Value::Null => None,
+        tls => {
+            let mut report = Report::new("row");
+            let nodes =
+                parse::documents(tls.to_string().as_bytes(), &Limits::default(), &mut report);
+            let node = nodes.unwrap_or_default().pop().context("destination_rule_tls")?;
+            let rule = TlsSettings::read(&Field::root(&node), &mut report);
+            if let Some(error) = report.errors.first() {
+                bail!("destination_rule_tls: {error}");
+            }
+            rule
+        }
+    };
+    let files = &row["proxy_cert_files"];
+    let path = |name: &str| rows::text(files, name).map(Arc::from);
+    let identity_files = if files.is_null() {
+        None
+    } else {
+        Some(IdentityFiles {
+            certificate: path("TLSClientCertChain")?,
+            key: path("TLSClientKey")?,
+            ca: path("TLSClientRootCert")?,
+        })
+    };
+    let mode = rows::text(row, "service_mtls_mode")?;
+    let upstream = Upstream {
+        names: row["service_sans"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|name| name.as_str().map(Arc::from))
+            .collect(),
+        sni: row["default_sni"].as_str().map(Arc::from),
+        auto_mtls: file.field(row, "auto_mtls").is_none_or(|on| *on == true),
+        external: row["mesh_external"] == true,
+        mode: if mode == "UNKNOWN" { None } else { Some(rows::mode(mode)?) },
+        identity_files,
+    };
+    let settings = upstream.settings(rule.as_ref());
+    Ok(Answer::from(settings.as_ref().map_or(Value::Null, json_of)))
+}
+
+/// As a DestinationRule would say it: what is not set is left out.
+fn json_of(settings: &TlsSettings) -> Value {
+    let mut fields = serde_json::Map::new();
+    fields.insert("mode".into(), json!(settings.mode.as_str()));
+    for (name, value) in [
+        ("clientCertificate", &settings.client_certificate),
+        ("privateKey", &settings.private_key),
+        ("caCertificates", &settings.ca_certificates),
+        ("caCrl", &settings.ca_crl),
+        ("credentialName", &settings.credential_name),
+        ("sni", &settings.sni),
+    ] {
+        if let Some(value) = value {
+            fields.insert(name.into(), json!(value));
+        }
+    }
+    if !settings.subject_alt_names.is_empty() {
+        fields.insert("subjectAltNames".into(), json!(settings.subject_alt_names));
+    }
+    if settings.insecure_skip_verify {
+        fields.insert("insecureSkipVerify".into(), json!(true));
+    }
+    Value::Object(fields)
 }
 
 /// The mode that clients infer for a service as a whole.

@@ -63,7 +63,7 @@ fn answer(file: &CaseFile, row: &Value) -> Result<Answer> {
     let (mode, because, protocol, declared) = match row["mode"].as_str() {
         Some(mode) => {
             let declared = declared(row["port_protocol"].as_str())?;
-            (mode_of(mode)?, "the row".into(), declared.unwrap_or_default(), declared.is_some())
+            (rows::mode(mode)?, "the row".into(), declared.unwrap_or_default(), declared.is_some())
         }
         None => {
             let (snapshot, workload) = world()?;
@@ -78,15 +78,6 @@ fn answer(file: &CaseFile, row: &Value) -> Result<Answer> {
     answer.more.insert("mode".into(), json!(mode.to_string()));
     answer.more.insert("because".into(), json!(because));
     Ok(answer)
-}
-
-fn mode_of(text: &str) -> Result<Mode> {
-    Ok(match text {
-        "DISABLE" => Mode::Disable,
-        "PERMISSIVE" => Mode::Permissive,
-        "STRICT" => Mode::Strict,
-        other => bail!("{other:?} is not one of DISABLE, PERMISSIVE, STRICT"),
-    })
 }
 
 fn declared(protocol: Option<&str>) -> Result<Option<PortProtocol>> {

@@ -212,6 +212,10 @@ impl World {
                 let tls = Tls { alpn: Some("istio".to_owned()), certificate: true };
                 Ok((Some(tls), because.to_string()))
             }
+            // The server of a row never has certificates of its own.
+            OutboundPlan::Connect { tls: ClientTls::Originate { because, .. }, .. } => {
+                Ok((Some(Tls { alpn: None, certificate: false }), because.to_string()))
+            }
             other => anyhow::bail!("the service has no endpoint: {other:?}"),
         }
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::cli::cases::CaseFile;
 use crate::identity::TrustDomain;
 use crate::mesh::{MeshSettings, Objects, Snapshot};
+use crate::policy::Mode;
 use crate::policy::parse::Limits;
 
 /// Kinds that rows carry because somebody else acts on them: nothing here does.
@@ -109,4 +110,13 @@ pub(super) fn port(value: &Value) -> Result<u16> {
 
 pub(super) fn text<'v>(value: &'v Value, field: &str) -> Result<&'v str> {
     value[field].as_str().with_context(|| format!("{field} is not there"))
+}
+
+pub(super) fn mode(text: &str) -> Result<Mode> {
+    Ok(match text {
+        "DISABLE" => Mode::Disable,
+        "PERMISSIVE" => Mode::Permissive,
+        "STRICT" => Mode::Strict,
+        other => bail!("{other:?} is not one of DISABLE, PERMISSIVE, STRICT"),
+    })
 }

@@ -13,7 +13,9 @@ pub mod metadata;
 pub mod mode;
 mod near;
 pub mod parse;
+pub mod path;
 pub mod peer_authentication;
+pub mod protocol;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod yaml;
@@ -25,4 +27,6 @@ pub use error::{Code, ConfigError, Report};
 pub use lookup::{DestinationRules, ResolvedRule};
 pub use metadata::ObjectMeta;
 pub use mode::{EffectiveMode, Mode};
+pub use path::{BadPath, Normalisation, normalise};
 pub use peer_authentication::PeerAuthentication;
+pub use protocol::PortProtocol;

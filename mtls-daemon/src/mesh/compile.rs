@@ -208,6 +208,9 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
+        if let Some(rule) = rule.filter(|rule| rule.refused) {
+            return ClientTls::Refused { because: format!("{} is refused", rule.because).into() };
+        }
         let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
             return self.auto(Some(service), server, Some(number), sni);

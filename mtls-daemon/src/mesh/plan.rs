@@ -47,6 +47,8 @@ pub enum ClientTls {
     /// TLS for an application that speaks plaintext, to a server that need not be a workload:
     /// SIMPLE and MUTUAL (policy.md 2.3).
     Originate { origination: Arc<Origination>, because: Arc<str> },
+    /// Nothing is sent: the rule for this host was refused, so nobody knows how.
+    Refused { because: Arc<str> },
 }
 
 /// How TLS is originated to one service's port.

@@ -167,6 +167,7 @@ async fn open(
             return Ok(Upstream::Plain(server, address));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
+        ClientTls::Refused { because } => return Err(Failure::RuleRefused(because.to_string())),
         ClientTls::Originate { because, .. } => {
             return Err(Failure::Internal(format!("{because}: TLS origination is not served")));
         }

@@ -47,6 +47,7 @@ impl Flag {
             Failure::PlaintextRefused { .. }
             | Failure::ForeignTlsOnHttpPort
             | Failure::NotExported(..)
+            | Failure::RuleRefused(_)
             | Failure::NoSuchServicePort(..)
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,

@@ -2,6 +2,7 @@
 //! asks the functions that the data path asks.
 
 mod client_tls;
+mod lint;
 mod mode;
 mod reach;
 mod rows;
@@ -23,6 +24,8 @@ pub(super) enum Verb {
     ClientTls(CasesArgs),
     /// Whether an object would be accepted
     Validate(CasesArgs),
+    /// Say what is wrong in a directory of objects; exit 65 if something is
+    Lint(lint::LintArgs),
 }
 
 pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
@@ -31,5 +34,6 @@ pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
         Verb::Reach(args) => reach::run(&args),
         Verb::ClientTls(args) => client_tls::run(&args),
         Verb::Validate(args) => validate::run(&args),
+        Verb::Lint(args) => lint::run(args),
     }
 }

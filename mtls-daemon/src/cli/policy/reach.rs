@@ -96,8 +96,8 @@ impl Server {
     /// As the row says; else what its only DestinationRule for one host says; else `b` of `ns1`.
     fn of(row: &Value, objects: &Objects, meshed: bool) -> Result<Self> {
         let given = &row["server"];
-        let mut hosts =
-            objects.destination_rules.iter().map(|rule| &rule.host).filter(|h| !h.contains('*'));
+        let rules = objects.destination_rules();
+        let mut hosts = rules.iter().map(|rule| &rule.host).filter(|h| !h.contains('*'));
         let host = match (given["host"].as_str(), hosts.next(), hosts.next()) {
             (Some(host), ..) => host.to_owned(),
             (None, Some(only), None) if given.is_null() => only.to_string(),
@@ -116,7 +116,7 @@ impl Server {
             labels => labels.clone(),
         };
         // A subset is its labels.
-        let subset = objects.destination_rules.iter().flat_map(|rule| &rule.subsets);
+        let subset = rules.iter().flat_map(|rule| &rule.subsets);
         for subset in subset.filter(|s| row["subset"].as_str() == Some(&*s.name)) {
             for (key, value) in &subset.labels {
                 labels[key] = value.as_str().into();
@@ -215,6 +215,9 @@ impl World {
             // The server of a row never has certificates of its own.
             OutboundPlan::Connect { tls: ClientTls::Originate { because, .. }, .. } => {
                 Ok((Some(Tls { alpn: None, certificate: false }), because.to_string()))
+            }
+            OutboundPlan::Connect { tls: ClientTls::Refused { because }, .. } => {
+                anyhow::bail!("{because}")
             }
             other => anyhow::bail!("the service has no endpoint: {other:?}"),
         }

@@ -162,6 +162,7 @@ impl Watched {
             settings(),
             1,
             loaded.fingerprint,
+            loaded.accepted,
             move |result| drop(tell.send(result)),
         ));
         tokio::time::sleep(Duration::from_millis(400)).await;

@@ -14,6 +14,8 @@
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
+//! | [`late`] | a peer of the mesh whose ClientHello comes late |
+//! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
 #![forbid(unsafe_code)]
 
@@ -25,13 +27,16 @@ pub mod client;
 pub mod curl;
 pub mod daemon;
 pub mod demo;
+pub mod late;
 pub mod leftovers;
 pub mod lines;
+pub mod mariadb;
 pub mod mesh;
 pub mod netns;
 pub mod openssl;
 pub mod packet;
 pub mod process;
+pub mod smtp;
 pub mod wait;
 pub mod wire;
 pub mod world;

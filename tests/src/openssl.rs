@@ -94,6 +94,26 @@ pub fn serve(pod: &Pod, port: u16, pair: &Pair) -> Result<Process> {
     Ok(server)
 }
 
+/// `curl https://<name>` from `pod`, connected to `to`, which trusts the application's certificate
+/// alone: curl's exit code, and all that it printed.
+///
+/// # Errors
+/// When curl is not installed. Its failures are results.
+pub fn https(pod: &Pod, to: SocketAddr, name: &str, trust: &Pair) -> Result<(i32, String)> {
+    let mut command = pod.place.command("curl")?;
+    let port = to.port();
+    let address = match to {
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    };
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
+    command.args(["--resolve", &format!("{name}:{port}:{address}")]);
+    command.arg("--cacert").arg(&trust.certificate).arg(format!("https://{name}:{port}/"));
+    let output = output(command)?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok((output.status.code().context("curl was killed")?, text))
+}
+
 /// What `openssl s_client` saw.
 #[derive(Debug)]
 pub struct Seen {

@@ -46,6 +46,13 @@ pub const TEST: &[Package] = &[
     package("util-linux", "setpriv", "to enter namespaces; ends programs with their starter"),
     package("curl", "curl", "the client of the demo and the tests"),
     package("openssl", "openssl", "a TLS peer that shares no code with the daemon"),
+    package("mariadb-server-core", "mariadbd", "a database whose server speaks first"),
+    package("mariadb-client-core", "mariadb", "and its client"),
+    package(
+        "python3-aiosmtpd",
+        "/usr/lib/python3/dist-packages/aiosmtpd",
+        "a mail server, which speaks first",
+    ),
     package("procps", "sysctl", "to read and set the network's settings"),
 ];
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::bed::Pod;
+use crate::bed::{Pod, Testbed};
+use crate::leftovers;
 use crate::openssl::Pair;
 use crate::process::{Process, output};
 
@@ -17,16 +18,20 @@ pub const PORT: u16 = 3306;
 /// What the server's greeting holds, in the clear unless somebody encrypts the connection.
 pub const GREETING: &str = "-MariaDB-";
 
-/// Makes a database below `directory` and starts a server for it in `pod`, which also speaks TLS of
-/// its own as `pair`.
+/// Makes a database in memory and starts a server for it in `pod`, which also speaks TLS of its own
+/// as `pair`.
 ///
 /// # Errors
 /// When it is not installed, or does not come up; the text holds its own words.
-pub fn serve(pod: &Pod, directory: &Path, pair: &Pair) -> Result<Process> {
-    let data = directory.join(format!("mariadb-{}", pod.name));
+pub fn serve(bed: &Testbed, pod: &Pod, pair: &Pair) -> Result<Process> {
+    let data = leftovers::in_memory(&bed.prefix, &format!("mariadb-{}", pod.name))?;
+    // A starting server removes temporary tables, also those of others in the same place.
+    let temporary =
+        flag("tmpdir", &leftovers::in_memory(&bed.prefix, &format!("mariadb-{}-tmp", pod.name))?);
     let mut install = Command::new("mariadb-install-db");
     install.args(["--no-defaults", "--user=root", "--auth-root-authentication-method=normal"]);
     install.args(["--skip-test-db", "--cross-bootstrap"]).arg(flag("datadir", &data));
+    install.arg(&temporary);
     let installed = output(install).context("is mariadb-server-core installed?")?;
     ensure!(
         installed.status.success(),
@@ -49,6 +54,7 @@ pub fn serve(pod: &Pod, directory: &Path, pair: &Pair) -> Result<Process> {
         .arg(flag("init-file", &first));
     command.arg(flag("socket", &data.join("socket"))).arg(flag("pid-file", &data.join("pid")));
     command.arg(flag("ssl-cert", &pair.certificate)).arg(flag("ssl-key", &pair.key));
+    command.arg(&temporary);
     let server = Process::start(format!("mariadbd in {}", pod.name), command)?;
     server
         .stderr

@@ -101,7 +101,7 @@ impl Servers {
         let (mut mail, mut others) = (Vec::new(), Vec::new());
         for pod in pods {
             let pod = world.pod(pod);
-            others.push(mariadb::serve(pod, &directory, &pair)?);
+            others.push(mariadb::serve(&world.bed, pod, &pair)?);
             mail.push(smtp::serve(pod)?);
             others.push(openssl::serve(pod, TLS_PORT, &pair)?);
             others.push(serve(pod, "echo", OPAQUE_PORT)?);
@@ -238,7 +238,7 @@ fn a_databases_own_tls_passes_untouched_after_its_greeting() -> Result<()> {
     let world = World::new()?;
     let pair = openssl::self_signed(&world.bed.directory, NAME)?;
     let server = world.pod("httpbin-full");
-    let _database = mariadb::serve(server, &world.bed.directory, &pair)?;
+    let _database = mariadb::serve(&world.bed, server, &pair)?;
     let trust = format!("--ssl-ca={}", pair.certificate.display());
     for (client, security) in [("sleep-full", "mutual_tls"), ("sleep-legacy", "plaintext")] {
         let mark = world.b().mark();
@@ -268,7 +268,7 @@ fn a_local_greeting_never_beats_a_remote_peer_whose_hello_is_late() -> Result<()
     let svid = openssl::svid(directory, "slow", &ca, SLEEP)?;
     let (client, server) = (world.pod("slow"), world.pod("httpbin-full"));
     let pair = openssl::self_signed(directory, NAME)?;
-    let _database = mariadb::serve(server, directory, &pair)?;
+    let _database = mariadb::serve(&world.bed, server, &pair)?;
     let mail = smtp::serve(server)?;
     // The default for peers that nobody knows is a tenth of a second.
     for milliseconds in [0, 50, 150, 400, 900] {

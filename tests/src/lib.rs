@@ -16,7 +16,7 @@
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
-//! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
+//! | [`walkthrough`] | the walkthroughs, shared by `mtls-demo` and the test of the same name |
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -38,6 +38,7 @@ pub mod packet;
 pub mod process;
 pub mod smtp;
 pub mod wait;
+pub mod walkthrough;
 pub mod wire;
 pub mod world;
 pub mod yaml;

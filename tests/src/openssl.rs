@@ -127,10 +127,22 @@ impl Seen {
     /// # Errors
     /// When there is none.
     pub fn certificate(&self) -> Result<String> {
+        self.x509(&["-subject", "-issuer", "-ext", "subjectAltName"])
+    }
+
+    /// The server's certificate, as `openssl x509 -text` prints it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn text_of_certificate(&self) -> Result<String> {
+        self.x509(&["-text"])
+    }
+
+    fn x509(&self, arguments: &[&str]) -> Result<String> {
         let begin = self.text.find("-----BEGIN CERTIFICATE-----");
         let begin = begin.with_context(|| format!("no certificate in: {}", self.text))?;
         let mut command = Command::new("openssl");
-        command.args(["x509", "-noout", "-subject", "-issuer", "-ext", "subjectAltName"]);
+        command.args(["x509", "-noout"]).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let mut stdin = child.stdin.take().context("stdin is piped")?;

@@ -16,7 +16,7 @@
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
-//! | [`walkthrough`] | the walkthroughs, shared by `mtls-demo` and the test of the same name |
+//! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -47,5 +47,6 @@ pub use bed::{Node, Pod, PodSpec, Testbed};
 pub use daemon::{Daemon, DaemonSpec};
 pub use mesh::Mesh;
 pub use wait::{eventually, until};
+pub use walkthrough::Town;
 pub use wire::Capture;
 pub use world::World;

@@ -46,6 +46,11 @@ pub const TEST: &[Package] = &[
     package("util-linux", "setpriv", "to enter namespaces; ends programs with their starter"),
     package("curl", "curl", "the client of the demo and the tests"),
     package("openssl", "openssl", "a TLS peer that shares no code with the daemon"),
+    package("procps", "sysctl", "to read and set the network's settings"),
+];
+
+/// For the tests alone: applications whose traffic the daemon carries.
+pub const APPLICATIONS: &[Package] = &[
     package("mariadb-server-core", "mariadbd", "a database whose server speaks first"),
     package("mariadb-client-core", "mariadb", "and its client"),
     package(
@@ -53,7 +58,6 @@ pub const TEST: &[Package] = &[
         "/usr/lib/python3/dist-packages/aiosmtpd",
         "a mail server, which speaks first",
     ),
-    package("procps", "sysctl", "to read and set the network's settings"),
 ];
 
 /// For `vm`: the emulator, and a shell inside the guest.

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::bpf::Feature;
 use crate::identity::TrustDomain;
 use crate::mesh::snapshot::MeshSettings;
 use crate::telemetry::{access, logs};
@@ -69,6 +70,8 @@ pub struct Config {
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
     pub mesh: MeshSettings,
+    /// What is not to be used of this kernel.
+    pub without_kernel_feature: Vec<Feature>,
     pub workers: NonZeroUsize,
     pub detect_timeout: Duration,
     pub mtls_wait: Duration,
@@ -94,6 +97,7 @@ impl TryFrom<RunArgs> for Config {
             run_dir,
             admin_socket,
             mesh: args.mesh.try_into()?,
+            without_kernel_feature: args.without_kernel_feature,
             workers: args.workers.unwrap_or_else(cpus),
             detect_timeout: args.detect_timeout,
             mtls_wait: args.mtls_wait,

@@ -1,6 +1,7 @@
 //! A connection to an enrolled workload: settle the mode, authenticate, reach the application with
 //! the client's own address, relay.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod};
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
-use crate::node::dial;
+use crate::node::{Leg, dial};
 use crate::policy::Mode;
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
@@ -48,7 +49,8 @@ pub async fn serve(
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
+    let legs = RefCell::default();
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place, legs };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
         reason = place.stop.told() => Err(reason),
@@ -78,6 +80,8 @@ struct Inbound<'a> {
     source: SocketAddr,
     destination: SocketAddr,
     place: &'a Place<'a>,
+    /// Of the connections to the application, which all end before this.
+    legs: RefCell<Vec<Leg<'a>>>,
 }
 
 impl Inbound<'_> {
@@ -265,7 +269,13 @@ impl Inbound<'_> {
                 dial::application_hairpin(namespace, maps, self.source.ip(), address).await
             } else {
                 let ports = &self.pod.client_ports;
-                dial::application(namespace, maps, ports, self.source, address).await
+                let slot = self.pod.slot;
+                let reached =
+                    dial::application(namespace, maps, ports, slot, self.source, address).await;
+                reached.map(|(stream, leg)| {
+                    self.legs.borrow_mut().extend(leg);
+                    stream
+                })
             }
         };
         let connected = timeout(self.worker.shared.timeouts.connect, dial).await;

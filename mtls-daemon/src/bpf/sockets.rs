@@ -7,6 +7,7 @@ use std::path::Path;
 use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
 use mtls_common::flow::{Address, Destination, LegKey};
 
+use super::tables::is_absent;
 use super::{BpfError, Features, object};
 
 const LEGS: &str = "APPLICATION_LEGS";
@@ -65,7 +66,7 @@ impl SocketMaps {
     pub fn forget_leg(&mut self, leg: &LegKey) {
         if let Some(legs) = &mut self.legs
             && let Err(error) = legs.remove(leg)
-            && !matches!(error, MapError::KeyNotFound)
+            && !is_absent(&error)
         {
             tracing::warn!(%error, "cannot take back the announcement of a connection");
         }

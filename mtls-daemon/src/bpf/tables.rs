@@ -48,8 +48,10 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 
     fn remove(&mut self, key: &K) -> Result<(), BpfError> {
         match self.map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(BpfError::Map { map: self.name, error }),
+            Err(error) if !is_absent(&error) => {
+                return Err(BpfError::Map { map: self.name, error });
+            }
+            _ => {}
         }
         self.rows.remove(key);
         Ok(())
@@ -80,6 +82,15 @@ pub struct Tables {
 
 fn map_error(map: &'static str) -> impl Fn(MapError) -> BpfError {
     move |error| BpfError::Map { map, error }
+}
+
+/// Whether it says that there is no such key: a lookup and a removal say it in different words.
+pub(super) fn is_absent(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
 }
 
 impl Tables {
@@ -297,8 +308,11 @@ impl Tables {
             .collect();
         for key in &stale {
             match self.flows.remove(key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(BpfError::Map { map: "FLOWS", error }),
+                // Taken by its connection meanwhile.
+                Err(error) if !is_absent(&error) => {
+                    return Err(BpfError::Map { map: "FLOWS", error });
+                }
+                _ => {}
             }
         }
         Ok(stale.len())
@@ -309,8 +323,10 @@ impl Tables {
         let stale: Vec<LegKey> = self.legs.keys().filter_map(Result::ok).collect();
         for key in &stale {
             match self.legs.remove(key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(BpfError::Map { map: "APPLICATION_LEGS", error }),
+                Err(error) if !is_absent(&error) => {
+                    return Err(BpfError::Map { map: "APPLICATION_LEGS", error });
+                }
+                _ => {}
             }
         }
         Ok(())

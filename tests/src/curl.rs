@@ -1,12 +1,14 @@
 //! Real curl, as a process of a pod.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::bed::Pod;
 use crate::process::output;
+use crate::wait::patience;
 
 /// What curl made of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +44,8 @@ pub fn curl(pod: &Pod, host: &str, to: SocketAddr, path: &str, canary: &str) -> 
         SocketAddr::V4(v4) => v4.ip().to_string(),
         SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
     };
-    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time"]);
+    command.arg(patience(Duration::from_secs(15)).as_secs().to_string());
     command.args(["--resolve", &format!("{host}:{port}:{address}")]);
     command.args(["--header", &format!("X-Canary: {canary}")]);
     command.args(["--write-out", "\n%{http_code}", &format!("http://{host}:{port}{path}")]);

@@ -139,7 +139,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         connect: CONNECT,
         identity: IDENTITY,
     };
-    let shared = Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, watch);
+    let shared =
+        Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, config.http.clone(), watch);
     let shared = Arc::new(shared);
     let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
     let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;

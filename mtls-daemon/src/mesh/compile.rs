@@ -1,7 +1,7 @@
 //! Every answer of the data path made beforehand: services, policy and identities become targets
 //! whose TLS side is ready to be cloned.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,17 +9,19 @@ use super::service_entry::ServiceEntry;
 use super::services::target_port;
 use super::{ClientTls, Endpoint, MeshSettings, Service, ServicePort, Workload, naming};
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, WorkloadAuthorization};
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
-    DestinationRules, EffectiveMode, Mode, PeerAuthentications, ResolvedRule, TlsMode, TlsSettings,
-    WorkloadModes,
+    DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
+    TlsMode, TlsSettings, WorkloadModes,
 };
 
 /// What compilation reads.
 pub(super) struct Policy<'p> {
     pub settings: &'p MeshSettings,
     pub authentications: &'p PeerAuthentications,
+    pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
 }
 
@@ -101,13 +103,9 @@ impl ServicePlan {
     }
 }
 
-/// Whether HTTP is declared for a service port. An explicit protocol decides; without one the
-/// port's name does (`http-web`, `grpc`), as for a Kubernetes Service.
-pub(super) fn declares_http(port: &ServicePort) -> bool {
-    let name = if &*port.protocol == "UNSPECIFIED" { &port.name } else { &port.protocol };
-    let name = name.to_ascii_lowercase();
-    let first = name.split('-').next().unwrap_or_default();
-    matches!(first, "http" | "http2" | "grpc")
+/// What is declared about a service's port.
+pub(super) fn declared(port: &ServicePort) -> PortProtocol {
+    PortProtocol::declared(&port.protocol, &port.name, port.number)
 }
 
 impl Policy<'_> {
@@ -329,6 +327,13 @@ impl Policy<'_> {
         server: Server,
         sni: &Arc<str>,
     ) -> Direct {
+        let authorization = match &workload {
+            Some(workload) => {
+                self.authorizations.for_workload(&workload.namespace, &workload.labels)
+            }
+            // No workload of ours: never served here.
+            None => Arc::default(),
+        };
         let ports = server
             .modes
             .ports
@@ -340,7 +345,8 @@ impl Policy<'_> {
             ports,
             speaks_mtls: Some(server.speaks_mtls),
             modes: server.modes,
-            http_ports: BTreeSet::new(),
+            protocols: BTreeMap::new(),
+            authorization,
             workload,
         }
     }
@@ -354,8 +360,9 @@ pub(super) struct Direct {
     pub default: ClientTls,
     /// Ports whose mode is set by number.
     pub ports: BTreeMap<u16, ClientTls>,
-    /// Ports that some service declares HTTP.
-    pub http_ports: BTreeSet<u16>,
+    /// Ports that services declare something about.
+    pub protocols: BTreeMap<u16, PortProtocol>,
+    pub authorization: Arc<WorkloadAuthorization>,
     /// None: objects disagree.
     pub speaks_mtls: Option<bool>,
 }
@@ -367,5 +374,9 @@ impl Direct {
 
     pub fn mode(&self, port: u16) -> &EffectiveMode {
         self.modes.at(port)
+    }
+
+    pub fn protocol(&self, port: u16) -> PortProtocol {
+        self.protocols.get(&port).copied().unwrap_or_default()
     }
 }

@@ -15,6 +15,7 @@ mod near;
 pub mod parse;
 pub mod path;
 pub mod peer_authentication;
+pub mod protocol;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod xfcc;
@@ -29,3 +30,4 @@ pub use metadata::ObjectMeta;
 pub use mode::{EffectiveMode, Mode};
 pub use path::{BadPath, Normalisation, normalise};
 pub use peer_authentication::PeerAuthentication;
+pub use protocol::PortProtocol;

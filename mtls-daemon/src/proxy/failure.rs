@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::policy::authz::Verdict;
 use crate::tls::HandshakeError;
 
 /// Whose fault a failure is.
@@ -33,6 +34,8 @@ pub enum Failure {
         "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
     )]
     PlaintextRefused { because: String },
+    #[error("{verdict}; the client is {client}")]
+    AuthorizationDenied { verdict: Verdict, client: String },
     #[error(
         "policy no longer leaves this connection in the clear ({because}); the client may connect again"
     )]
@@ -84,6 +87,7 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::AuthorizationDenied { .. } => "authorization_denied",
             Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
             Self::HttpRefused(_) => "http_refused",
@@ -114,6 +118,7 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Self::PlaintextRefused { .. }
+            | Self::AuthorizationDenied { .. }
             | Self::PolicyChanged { .. }
             | Self::NotExported(..)
             | Self::ForeignTlsOnHttpPort => Fault::Policy,

@@ -9,17 +9,20 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::authorize::Parties;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod};
+use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
 use crate::node::dial;
-use crate::policy::Mode;
+use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
+use crate::tls::hello::Hello;
 
 pub async fn serve(
     worker: &Worker,
@@ -113,11 +116,11 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        if plan.declared_http {
+        if plan.protocol == PortProtocol::Http {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
-                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Ok(Kind::Tls(_))) => return Err(Failure::ForeignTlsOnHttpPort),
                 Ok(Err(error)) => return Err(Failure::ClientReset(error)),
                 Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
             }
@@ -137,7 +140,7 @@ impl Inbound<'_> {
         match timeout(limit, first_bytes(&mut client)).await {
             Err(_) => Err(Failure::DetectTimeout),
             Ok(Err(error)) => Err(Failure::ClientReset(error)),
-            Ok(Ok(Kind::Tls { .. })) => self.mutual(client, None, flow, tally).await,
+            Ok(Ok(Kind::Tls(hello))) => self.mutual(client, &hello, None, flow, tally).await,
             Ok(Ok(Kind::NotTls)) => {
                 Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
             }
@@ -187,11 +190,13 @@ impl Inbound<'_> {
             }
         };
         match kind {
-            Kind::Tls { mesh_alpn: true, .. } => {
-                self.mutual(client, application, flow, tally).await
+            Kind::Tls(hello) if hello.alpn.mesh => {
+                self.mutual(client, &hello, application, flow, tally).await
             }
-            Kind::Tls { .. } if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
-            Kind::Tls { .. } => {
+            Kind::Tls(_) if plan.protocol == PortProtocol::Http => {
+                Err(Failure::ForeignTlsOnHttpPort)
+            }
+            Kind::Tls(_) => {
                 flow.security = Security::TlsPassthrough;
                 self.plaintext(client, application, flow, tally).await
             }
@@ -202,6 +207,7 @@ impl Inbound<'_> {
     async fn mutual(
         &self,
         client: Replay<TcpStream>,
+        hello: &Hello,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -218,15 +224,18 @@ impl Inbound<'_> {
         };
         flow.destination_id = Some(self.current.workload.id.clone());
         let begun = Instant::now();
-        let shaken = match timeout(timeouts.handshake, accept(client, &own)).await {
-            Ok(result) => result.map_err(Failure::ClientHandshake)?,
-            Err(_) => return Err(Failure::DetectTimeout),
-        };
+        let shaken =
+            match timeout(timeouts.handshake, accept(client, &own, hello.alpn.answer)).await {
+                Ok(result) => result.map_err(Failure::ClientHandshake)?,
+                Err(_) => return Err(Failure::DetectTimeout),
+            };
         let (mut client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
+        let parties = self.parties(Some(peer.id().clone()), hello.sni.as_deref());
+        flow.verdict = Some(self.place.admit(&self.worker.shared, parties)?);
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
@@ -249,12 +258,23 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
+        flow.verdict = Some(self.place.admit(&self.worker.shared, self.parties(None, None))?);
         let mut application = match application {
             Some(stream) => stream,
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
         relay(&mut client, &mut application, self.destination, tally).await
+    }
+
+    fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
+        Parties {
+            workload: self.current.workload.clone(),
+            destination: self.destination,
+            client,
+            source: self.source.ip(),
+            sni: sni.map(Into::into),
+        }
     }
 
     async fn reach_application(&self) -> Result<TcpStream, Failure> {

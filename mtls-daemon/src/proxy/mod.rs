@@ -3,6 +3,7 @@
 //! Each worker is one thread with a runtime of its own. A connection is accepted, shaken hands and
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
+mod authorize;
 pub mod failure;
 pub mod http;
 mod http_error;
@@ -25,6 +26,7 @@ use crate::drain;
 use crate::identity::IdentitySlot;
 use crate::mesh::{MeshSettings, Snapshot, Workload};
 use crate::node::{ClientPorts, Namespace};
+use crate::policy::Normalisation;
 use crate::telemetry::Telemetry;
 
 /// How long a connection may take on its way to being relayed.
@@ -41,11 +43,23 @@ pub struct Timeouts {
     pub identity: Duration,
 }
 
+/// How HTTP is treated, for every workload of the node.
+#[derive(Debug, Clone, Default)]
+pub struct HttpSettings {
+    /// Principals without `spiffe://`, or `prefix*`, `*suffix`, `*`: clients whose
+    /// X-Forwarded-Client-Cert is kept.
+    pub trusted_forwarders: Vec<String>,
+    /// Proxies in front whose X-Forwarded-For is believed.
+    pub trusted_proxies: usize,
+    pub normalisation: Normalisation,
+}
+
 /// What every connection needs. One per daemon.
 pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     pub telemetry: Telemetry,
     pub timeouts: Timeouts,
+    pub http: HttpSettings,
     pub drain: drain::Watch,
     /// Changes with every snapshot.
     published: watch::Sender<()>,
@@ -56,12 +70,14 @@ impl Shared {
         settings: MeshSettings,
         telemetry: Telemetry,
         timeouts: Timeouts,
+        http: HttpSettings,
         drain: drain::Watch,
     ) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(settings)),
             telemetry,
             timeouts,
+            http,
             drain,
             published: watch::Sender::new(()),
         }
@@ -97,6 +113,8 @@ pub struct Pod {
 pub struct Current {
     pub workload: Arc<Workload>,
     pub identity: Arc<IdentitySlot>,
+    /// Whether HTTP applications are told who their client is.
+    pub forward_client_cert: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,8 +129,7 @@ enum Life {
 impl Pod {
     pub fn new(
         namespace: Arc<Namespace>,
-        workload: Arc<Workload>,
-        identity: Arc<IdentitySlot>,
+        current: Current,
         outbound_port: u16,
         inbound_port: u16,
     ) -> Self {
@@ -121,7 +138,7 @@ impl Pod {
             outbound_port,
             inbound_port,
             client_ports: ClientPorts::default(),
-            current: ArcSwap::from_pointee(Current { workload, identity }),
+            current: ArcSwap::from_pointee(current),
             life: watch::Sender::new(Life::Serving),
             open: AtomicUsize::new(0),
         }
@@ -132,8 +149,8 @@ impl Pod {
     }
 
     /// New connections are made as the changed workload.
-    pub fn replace(&self, workload: Arc<Workload>, identity: Arc<IdentitySlot>) {
-        self.current.store(Arc::new(Current { workload, identity }));
+    pub fn replace(&self, current: Current) {
+        self.current.store(Arc::new(current));
     }
 
     pub fn stop_accepting(&self) {

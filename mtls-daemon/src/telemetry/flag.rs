@@ -60,9 +60,10 @@ impl Flag {
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
             Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::PolicyChanged { .. } | Failure::Drained | Failure::Internal(_) => {
-                Self::LocalReset
-            }
+            Failure::AuthorizationDenied { .. }
+            | Failure::PolicyChanged { .. }
+            | Failure::Drained
+            | Failure::Internal(_) => Self::LocalReset,
         }
     }
 }
@@ -86,7 +87,7 @@ mod tests {
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",
                 ("upstream_reset", _) | ("truncated", _) => "UC",
-                ("policy_changed" | "drained" | "internal", _) => "LR",
+                ("authorization_denied" | "policy_changed" | "drained" | "internal", _) => "LR",
                 _ => panic!("no flag for {code}"),
             };
             assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use super::service_entry::ServiceEntry;
 use super::services::target_port;
-use super::{ClientTls, Endpoint, MeshSettings, Service, ServicePort, Workload, naming};
+use super::{
+    AskFor, ClientTls, Endpoint, MeshSettings, Origination, Service, ServicePort, Workload, naming,
+};
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, WorkloadAuthorization};
 use crate::policy::effective::selects;
@@ -106,6 +108,16 @@ impl ServicePlan {
 /// What is declared about a service's port.
 pub(super) fn declared(port: &ServicePort) -> PortProtocol {
     PortProtocol::declared(&port.protocol, &port.name, port.number)
+}
+
+/// The rule's `sni`, else the service's host, decides which server is asked for (policy.md 2.3).
+fn originate(service: &Service, settings: &Arc<TlsSettings>) -> Arc<Origination> {
+    let ask_for = match (&settings.sni, service.hosts.as_slice()) {
+        (Some(sni), _) => AskFor::Name(sni.clone()),
+        (None, [only]) if !only.starts_with('*') => AskFor::Name(only.clone()),
+        (None, hosts) => AskFor::HostOfRequest(hosts.into()),
+    };
+    Arc::new(Origination { settings: settings.clone(), ask_for })
 }
 
 impl Policy<'_> {
@@ -207,6 +219,10 @@ impl Policy<'_> {
                 expected: self.expected(settings, service, server),
                 sni: settings.sni.clone().unwrap_or_else(|| sni.clone()),
                 because: format!("{}: ISTIO_MUTUAL", rule.because).into(),
+            },
+            TlsMode::Simple | TlsMode::Mutual => ClientTls::Originate {
+                origination: originate(service, settings),
+                because: format!("{}: {}", rule.because, settings.mode.as_str()).into(),
             },
         }
     }

@@ -26,6 +26,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// after about two minutes).
 const FLOW_LIFETIME: Duration = Duration::from_secs(180);
 const HANDSHAKE: Duration = Duration::from_secs(10);
+const REQUEST_HEAD: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDENTITY: Duration = Duration::from_secs(5);
 /// How often a start that takes long says what it waits for.
@@ -137,6 +138,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         mtls: config.mtls_wait,
         handshake: HANDSHAKE,
         connect: CONNECT,
+        head: REQUEST_HEAD,
         identity: IDENTITY,
     };
     let shared =

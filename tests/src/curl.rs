@@ -36,14 +36,25 @@ impl Curl {
 /// # Errors
 /// When curl is not installed. Its failures are results.
 pub fn curl(pod: &Pod, host: &str, to: SocketAddr, path: &str, canary: &str) -> Result<Curl> {
+    get(pod, host, to.port(), to, path, canary)
+}
+
+/// The same for a URL with another port than that of `to`.
+///
+/// # Errors
+/// As [`curl`].
+pub fn get(
+    pod: &Pod,
+    host: &str,
+    port: u16,
+    to: SocketAddr,
+    path: &str,
+    canary: &str,
+) -> Result<Curl> {
     let mut command = pod.place.command("curl")?;
-    let port = to.port();
-    let address = match to {
-        SocketAddr::V4(v4) => v4.ip().to_string(),
-        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
-    };
     command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
-    command.args(["--resolve", &format!("{host}:{port}:{address}")]);
+    // `to` has brackets where it is IPv6.
+    command.args(["--connect-to", &format!("{host}:{port}:{to}")]);
     command.args(["--header", &format!("X-Canary: {canary}")]);
     command.args(["--write-out", "\n%{http_code}", &format!("http://{host}:{port}{path}")]);
     let output = output(command)?;

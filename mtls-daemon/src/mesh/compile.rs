@@ -16,7 +16,7 @@ use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
     DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
-    TlsMode, TlsSettings, WorkloadModes,
+    TlsMode, TlsSettings, WorkloadModes, auto,
 };
 
 /// What compilation reads.
@@ -25,6 +25,9 @@ pub(super) struct Policy<'p> {
     pub authentications: &'p PeerAuthentications,
     pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
+    /// The subset that a route sends connections to. Nothing that is read here routes: only
+    /// questions from the command line name one.
+    pub subset: Option<&'p str>,
 }
 
 /// A service with its plans.
@@ -205,7 +208,7 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
-        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, None)?)));
+        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
             return self.auto(Some(service), server, Some(number), sni);
         };
@@ -272,13 +275,17 @@ impl Policy<'_> {
             return plaintext("switched off (enable-auto-mtls)".to_owned());
         }
         if let Some(service) = service {
-            if service.external {
+            let inferred = auto::service_mode(
+                self.authentications,
+                &service.namespace,
+                service.external,
+                None,
+            );
+            let Some(inferred) = inferred else {
                 let host = service.hosts.first().map_or(&*service.name, |host| host);
                 return plaintext(format!("{host} is MESH_EXTERNAL"));
-            }
-            // Workload objects take no part in the service's mode (policy.md 2.4.1, 2.4.2).
-            let inferred = self.authentications.namespace_mode(&service.namespace);
-            if inferred.mode == Mode::Disable {
+            };
+            if !auto::applies(true, Some(inferred.mode)) {
                 return plaintext(format!("DISABLE by {}", inferred.because));
             }
         }

@@ -50,7 +50,7 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
-    pub(super) fn read(field: &Field<'_>, report: &mut Report) -> Option<Self> {
+    pub fn read(field: &Field<'_>, report: &mut Report) -> Option<Self> {
         let mut fields = field.fields(report)?;
         let mode = read_mode(field, &mut fields, report)?;
         let sni = fields.take(report, "sni").and_then(|f| read_sni(&f, report));

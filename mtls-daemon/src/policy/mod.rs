@@ -2,6 +2,7 @@
 //! effective answer. Pure: no IO, the same code for the daemon, the command line and the tests.
 
 pub mod authz;
+pub mod auto;
 pub mod client_tls;
 pub mod destination_rule;
 pub mod effective;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod export;
 pub mod field;
 pub mod host;
+pub mod inbound;
 pub mod lookup;
 pub mod metadata;
 pub mod mode;
@@ -20,6 +22,7 @@ pub mod protocol;
 #[cfg(test)]
 pub(crate) mod tests;
 mod traffic;
+pub mod upstream;
 pub mod xfcc;
 pub mod yaml;
 

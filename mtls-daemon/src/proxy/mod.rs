@@ -4,6 +4,7 @@
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
 mod authorize;
+mod carry;
 pub mod failure;
 pub mod http;
 mod http_error;
@@ -39,6 +40,8 @@ pub struct Timeouts {
     /// For the rest of a handshake.
     pub handshake: Duration,
     pub connect: Duration,
+    /// For an HTTP request's head, from its first byte.
+    pub head: Duration,
     /// For an SVID that is still being issued.
     pub identity: Duration,
 }

@@ -7,6 +7,7 @@ mod reach;
 mod rows;
 mod simulate;
 mod validate;
+mod xfcc;
 
 use clap::Subcommand;
 
@@ -23,6 +24,8 @@ pub(super) enum Verb {
     ClientTls(CasesArgs),
     /// Whether an object would be accepted
     Validate(CasesArgs),
+    /// The X-Forwarded-Client-Cert that an application gets, and the identities that it names
+    Xfcc(CasesArgs),
 }
 
 pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
@@ -31,5 +34,6 @@ pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
         Verb::Reach(args) => reach::run(&args),
         Verb::ClientTls(args) => client_tls::run(&args),
         Verb::Validate(args) => validate::run(&args),
+        Verb::Xfcc(args) => xfcc::run(&args),
     }
 }

@@ -98,7 +98,7 @@ fn a_refused_request_is_answered_in_its_turn_and_is_the_last() {
         let (first, second) = answer.split_once("ok").expect("two answers");
         assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(second.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
-        assert_eq!(second.matches("HTTP/1.1").count(), 2 - 1, "{answer}");
+        assert!(!second.contains("200 OK"), "{answer}");
         assert_eq!(application.text().matches("GET /").count(), 1);
     });
 }

@@ -14,6 +14,7 @@ mod select;
 mod simulate;
 mod status;
 mod validate;
+mod xfcc;
 
 use clap::Subcommand;
 
@@ -41,6 +42,8 @@ pub(super) enum Verb {
     Status(CasesArgs),
     /// Whether an object would be accepted, or a single value of a policy
     Validate(CasesArgs),
+    /// The X-Forwarded-Client-Cert that an application gets, and the identities that it names
+    Xfcc(CasesArgs),
 }
 
 pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
@@ -53,5 +56,6 @@ pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
         Verb::Match(args) => matching::run(&args),
         Verb::Select(args) => select::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Xfcc(args) => xfcc::run(&args),
     }
 }

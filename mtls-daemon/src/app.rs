@@ -127,7 +127,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
     refuse_without_sock_destroy()?;
-    let mut kernel = Kernel::open(&config.node.pin_name())?;
+    let mut kernel = Kernel::open(&config.node.pin_name(), &config.without_kernel_feature)?;
     kernel.follow_log();
 
     let telemetry = Telemetry::new(&node_name, &config.access_log)
@@ -351,6 +351,13 @@ impl App {
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
+                without: node
+                    .kernel()
+                    .features()
+                    .missing()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {

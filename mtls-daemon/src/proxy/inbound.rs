@@ -1,6 +1,7 @@
 //! A connection to an enrolled workload: settle the mode, authenticate, reach the application with
 //! the client's own address, relay.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use super::worker::Worker;
 use super::{Current, Pod};
 use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
-use crate::node::dial;
+use crate::node::{Leg, dial};
 use crate::policy::inbound::{FirstBytes, Handling, Refusal, handling};
 use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
@@ -53,7 +54,8 @@ pub async fn serve(
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
+    let legs = RefCell::default();
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place, legs };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
         reason = place.stop.told() => Err(reason),
@@ -83,6 +85,8 @@ pub struct Inbound<'a> {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub place: &'a Place<'a>,
+    /// Of the connections to the application, which all end before this.
+    pub legs: RefCell<Vec<Leg<'a>>>,
 }
 
 impl Inbound<'_> {
@@ -308,7 +312,13 @@ impl Inbound<'_> {
                 dial::application_hairpin(namespace, maps, self.source.ip(), address).await
             } else {
                 let ports = &self.pod.client_ports;
-                dial::application(namespace, maps, ports, self.source, address).await
+                let slot = self.pod.slot;
+                let reached =
+                    dial::application(namespace, maps, ports, slot, self.source, address).await;
+                reached.map(|(stream, leg)| {
+                    self.legs.borrow_mut().extend(leg);
+                    stream
+                })
             }
         };
         let connected = timeout(self.worker.shared.timeouts.connect, dial).await;

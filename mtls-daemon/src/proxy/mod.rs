@@ -104,6 +104,8 @@ pub enum Listening {
 /// it is: an address that a peer can choose never does.
 pub struct Pod {
     pub namespace: Arc<Namespace>,
+    /// Its number in the kernel's tables.
+    pub slot: u32,
     pub outbound_port: u16,
     pub inbound_port: u16,
     pub client_ports: ClientPorts,
@@ -132,12 +134,14 @@ enum Life {
 impl Pod {
     pub fn new(
         namespace: Arc<Namespace>,
+        slot: u32,
         current: Current,
         outbound_port: u16,
         inbound_port: u16,
     ) -> Self {
         Self {
             namespace,
+            slot,
             outbound_port,
             inbound_port,
             client_ports: ClientPorts::default(),

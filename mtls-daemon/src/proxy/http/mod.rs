@@ -37,6 +37,7 @@ mod sanitise;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod unavailable;
 
 use std::cell::RefCell;
 use std::io;
@@ -56,6 +57,7 @@ use tokio::time::timeout;
 pub use answer::{Denied, Finished, Report};
 pub use link::Traffic;
 pub use refusal::Refusal;
+pub use unavailable::unavailable;
 
 use super::failure::Failure;
 use super::relay::Side;
@@ -184,7 +186,7 @@ where
             tasks.run(server).await
         }
     };
-    exchange.end();
+    exchange.end().await;
     if exchange.tunnels() {
         tasks.finish().await;
     } else {

@@ -114,6 +114,7 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
             let ids: Vec<_> = expected.iter().map(|id| id.as_str()).collect();
             format!("mtls {address} {}", ids.join(" "))
         }
+        OutboundPlan::Connect { tls: ClientTls::Refused { .. }, .. } => "refused".into(),
         OutboundPlan::Connect {
             address, tls: ClientTls::Originate { origination, .. }, ..
         } => {
@@ -594,4 +595,5 @@ fn server_names_are_valid_dns_names() {
     assert_eq!(&*naming::direct_sni(&long, "ns"), "workload.unnamed");
 }
 
+mod acceptance;
 mod conformance;

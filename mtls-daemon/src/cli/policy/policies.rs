@@ -80,12 +80,7 @@ impl Policies {
             _ => {
                 let object = PeerAuthentication::read(document, report);
                 // One that is wrong opens nothing.
-                let strict = || PeerAuthentication {
-                    meta: document.meta.clone(),
-                    selector: BTreeMap::new(),
-                    mode: Some(Mode::Strict),
-                    ports: BTreeMap::new(),
-                };
+                let strict = || PeerAuthentication::refused(document);
                 let sound = object.filter(|_| report.errors.is_empty());
                 self.authentications.push(sound.unwrap_or_else(strict));
             }

@@ -411,7 +411,7 @@ fn conflicts_name_both_sides() {
         (
             copy("name: plain, namespace: full", "name: server, namespace: full"),
             "E_OBJECT_DUPLICATE",
-            vec!["1.yaml:2: WorkloadEntry full/server: metadata.name", "first at 0.yaml:"],
+            vec!["1.yaml:2: WorkloadEntry full/server: metadata.name", "also at 0.yaml:"],
         ),
         (
             copy("workloadEntries: [client]", "workloadEntries: [nobody]")
@@ -551,7 +551,6 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
             "networkNameSpace: client",
             "spec.networkNamespace: is required",
         ),
-        ("node: a", "Node: a", "spec.Node: is not known here: did you mean node?"),
         ("node: a", "node: ", "spec.node: is empty"),
         ("address: 10.0.0.3", "address: 127.0.0.3", "127.0.0.3 is a loopback address"),
         ("address: 10.0.0.3", "address: '::ffff:127.0.0.3'", "is a loopback address"),
@@ -567,7 +566,7 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
             "address: 10.0.0.2,",
             "spec.serviceAccount: is required",
         ),
-        ("kind: NodeWorkload", "kind: AuthorizationPolicy", "AuthorizationPolicy is not supported"),
+        ("kind: NodeWorkload", "kind: NodeWorkloads", "NodeWorkloads is not supported"),
         ("networking.istio.io/v1\n", "networking.istio.io/v2\n", "has no version \"v2\""),
     ] {
         assert!(MESH.contains(from), "{from}");

@@ -81,7 +81,7 @@ mod tests {
         for (failure, code, fault) in failures() {
             let expected = match (code, fault) {
                 ("plaintext_refused" | "tls_on_http_port" | "not_exported", _)
-                | ("no_such_service_port", _)
+                | ("no_such_service_port" | "rule_refused", _)
                 | ("no_original_destination" | "loop_refused", _) => "NR",
                 ("no_endpoint", _) => "UH",
                 ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)

@@ -231,7 +231,12 @@ impl App {
         }
         let generation = snapshot.generation;
         let app = self.clone();
-        tokio::task::spawn_blocking(move || lock(&app.node).apply(Arc::new(snapshot)))
+        let apply = move || {
+            // Before the rules are in force, so that their first connection finds the files read.
+            app.shared.originations.prepare(snapshot.originations());
+            lock(&app.node).apply(Arc::new(snapshot))
+        };
+        tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
         *lock(&self.state) =
@@ -289,6 +294,7 @@ impl App {
             interval.tick().await;
             let app = self.clone();
             let ticked = tokio::task::spawn_blocking(move || {
+                app.shared.originations.refresh();
                 let mut node = lock(&app.node);
                 node.tick()?;
                 node.sweep_flows(FLOW_LIFETIME)

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::compile::{CompiledService, Direct, Target};
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
-use crate::policy::PeerAuthentications;
+use crate::policy::{PeerAuthentications, TlsSettings};
 
 pub use super::build::Built;
 
@@ -81,6 +81,11 @@ impl Snapshot {
             unknown: "unknown destination".into(),
             unknown_in_range: "unknown destination inside the mesh ranges".into(),
         }
+    }
+
+    /// The settings of every rule that originates TLS for some client.
+    pub fn originations(&self) -> impl Iterator<Item = &TlsSettings> {
+        self.answers.services.iter().flat_map(CompiledService::originations)
     }
 
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {

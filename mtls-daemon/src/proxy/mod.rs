@@ -9,6 +9,7 @@ mod inbound;
 mod live;
 mod outbound;
 mod relay;
+mod server_name;
 mod worker;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::identity::IdentitySlot;
 use crate::mesh::{MeshSettings, Snapshot, Workload};
 use crate::node::{ClientPorts, Namespace};
 use crate::telemetry::Telemetry;
+use crate::tls::Originations;
 
 /// How long a connection may take on its way to being relayed.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +46,7 @@ pub struct Timeouts {
 pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     pub telemetry: Telemetry,
+    pub originations: Originations,
     pub timeouts: Timeouts,
     pub drain: drain::Watch,
     /// Changes with every snapshot.
@@ -60,6 +63,7 @@ impl Shared {
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(settings)),
             telemetry,
+            originations: Originations::default(),
             timeouts,
             drain,
             published: watch::Sender::new(()),

@@ -11,6 +11,7 @@ use clap::{ArgAction, Args};
 use ipnet::IpNet;
 
 use super::NodeName;
+use super::http::HttpArgs;
 use crate::identity::TrustDomain;
 use crate::telemetry::{access, logs};
 
@@ -121,6 +122,9 @@ pub struct RunArgs {
     /// share it trust each other [default: <state-dir>/ca]
     #[arg(long, env = "MTLS_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub http: HttpArgs,
 
     /// Threads that relay connections [default: one per CPU]
     #[arg(long, env = "MTLS_WORKERS", value_name = "N")]

@@ -1,7 +1,7 @@
 //! Every answer of the data path made beforehand: services, policy and identities become targets
 //! whose TLS side is ready to be cloned.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -11,17 +11,19 @@ use super::{
     AskFor, ClientTls, Endpoint, MeshSettings, Origination, Service, ServicePort, Workload, naming,
 };
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, WorkloadAuthorization};
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
-    DestinationRules, EffectiveMode, Mode, PeerAuthentications, ResolvedRule, TlsMode, TlsSettings,
-    WorkloadModes,
+    DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
+    TlsMode, TlsSettings, WorkloadModes,
 };
 
 /// What compilation reads.
 pub(super) struct Policy<'p> {
     pub settings: &'p MeshSettings,
     pub authentications: &'p PeerAuthentications,
+    pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
 }
 
@@ -116,13 +118,9 @@ impl ServicePlan {
     }
 }
 
-/// Whether HTTP is declared for a service port. An explicit protocol decides; without one the
-/// port's name does (`http-web`, `grpc`), as for a Kubernetes Service.
-pub(super) fn declares_http(port: &ServicePort) -> bool {
-    let name = if &*port.protocol == "UNSPECIFIED" { &port.name } else { &port.protocol };
-    let name = name.to_ascii_lowercase();
-    let first = name.split('-').next().unwrap_or_default();
-    matches!(first, "http" | "http2" | "grpc")
+/// What is declared about a service's port.
+pub(super) fn declared(port: &ServicePort) -> PortProtocol {
+    PortProtocol::declared(&port.protocol, &port.name, port.number)
 }
 
 /// The rule's `sni`, else the service's host, decides which server is asked for (policy.md 2.3).
@@ -358,6 +356,13 @@ impl Policy<'_> {
         server: Server,
         sni: &Arc<str>,
     ) -> Direct {
+        let authorization = match &workload {
+            Some(workload) => {
+                self.authorizations.for_workload(&workload.namespace, &workload.labels)
+            }
+            // No workload of ours: never served here.
+            None => Arc::default(),
+        };
         let ports = server
             .modes
             .ports
@@ -369,7 +374,8 @@ impl Policy<'_> {
             ports,
             speaks_mtls: Some(server.speaks_mtls),
             modes: server.modes,
-            http_ports: BTreeSet::new(),
+            protocols: BTreeMap::new(),
+            authorization,
             workload,
         }
     }
@@ -383,8 +389,9 @@ pub(super) struct Direct {
     pub default: ClientTls,
     /// Ports whose mode is set by number.
     pub ports: BTreeMap<u16, ClientTls>,
-    /// Ports that some service declares HTTP.
-    pub http_ports: BTreeSet<u16>,
+    /// Ports that services declare something about.
+    pub protocols: BTreeMap<u16, PortProtocol>,
+    pub authorization: Arc<WorkloadAuthorization>,
     /// None: objects disagree.
     pub speaks_mtls: Option<bool>,
 }
@@ -396,5 +403,9 @@ impl Direct {
 
     pub fn mode(&self, port: u16) -> &EffectiveMode {
         self.modes.at(port)
+    }
+
+    pub fn protocol(&self, port: u16) -> PortProtocol {
+        self.protocols.get(&port).copied().unwrap_or_default()
     }
 }

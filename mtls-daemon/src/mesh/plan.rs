@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::{Service, Workload};
 use crate::identity::SpiffeId;
-use crate::policy::{EffectiveMode, TlsSettings};
+use crate::policy::authz::WorkloadAuthorization;
+use crate::policy::{EffectiveMode, PortProtocol, TlsSettings};
 
 /// What to do with one outbound connection of an enrolled workload.
 #[derive(Debug, Clone)]
@@ -70,8 +71,9 @@ pub enum AskFor {
 #[derive(Debug, Clone)]
 pub struct InboundPlan {
     pub mode: EffectiveMode,
-    /// The port is declared HTTP (by a service port's name or protocol).
-    pub declared_http: bool,
+    pub protocol: PortProtocol,
+    /// The AuthorizationPolicy objects that select the workload.
+    pub authorization: Arc<WorkloadAuthorization>,
 }
 
 /// What the snapshot knows about a connection's source. Sets how long first bytes are awaited,

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use super::compile::{CompiledService, Direct, Target};
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
-use crate::policy::{PeerAuthentications, TlsSettings};
+use crate::policy::authz::Authorizations;
+use crate::policy::{PeerAuthentications, PortProtocol, TlsSettings};
 
 pub use super::build::Built;
 
@@ -31,6 +32,7 @@ pub struct Snapshot {
     pub generation: u64,
     pub settings: MeshSettings,
     authentications: PeerAuthentications,
+    authorizations: Authorizations,
     pub(super) answers: Answers,
     unknown: Arc<str>,
     unknown_in_range: Arc<str>,
@@ -64,19 +66,21 @@ impl Snapshot {
     /// Nothing known: what a daemon with an empty configuration serves.
     pub fn empty(settings: MeshSettings) -> Self {
         let authentications = PeerAuthentications::new(&settings.root_namespace, Vec::new());
-        Self::new(0, settings, authentications, Answers::default())
+        Self::new(0, settings, authentications, Authorizations::default(), Answers::default())
     }
 
     pub(super) fn new(
         generation: u64,
         settings: MeshSettings,
         authentications: PeerAuthentications,
+        authorizations: Authorizations,
         answers: Answers,
     ) -> Self {
         Self {
             generation,
             settings,
             authentications,
+            authorizations,
             answers,
             unknown: "unknown destination".into(),
             unknown_in_range: "unknown destination inside the mesh ranges".into(),
@@ -187,12 +191,19 @@ impl Snapshot {
         match self.compiled(server) {
             Some(direct) => InboundPlan {
                 mode: direct.mode(port).clone(),
-                declared_http: direct.http_ports.contains(&port),
+                protocol: direct.protocol(port),
+                authorization: direct.authorization.clone(),
             },
             // A workload of an older snapshot, still served: its policy as of now.
             None => {
                 let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
-                InboundPlan { mode: modes.at(port).clone(), declared_http: false }
+                InboundPlan {
+                    mode: modes.at(port).clone(),
+                    protocol: PortProtocol::Auto,
+                    authorization: self
+                        .authorizations
+                        .for_workload(&server.namespace, &server.labels),
+                }
             }
         }
     }

@@ -9,17 +9,21 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::authorize::Parties;
+use super::carry::Settled;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
-use super::relay::{Tally, relay};
+use super::relay::Tally;
 use super::worker::Worker;
 use super::{Current, Pod};
+use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
 use crate::node::dial;
-use crate::policy::Mode;
+use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
+use crate::tls::hello::Hello;
 
 pub async fn serve(
     worker: &Worker,
@@ -71,13 +75,13 @@ fn own_if_loopback(source: IpAddr, workload: &Workload) -> IpAddr {
     workload.addresses.iter().find(same_family).copied().unwrap_or(source)
 }
 
-struct Inbound<'a> {
-    worker: &'a Worker,
-    pod: &'a Pod,
-    current: &'a Current,
-    source: SocketAddr,
-    destination: SocketAddr,
-    place: &'a Place<'a>,
+pub struct Inbound<'a> {
+    pub worker: &'a Worker,
+    pub pod: &'a Pod,
+    pub current: &'a Current,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub place: &'a Place<'a>,
 }
 
 impl Inbound<'_> {
@@ -113,16 +117,16 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        if plan.declared_http {
+        if plan.protocol == PortProtocol::Http {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
-                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Ok(Kind::Tls(_))) => return Err(Failure::ForeignTlsOnHttpPort),
                 Ok(Err(error)) => return Err(Failure::ClientReset(error)),
                 Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
             }
         }
-        self.plaintext(client, None, flow, tally).await
+        self.plaintext(client, plan, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (policy.md 1.10); nobody else.
@@ -137,7 +141,7 @@ impl Inbound<'_> {
         match timeout(limit, first_bytes(&mut client)).await {
             Err(_) => Err(Failure::DetectTimeout),
             Ok(Err(error)) => Err(Failure::ClientReset(error)),
-            Ok(Ok(Kind::Tls { .. })) => self.mutual(client, None, flow, tally).await,
+            Ok(Ok(Kind::Tls(hello))) => self.mutual(client, &hello, plan, None, flow, tally).await,
             Ok(Ok(Kind::NotTls)) => {
                 Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
             }
@@ -187,21 +191,27 @@ impl Inbound<'_> {
             }
         };
         match kind {
-            Kind::Tls { mesh_alpn: true, .. } => {
-                self.mutual(client, application, flow, tally).await
+            Kind::Tls(hello) if hello.alpn.mesh => {
+                self.mutual(client, &hello, plan, application, flow, tally).await
             }
-            Kind::Tls { .. } if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
-            Kind::Tls { .. } => {
+            Kind::Tls(_) if plan.protocol == PortProtocol::Http => {
+                Err(Failure::ForeignTlsOnHttpPort)
+            }
+            Kind::Tls(_) => {
                 flow.security = Security::TlsPassthrough;
-                self.plaintext(client, application, flow, tally).await
+                self.plaintext(client, plan, application, flow, tally).await
             }
-            Kind::NotTls | Kind::Closed => self.plaintext(client, application, flow, tally).await,
+            Kind::NotTls | Kind::Closed => {
+                self.plaintext(client, plan, application, flow, tally).await
+            }
         }
     }
 
     async fn mutual(
         &self,
         client: Replay<TcpStream>,
+        hello: &Hello,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -218,26 +228,29 @@ impl Inbound<'_> {
         };
         flow.destination_id = Some(self.current.workload.id.clone());
         let begun = Instant::now();
-        let shaken = match timeout(timeouts.handshake, accept(client, &own)).await {
-            Ok(result) => result.map_err(Failure::ClientHandshake)?,
-            Err(_) => return Err(Failure::DetectTimeout),
-        };
-        let (mut client, peer, summary) = shaken;
+        let shaken =
+            match timeout(timeouts.handshake, accept(client, &own, hello.alpn.answer)).await {
+                Ok(result) => result.map_err(Failure::ClientHandshake)?,
+                Err(_) => return Err(Failure::DetectTimeout),
+            };
+        let (client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(Some(peer.id().clone()), hello.sni.as_deref()),
+            peer: Some(&peer),
+            announced_http: hello.alpn.http.is_some(),
+            opaque: false,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(Replay::new(client), settled, plan, application, flow, tally).await
     }
 
     async fn plaintext(
         &self,
-        mut client: Replay<TcpStream>,
+        client: Replay<TcpStream>,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -249,15 +262,26 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(None, None),
+            peer: None,
+            announced_http: false,
+            opaque: flow.security == Security::TlsPassthrough,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(client, settled, plan, application, flow, tally).await
     }
 
-    async fn reach_application(&self) -> Result<TcpStream, Failure> {
+    fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
+        Parties {
+            workload: self.current.workload.clone(),
+            destination: self.destination,
+            client,
+            source: self.source.ip(),
+            sni: sni.map(Into::into),
+        }
+    }
+
+    pub async fn reach_application(&self) -> Result<TcpStream, Failure> {
         let address = self.destination;
         let (namespace, maps) = (&self.pod.namespace, &self.worker.maps);
         let dial = async {

@@ -52,7 +52,9 @@ impl Flag {
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,
             Failure::NoEndpoint(_) | Failure::NotResolved(..) => Self::NoHealthyUpstream,
-            Failure::ClientHandshake(_) | Failure::DetectTimeout => Self::DownstreamProtocolError,
+            Failure::ClientHandshake(_) | Failure::DetectTimeout | Failure::HttpRefused(_) => {
+                Self::DownstreamProtocolError
+            }
             Failure::UpstreamHandshake { .. }
             | Failure::Origination { .. }
             | Failure::UpstreamConnect { .. }
@@ -60,9 +62,10 @@ impl Flag {
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
             Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::PolicyChanged { .. } | Failure::Drained | Failure::Internal(_) => {
-                Self::LocalReset
-            }
+            Failure::AuthorizationDenied { .. }
+            | Failure::PolicyChanged { .. }
+            | Failure::Drained
+            | Failure::Internal(_) => Self::LocalReset,
         }
     }
 }
@@ -86,12 +89,13 @@ mod tests {
                 | ("upstream_certificate_unusable" | "server_name_missing", _)
                 | ("client_certificate_required" | "client_certificate_refused", _)
                 | ("tls_file_unusable" | "credential_unavailable", _) => "UF",
-                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _) => "DPE",
+                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)
+                | ("http_refused", _) => "DPE",
                 ("upstream_identity_refused" | "upstream_tls_failed", _)
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",
                 ("upstream_reset", _) | ("truncated", _) => "UC",
-                ("policy_changed" | "drained" | "internal", _) => "LR",
+                ("authorization_denied" | "policy_changed" | "drained" | "internal", _) => "LR",
                 _ => panic!("no flag for {code}"),
             };
             assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");

@@ -18,8 +18,10 @@ async fn shown(
     let client = root.identity(CLIENT);
     let (near, far) = pair().await;
     let expected = expecting(&[SERVER]);
-    let (connected, _accepted) =
-        tokio::join!(connect(near, &client, &expected, SNI), accept(Replay::new(far), &server));
+    let (connected, _accepted) = tokio::join!(
+        connect(near, &client, &expected, SNI),
+        accept(Replay::new(far), &server, None)
+    );
     connected.map(|(_, peer, _)| peer)
 }
 

@@ -14,6 +14,7 @@
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
+//! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
 //! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ pub mod netns;
 pub mod openssl;
 pub mod packet;
 pub mod process;
+pub mod servers;
 pub mod wait;
 pub mod wire;
 pub mod world;

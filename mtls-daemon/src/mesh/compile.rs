@@ -94,6 +94,11 @@ impl CompiledService {
             .map_or(&plans.otherwise, |(_, plan)| plan)
     }
 
+    /// What clients see of whom no rule speaks by name.
+    pub fn common_plan(&self) -> &ServicePlan {
+        &self.otherwise.otherwise
+    }
+
     /// The settings by which some client originates TLS to it.
     pub fn originations(&self) -> impl Iterator<Item = &TlsSettings> {
         let plans = self.plans.values().chain([&self.otherwise]).flat_map(|plans| {

@@ -164,10 +164,19 @@ async fn open(
             flow.destination_workload = workload;
             (address, tls)
         }
-        OutboundPlan::NoEndpoint { service } => {
-            let name = service.display_name();
+        OutboundPlan::RulesDisagree { address, service, others } => {
+            let names = [&service].into_iter().chain(&others).map(|service| service.display_name());
+            let services = names.collect::<Vec<_>>().join(" and ");
             flow.service = Some(service);
-            return Err(Failure::NoEndpoint(name));
+            return Err(Failure::RulesDisagree { address, services });
+        }
+        OutboundPlan::NoEndpoint { service } => {
+            let (name, unresolved) = (service.display_name(), service.unresolved.clone());
+            flow.service = Some(service);
+            return Err(match unresolved {
+                Some(why) => Failure::NotResolved(name, why.to_string()),
+                None => Failure::NoEndpoint(name),
+            });
         }
         OutboundPlan::NoSuchPort { service } => {
             let name = service.display_name();

@@ -42,6 +42,7 @@ pub(crate) fn service(namespace: &str, name: &str, host: &str) -> Arc<Service> {
         endpoints: Vec::new(),
         external: false,
         subject_alt_names: Vec::new(),
+        unresolved: None,
     })
 }
 

@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::bpf::Feature;
 use crate::identity::TrustDomain;
 use crate::mesh::snapshot::MeshSettings;
 use crate::proxy::HttpSettings;
@@ -73,6 +74,8 @@ pub struct Config {
     pub ca_dir: PathBuf,
     pub mesh: MeshSettings,
     pub http: HttpSettings,
+    /// What is not to be used of this kernel.
+    pub without_kernel_feature: Vec<Feature>,
     pub workers: NonZeroUsize,
     pub detect_timeout: Duration,
     pub mtls_wait: Duration,
@@ -99,6 +102,7 @@ impl TryFrom<RunArgs> for Config {
             admin_socket,
             mesh: args.mesh.try_into()?,
             http: args.http.into(),
+            without_kernel_feature: args.without_kernel_feature,
             workers: args.workers.unwrap_or_else(cpus),
             detect_timeout: args.detect_timeout,
             mtls_wait: args.mtls_wait,

@@ -1,12 +1,14 @@
 //! Real curl, as a process of a pod.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::bed::Pod;
 use crate::process::output;
+use crate::wait::patience;
 
 /// What curl made of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +54,8 @@ pub fn get(
     canary: &str,
 ) -> Result<Curl> {
     let mut command = pod.place.command("curl")?;
-    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time"]);
+    command.arg(patience(Duration::from_secs(15)).as_secs().to_string());
     // `to` has brackets where it is IPv6.
     command.args(["--connect-to", &format!("{host}:{port}:{to}")]);
     command.args(["--header", &format!("X-Canary: {canary}")]);

@@ -4,6 +4,7 @@ mod cases;
 mod check;
 mod cleanup;
 pub mod exit;
+mod policy;
 mod run;
 mod status;
 mod table;
@@ -43,6 +44,12 @@ enum Verb {
     /// Read a configuration directory as the daemon would, and print what is wrong with it
     #[command(after_help = exit::HELP)]
     Check(check::CheckArgs),
+    /// Ask the policy engine, without a daemon: what would it decide, and why
+    #[command(after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
+    Policy {
+        #[command(subcommand)]
+        verb: policy::Verb,
+    },
 }
 
 /// Does what the command line says.
@@ -55,6 +62,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Status(args) => status::status(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Check(args) => check::check(args),
+        Verb::Policy { verb } => policy::execute(verb),
     }
 }
 

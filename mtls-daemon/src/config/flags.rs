@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::NodeName;
 use super::http::HttpArgs;
+use crate::bpf::Feature;
 use crate::identity::TrustDomain;
 use crate::telemetry::{access, logs};
 
@@ -125,6 +126,17 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub http: HttpArgs,
+
+    /// Do as on a kernel that lacks this (repeatable; comma-separated in the environment). For tests:
+    /// docs/kernels.md
+    #[arg(
+        long,
+        hide = true,
+        env = "MTLS_WITHOUT_KERNEL_FEATURE",
+        value_name = "FEATURE",
+        value_delimiter = ','
+    )]
+    pub without_kernel_feature: Vec<Feature>,
 
     /// Threads that relay connections [default: one per CPU]
     #[arg(long, env = "MTLS_WORKERS", value_name = "N")]

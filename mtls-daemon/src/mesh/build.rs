@@ -68,6 +68,7 @@ impl Snapshot {
             authentications: &authentications,
             authorizations: &authorizations,
             rules: &rules,
+            subset: objects.subset.as_deref(),
         };
         let mut answers = Answers::default();
         for member in &members.list {

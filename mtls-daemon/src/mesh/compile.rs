@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use super::service_entry::ServiceEntry;
 use super::services::target_port;
-use super::{ClientTls, Endpoint, MeshSettings, Service, ServicePort, Workload, naming};
+use super::{
+    AskFor, ClientTls, Endpoint, MeshSettings, Origination, Service, ServicePort, Workload, naming,
+};
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, WorkloadAuthorization};
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
     DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
-    TlsMode, TlsSettings, WorkloadModes,
+    TlsMode, TlsSettings, WorkloadModes, auto,
 };
 
 /// What compilation reads.
@@ -23,6 +25,9 @@ pub(super) struct Policy<'p> {
     pub authentications: &'p PeerAuthentications,
     pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
+    /// The subset that a route sends connections to. Nothing that is read here routes: only
+    /// questions from the command line name one.
+    pub subset: Option<&'p str>,
 }
 
 /// A service with its plans.
@@ -106,6 +111,16 @@ impl ServicePlan {
 /// What is declared about a service's port.
 pub(super) fn declared(port: &ServicePort) -> PortProtocol {
     PortProtocol::declared(&port.protocol, &port.name, port.number)
+}
+
+/// The rule's `sni`, else the service's host, decides which server is asked for (policy.md 2.3).
+fn originate(service: &Service, settings: &Arc<TlsSettings>) -> Arc<Origination> {
+    let ask_for = match (&settings.sni, service.hosts.as_slice()) {
+        (Some(sni), _) => AskFor::Name(sni.clone()),
+        (None, [only]) if !only.starts_with('*') => AskFor::Name(only.clone()),
+        (None, hosts) => AskFor::HostOfRequest(hosts.into()),
+    };
+    Arc::new(Origination { settings: settings.clone(), ask_for })
 }
 
 impl Policy<'_> {
@@ -193,7 +208,7 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
-        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, None)?)));
+        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
             return self.auto(Some(service), server, Some(number), sni);
         };
@@ -207,6 +222,10 @@ impl Policy<'_> {
                 expected: self.expected(settings, service, server),
                 sni: settings.sni.clone().unwrap_or_else(|| sni.clone()),
                 because: format!("{}: ISTIO_MUTUAL", rule.because).into(),
+            },
+            TlsMode::Simple | TlsMode::Mutual => ClientTls::Originate {
+                origination: originate(service, settings),
+                because: format!("{}: {}", rule.because, settings.mode.as_str()).into(),
             },
         }
     }
@@ -256,13 +275,17 @@ impl Policy<'_> {
             return plaintext("switched off (enable-auto-mtls)".to_owned());
         }
         if let Some(service) = service {
-            if service.external {
+            let inferred = auto::service_mode(
+                self.authentications,
+                &service.namespace,
+                service.external,
+                None,
+            );
+            let Some(inferred) = inferred else {
                 let host = service.hosts.first().map_or(&*service.name, |host| host);
                 return plaintext(format!("{host} is MESH_EXTERNAL"));
-            }
-            // Workload objects take no part in the service's mode (policy.md 2.4.1, 2.4.2).
-            let inferred = self.authentications.namespace_mode(&service.namespace);
-            if inferred.mode == Mode::Disable {
+            };
+            if !auto::applies(true, Some(inferred.mode)) {
                 return plaintext(format!("DISABLE by {}", inferred.because));
             }
         }

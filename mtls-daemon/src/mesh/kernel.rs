@@ -71,6 +71,6 @@ fn untouched(mode: Mode, protocol: PortProtocol) -> bool {
 fn in_the_clear(tls: &ClientTls) -> bool {
     match tls {
         ClientTls::Plaintext { .. } => true,
-        ClientTls::IstioMutual { .. } => false,
+        ClientTls::IstioMutual { .. } | ClientTls::Originate { .. } => false,
     }
 }

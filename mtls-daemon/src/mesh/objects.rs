@@ -1,6 +1,7 @@
 //! Every configuration object that was read, by kind, before they are put together.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::service_entry::ServiceEntry;
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry};
@@ -28,6 +29,8 @@ pub struct Objects {
     /// One error refuses all objects.
     pub errors: Vec<ConfigError>,
     pub warnings: Vec<ConfigError>,
+    /// The subset that connections are routed to; see `Policy::subset`.
+    pub subset: Option<Arc<str>>,
     seen: HashMap<String, Origin>,
 }
 

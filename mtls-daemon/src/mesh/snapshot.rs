@@ -10,7 +10,7 @@ use super::compile::{CompiledService, Direct, Target};
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
 use crate::policy::authz::Authorizations;
-use crate::policy::{PeerAuthentications, PortProtocol};
+use crate::policy::{PeerAuthentications, PortProtocol, WorkloadModes};
 
 pub use super::build::Built;
 
@@ -182,6 +182,16 @@ impl Snapshot {
         ClientTls::Plaintext { because: because.clone() }
     }
 
+    /// Every mode of `server`: for the command line, which asks for no port in particular.
+    pub fn modes(&self, server: &Workload) -> WorkloadModes {
+        self.authentications.workload_modes(&server.namespace, &server.labels)
+    }
+
+    /// Whether some service has this port of `server`.
+    pub fn in_service(&self, server: &Workload, port: u16) -> bool {
+        self.compiled(server).is_some_and(|direct| direct.protocols.contains_key(&port))
+    }
+
     pub fn inbound(&self, server: &Workload, port: u16) -> InboundPlan {
         match self.compiled(server) {
             Some(direct) => InboundPlan {
@@ -191,7 +201,7 @@ impl Snapshot {
             },
             // A workload of an older snapshot, still served: its policy as of now.
             None => {
-                let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
+                let modes = self.modes(server);
                 InboundPlan {
                     mode: modes.at(port).clone(),
                     protocol: PortProtocol::Auto,

@@ -106,6 +106,11 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
             let ids: Vec<_> = expected.iter().map(|id| id.as_str()).collect();
             format!("mtls {address} {}", ids.join(" "))
         }
+        OutboundPlan::Connect {
+            address, tls: ClientTls::Originate { origination, .. }, ..
+        } => {
+            format!("tls {address} {:?}", origination.ask_for)
+        }
     }
 }
 

@@ -355,7 +355,7 @@ impl Node {
         self.kernel.refuse_foreign(place, namespace.path(), cookie)?;
         let slot = self.kernel.tables.slot_for(cookie)?;
         let earlier = self.kernel.tables.workload(slot).copied();
-        let prepared = setup::prepare(&namespace)?;
+        let prepared = setup::prepare(&namespace, self.kernel.features())?;
         let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), prepared, snapshot);
         if result.is_err() && earlier.is_none() {
             // Nothing was enrolled before, so nothing is opened by taking this back.
@@ -412,6 +412,7 @@ impl Node {
         }
         let pod = Arc::new(Pod::new(
             namespace.clone(),
+            slot,
             self.current(wanted),
             outbound.port,
             inbound.port,

@@ -2,12 +2,15 @@
 //! effective answer. Pure: no IO, the same code for the daemon, the command line and the tests.
 
 pub mod authz;
+pub mod auto;
+pub mod client_tls;
 pub mod destination_rule;
 pub mod effective;
 pub mod error;
 pub mod export;
 pub mod field;
 pub mod host;
+pub mod inbound;
 pub mod lookup;
 pub mod metadata;
 pub mod mode;
@@ -18,11 +21,14 @@ pub mod peer_authentication;
 pub mod protocol;
 #[cfg(test)]
 pub(crate) mod tests;
+mod traffic;
+pub mod upstream;
 pub mod xfcc;
 pub mod yaml;
 
 pub use authz::{AuthorizationPolicy, Authorizations, AuthzSettings, WorkloadAuthorization};
-pub use destination_rule::{DestinationRule, TlsMode, TlsSettings};
+pub use client_tls::{TlsMode, TlsSettings};
+pub use destination_rule::DestinationRule;
 pub use effective::{PeerAuthentications, WorkloadModes};
 pub use error::{Code, ConfigError, Report};
 pub use lookup::{DestinationRules, ResolvedRule};

@@ -1,6 +1,7 @@
 //! A connection to an enrolled workload: settle the mode, authenticate, reach the application with
 //! the client's own address, relay.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -10,14 +11,16 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::authorize::Parties;
+use super::carry::Settled;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
-use super::relay::{Tally, relay};
+use super::relay::Tally;
 use super::worker::Worker;
 use super::{Current, Pod};
 use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
-use crate::node::dial;
+use crate::node::{Leg, dial};
+use crate::policy::inbound::{FirstBytes, Handling, Refusal, handling};
 use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
@@ -51,7 +54,8 @@ pub async fn serve(
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
+    let legs = RefCell::default();
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place, legs };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
         reason = place.stop.told() => Err(reason),
@@ -74,13 +78,15 @@ fn own_if_loopback(source: IpAddr, workload: &Workload) -> IpAddr {
     workload.addresses.iter().find(same_family).copied().unwrap_or(source)
 }
 
-struct Inbound<'a> {
-    worker: &'a Worker,
-    pod: &'a Pod,
-    current: &'a Current,
-    source: SocketAddr,
-    destination: SocketAddr,
-    place: &'a Place<'a>,
+pub struct Inbound<'a> {
+    pub worker: &'a Worker,
+    pub pod: &'a Pod,
+    pub current: &'a Current,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub place: &'a Place<'a>,
+    /// Of the connections to the application, which all end before this.
+    pub legs: RefCell<Vec<Leg<'a>>>,
 }
 
 impl Inbound<'_> {
@@ -120,12 +126,12 @@ impl Inbound<'_> {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
-                Ok(Ok(Kind::Tls(_))) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Ok(kind)) => return self.handle(&kind, client, None, plan, flow, tally).await,
                 Ok(Err(error)) => return Err(Failure::ClientReset(error)),
-                Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
+                Err(_) => {}
             }
         }
-        self.plaintext(client, None, flow, tally).await
+        self.plaintext(client, plan, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (policy.md 1.10); nobody else.
@@ -140,12 +146,9 @@ impl Inbound<'_> {
         match timeout(limit, first_bytes(&mut client)).await {
             Err(_) => Err(Failure::DetectTimeout),
             Ok(Err(error)) => Err(Failure::ClientReset(error)),
-            Ok(Ok(Kind::Tls(hello))) => self.mutual(client, &hello, None, flow, tally).await,
-            Ok(Ok(Kind::NotTls)) => {
-                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
-            }
             // Nothing was sent, so nothing was refused: somebody looked whether the port is open.
             Ok(Ok(Kind::Closed)) => Ok(()),
+            Ok(Ok(kind)) => self.handle(&kind, client, None, plan, flow, tally).await,
         }
     }
 
@@ -189,18 +192,41 @@ impl Inbound<'_> {
                 kind.unwrap_or(Kind::NotTls)
             }
         };
-        match kind {
-            Kind::Tls(hello) if hello.alpn.mesh => {
-                self.mutual(client, &hello, application, flow, tally).await
+        self.handle(&kind, client, application, plan, flow, tally).await
+    }
+
+    /// What the policy's table says about these first bytes.
+    async fn handle(
+        &self,
+        kind: &Kind,
+        client: Replay<TcpStream>,
+        application: Option<TcpStream>,
+        plan: &InboundPlan,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let first = match kind {
+            Kind::Tls(hello) => FirstBytes::Tls { mesh_alpn: hello.alpn.mesh },
+            Kind::NotTls | Kind::Closed => FirstBytes::Plaintext,
+        };
+        match (handling(plan.mode.mode, plan.protocol, first), kind) {
+            (Handling::Terminate, Kind::Tls(hello)) => {
+                self.mutual(client, hello, plan, application, flow, tally).await
             }
-            Kind::Tls(_) if plan.protocol == PortProtocol::Http => {
+            (Handling::PassTls, _) => {
+                flow.security = Security::TlsPassthrough;
+                self.plaintext(client, plan, application, flow, tally).await
+            }
+            (Handling::Plaintext, _) => {
+                self.plaintext(client, plan, application, flow, tally).await
+            }
+            (Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp), _) => {
                 Err(Failure::ForeignTlsOnHttpPort)
             }
-            Kind::Tls(_) => {
-                flow.security = Security::TlsPassthrough;
-                self.plaintext(client, application, flow, tally).await
+            // Only a ClientHello can be terminated.
+            (Handling::Refuse(Refusal::Plaintext) | Handling::Terminate, _) => {
+                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
             }
-            Kind::NotTls | Kind::Closed => self.plaintext(client, application, flow, tally).await,
         }
     }
 
@@ -208,6 +234,7 @@ impl Inbound<'_> {
         &self,
         client: Replay<TcpStream>,
         hello: &Hello,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -229,24 +256,24 @@ impl Inbound<'_> {
                 Ok(result) => result.map_err(Failure::ClientHandshake)?,
                 Err(_) => return Err(Failure::DetectTimeout),
             };
-        let (mut client, peer, summary) = shaken;
+        let (client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
-        let parties = self.parties(Some(peer.id().clone()), hello.sni.as_deref());
-        flow.verdict = Some(self.place.admit(&self.worker.shared, parties)?);
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(Some(peer.id().clone()), hello.sni.as_deref()),
+            peer: Some(&peer),
+            announced_http: hello.alpn.http.is_some(),
+            opaque: false,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(Replay::new(client), settled, plan, application, flow, tally).await
     }
 
     async fn plaintext(
         &self,
-        mut client: Replay<TcpStream>,
+        client: Replay<TcpStream>,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -258,13 +285,13 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
-        flow.verdict = Some(self.place.admit(&self.worker.shared, self.parties(None, None))?);
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(None, None),
+            peer: None,
+            announced_http: false,
+            opaque: flow.security == Security::TlsPassthrough,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(client, settled, plan, application, flow, tally).await
     }
 
     fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
@@ -277,7 +304,7 @@ impl Inbound<'_> {
         }
     }
 
-    async fn reach_application(&self) -> Result<TcpStream, Failure> {
+    pub async fn reach_application(&self) -> Result<TcpStream, Failure> {
         let address = self.destination;
         let (namespace, maps) = (&self.pod.namespace, &self.worker.maps);
         let dial = async {
@@ -285,7 +312,13 @@ impl Inbound<'_> {
                 dial::application_hairpin(namespace, maps, self.source.ip(), address).await
             } else {
                 let ports = &self.pod.client_ports;
-                dial::application(namespace, maps, ports, self.source, address).await
+                let slot = self.pod.slot;
+                let reached =
+                    dial::application(namespace, maps, ports, slot, self.source, address).await;
+                reached.map(|(stream, leg)| {
+                    self.legs.borrow_mut().extend(leg);
+                    stream
+                })
             }
         };
         let connected = timeout(self.worker.shared.timeouts.connect, dial).await;

@@ -91,7 +91,8 @@ impl InTheClear {
                     if address == *endpoint {
                         return match tls {
                             ClientTls::Plaintext { .. } => Ok(()),
-                            ClientTls::IstioMutual { because, .. } => Err(because.to_string()),
+                            ClientTls::IstioMutual { because, .. }
+                            | ClientTls::Originate { because, .. } => Err(because.to_string()),
                         };
                     }
                 }

@@ -4,6 +4,7 @@
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
 mod authorize;
+mod carry;
 pub mod failure;
 pub mod http;
 mod http_error;
@@ -39,6 +40,8 @@ pub struct Timeouts {
     /// For the rest of a handshake.
     pub handshake: Duration,
     pub connect: Duration,
+    /// For an HTTP request's head, from its first byte.
+    pub head: Duration,
     /// For an SVID that is still being issued.
     pub identity: Duration,
 }
@@ -101,6 +104,8 @@ pub enum Listening {
 /// it is: an address that a peer can choose never does.
 pub struct Pod {
     pub namespace: Arc<Namespace>,
+    /// Its number in the kernel's tables.
+    pub slot: u32,
     pub outbound_port: u16,
     pub inbound_port: u16,
     pub client_ports: ClientPorts,
@@ -129,12 +134,14 @@ enum Life {
 impl Pod {
     pub fn new(
         namespace: Arc<Namespace>,
+        slot: u32,
         current: Current,
         outbound_port: u16,
         inbound_port: u16,
     ) -> Self {
         Self {
             namespace,
+            slot,
             outbound_port,
             inbound_port,
             client_ports: ClientPorts::default(),

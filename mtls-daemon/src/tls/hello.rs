@@ -7,6 +7,11 @@
 const MESH_ALPN: [&[u8]; 5] =
     [b"istio", b"istio-peer-exchange", b"istio-http/1.0", b"istio-http/1.1", b"istio-h2"];
 
+/// Whether a protocol name is one of the mesh's own.
+pub fn is_mesh(alpn: &[u8]) -> bool {
+    MESH_ALPN.contains(&alpn)
+}
+
 /// Everything that is read while looking for a ClientHello stays below this.
 pub const MAX_HELLO: usize = 64 * 1024;
 
@@ -179,7 +184,7 @@ fn alpn(value: &[u8]) -> Option<Alpn> {
     let mut names = Reader(offered);
     while !names.0.is_empty() {
         let name = names.vector8()?;
-        found.mesh |= MESH_ALPN.contains(&name);
+        found.mesh |= is_mesh(name);
         found.http = found.http.or(match name {
             b"istio-h2" => Some(Http::Two),
             b"istio-http/1.0" | b"istio-http/1.1" => Some(Http::One),

@@ -20,6 +20,8 @@ pub struct Payload {
     pub steps: Vec<Step>,
     /// Put inside with the libraries they need.
     pub programs: Vec<PathBuf>,
+    /// Files and folders that they read.
+    pub data: Vec<PathBuf>,
     /// Folders that are to exist.
     pub folders: Vec<PathBuf>,
     pub environment: Vec<(String, String)>,
@@ -137,6 +139,7 @@ impl Payload {
         payload.programs = built.all().map(PathBuf::from).collect();
         payload.environment = built.environment();
         payload.environment.push(("CARGO_MANIFEST_DIR".to_owned(), folder.display().to_string()));
+        payload.data.push(workspace.root().join("deploy/examples"));
         // CARGO_TARGET_TMPDIR, which tests have compiled in.
         let target =
             built.daemon.ancestors().nth(2).context("the daemon is in no target folder")?;

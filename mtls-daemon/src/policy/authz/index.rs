@@ -1,12 +1,12 @@
-//! All policies, found by the workload that they select.
+//! All policies, found by the workload that they select (policy.md 4.2).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::ask::{Connection, Request};
-use super::model::AuthorizationPolicy;
-use super::verdict::{Reason, Verdict};
-use crate::policy::ObjectMeta;
+use super::compile::{Compiled, compile};
+use super::model::{Action, AuthorizationPolicy};
+use super::refused::RefusedPolicy;
+use super::workload::WorkloadAuthorization;
 use crate::policy::effective::selects;
 
 /// What the meaning of policies depends on beside themselves.
@@ -17,95 +17,101 @@ pub struct AuthzSettings<'a> {
     pub aliases: &'a [String],
 }
 
-/// An object that was refused: what it selects is denied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefusedPolicy {
-    pub meta: ObjectMeta,
-    /// None: not even that could be read, so everything in its scope is denied.
-    pub selector: Option<BTreeMap<String, String>>,
-    pub reason: Arc<str>,
-}
-
-/// Every policy, by the namespace that it counts in: the others cost a workload nothing.
+/// Every policy, compiled once. A workload costs what its own namespace and labels select, however
+/// many policies there are elsewhere.
 #[derive(Debug, Default)]
 pub struct Authorizations {
-    by_namespace: HashMap<Arc<str>, Vec<Arc<AuthorizationPolicy>>>,
-    refused: HashMap<Arc<str>, Vec<RefusedPolicy>>,
+    by_namespace: HashMap<Arc<str>, Scope>,
     root_namespace: Arc<str>,
 }
 
-/// The policies in force for one workload, ready to be asked.
+/// The policies of one namespace, oldest first.
 #[derive(Debug, Default)]
-pub struct WorkloadAuthorization {
-    policies: Vec<Arc<str>>,
+struct Scope {
+    /// Without a selector.
+    everyone: Vec<Selected>,
+    /// By one label of their selector, key and value.
+    by_label: HashMap<String, HashMap<String, Vec<Selected>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Selected {
+    /// Oldest first, over all namespaces.
+    place: usize,
+    selector: Arc<BTreeMap<String, String>>,
+    policy: Arc<Compiled>,
 }
 
 impl Authorizations {
     pub fn new(
         settings: &AuthzSettings<'_>,
-        objects: Vec<AuthorizationPolicy>,
+        mut objects: Vec<AuthorizationPolicy>,
         refused: Vec<RefusedPolicy>,
     ) -> Self {
+        objects.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
         let mut all = Self { root_namespace: settings.root_namespace.into(), ..Self::default() };
-        for object in objects {
-            let namespace = object.meta.namespace.clone();
-            all.by_namespace.entry(namespace).or_default().push(Arc::new(object));
-        }
+        let mut place = 0;
+        let mut add = |namespace: &Arc<str>, selector, policy: Compiled| {
+            let selected = Selected { place, selector: Arc::new(selector), policy: policy.into() };
+            all.by_namespace.entry(namespace.clone()).or_default().add(selected);
+            place += 1;
+        };
         for object in refused {
-            all.refused.entry(object.meta.namespace.clone()).or_default().push(object);
+            let policy = Compiled {
+                object: object.meta.origin.object.clone(),
+                action: Action::Deny,
+                dry_run: false,
+                refused: Some(object.reason),
+                rules: Vec::new(),
+            };
+            add(&object.meta.namespace, object.selector.unwrap_or_default(), policy);
+        }
+        // What is for gateways and waypoints selects no workload.
+        for object in objects.iter().filter(|object| !object.targets_gateway) {
+            add(&object.meta.namespace, object.selector.clone(), compile(object, settings));
         }
         all
     }
 
-    /// What is in force for a workload of this namespace with these labels.
+    /// What is in force for a workload of this namespace with these labels: its own namespace's
+    /// policies and the root namespace's, all together.
     pub fn for_workload(
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
     ) -> Arc<WorkloadAuthorization> {
-        let mut policies = Vec::new();
-        for place in [&*self.root_namespace, namespace] {
-            for object in self.by_namespace.get(place).into_iter().flatten() {
-                if selects(&object.selector, labels) {
-                    policies.push(object.meta.origin.object.clone());
-                }
-            }
-            for object in self.refused.get(place).into_iter().flatten() {
-                if object.selector.as_ref().is_none_or(|selector| selects(selector, labels)) {
-                    policies.push(object.meta.origin.object.clone());
-                }
+        let root = (*self.root_namespace != *namespace).then_some(&*self.root_namespace);
+        let mut selected = Vec::new();
+        for scope in [root, Some(namespace)].into_iter().flatten() {
+            if let Some(scope) = self.by_namespace.get(scope) {
+                scope.select(labels, &mut selected);
             }
         }
-        Arc::new(WorkloadAuthorization { policies })
+        selected.sort_by_key(|selected| selected.place);
+        let policies = selected.into_iter().map(|selected| selected.policy.clone());
+        Arc::new(WorkloadAuthorization::new(policies))
     }
 }
 
-impl WorkloadAuthorization {
-    /// No policy selects the workload: everything is allowed, nobody needs to ask.
-    pub fn is_empty(&self) -> bool {
-        self.policies.is_empty()
+impl Scope {
+    fn add(&mut self, selected: Selected) {
+        match selected.selector.iter().next() {
+            None => self.everyone.push(selected),
+            Some((key, value)) => self
+                .by_label
+                .entry(key.clone())
+                .or_default()
+                .entry(value.clone())
+                .or_default()
+                .push(selected),
+        }
     }
 
-    /// Some rule that can apply to this port of the workload has a field that only HTTP has.
-    pub fn needs_http(&self, _port: u16) -> bool {
-        !self.is_empty()
-    }
-
-    /// Whether a connection may be, as far as that can be told without HTTP (policy.md 4.8).
-    pub fn connection(&self, _connection: &Connection<'_>) -> Verdict {
-        self.refuse()
-    }
-
-    /// Whether a request may be.
-    pub fn request(&self, _connection: &Connection<'_>, _request: &Request<'_>) -> Verdict {
-        self.refuse()
-    }
-
-    /// Rules are not evaluated yet, so whatever is selected by a policy is denied.
-    fn refuse(&self) -> Verdict {
-        let policy = self.policies.first().cloned();
-        let reason = if policy.is_some() { Reason::Refused } else { Reason::NoAllowPolicy };
-        let allowed = policy.is_none();
-        Verdict { allowed, policy, rule: None, reason, audit: None, dry_run: None }
+    fn select<'s>(&'s self, labels: &BTreeMap<String, String>, into: &mut Vec<&'s Selected>) {
+        into.extend(&self.everyone);
+        for (key, value) in labels {
+            let found = self.by_label.get(key).and_then(|values| values.get(value));
+            into.extend(found.into_iter().flatten().filter(|s| selects(&s.selector, labels)));
+        }
     }
 }

@@ -4,12 +4,24 @@
 //! needs ([`Authorizations`]), and then asked for every connection and request without allocating.
 
 mod ask;
+pub mod attribute;
+mod compile;
+mod evaluate;
+pub mod identity;
 mod index;
 mod model;
 mod read;
+mod refused;
+mod rules;
+pub mod status;
+pub mod template;
+pub mod text;
 mod verdict;
+mod workload;
 
 pub use ask::{Connection, Headers, Request};
-pub use index::{Authorizations, AuthzSettings, RefusedPolicy, WorkloadAuthorization};
+pub use index::{Authorizations, AuthzSettings};
 pub use model::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source, Values};
+pub use refused::RefusedPolicy;
 pub use verdict::{Hit, Reason, Verdict};
+pub use workload::{InForce, WorkloadAuthorization};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::attribute::Attribute;
 use crate::policy::ObjectMeta;
 
 /// One object.
@@ -70,6 +71,33 @@ pub struct Operation {
     pub paths: Values,
 }
 
+impl Source {
+    /// Every field, with what it is compared with.
+    pub fn fields(&self) -> [(Attribute, &Values); 7] {
+        [
+            (Attribute::Principal, &self.principals),
+            (Attribute::Token, &self.request_principals),
+            (Attribute::Namespace, &self.namespaces),
+            (Attribute::ServiceAccount, &self.service_accounts),
+            (Attribute::TrustDomain, &self.trust_domains),
+            (Attribute::SourceIp, &self.ip_blocks),
+            (Attribute::RemoteIp, &self.remote_ip_blocks),
+        ]
+    }
+}
+
+impl Operation {
+    /// Every field, with what it is compared with.
+    pub fn fields(&self) -> [(Attribute, &Values); 4] {
+        [
+            (Attribute::Host, &self.hosts),
+            (Attribute::Port, &self.ports),
+            (Attribute::Method, &self.methods),
+            (Attribute::Path, &self.paths),
+        ]
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     pub key: Arc<str>,
@@ -84,5 +112,14 @@ impl fmt::Display for Action {
             Self::Audit => "AUDIT",
             Self::Custom => "CUSTOM",
         })
+    }
+}
+
+/// The value of an annotation that is a boolean, as Go reads one.
+pub(super) fn is_true(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
     }
 }

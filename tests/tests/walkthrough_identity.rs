@@ -111,3 +111,18 @@ fn the_status_says_which_pods_are_in_the_mesh() -> Result<()> {
     ensure!(shown == expected, "{shown:?} instead of {expected:?}");
     Ok(())
 }
+
+#[test]
+fn without_an_object_the_default_mode_is_said() -> Result<()> {
+    let town = Town::new(&members(), |spec| spec)?;
+    ensure!(town.world.mesh.count("PeerAuthentication") == 0);
+    let mark = town.world.b().mark();
+    let request = Request::headers("full", "mtls-test", mtls_tests::walkthrough::steps::IDENTITY);
+    let attempted = attempt(&town, &request, Family::V4)?;
+    ensure!(attempted.differs(&request).is_none(), "{attempted:?}");
+    let line = town.world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+    ensure!(line["mode"] == "PERMISSIVE", "{line}");
+    let policy = line["policy"].as_str().unwrap_or_default();
+    ensure!(policy.contains("default") && policy.contains("no PeerAuthentication"), "{line}");
+    Ok(())
+}

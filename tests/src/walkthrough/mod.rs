@@ -35,6 +35,18 @@ pub struct Walkthrough {
     pub steps: Vec<Step>,
 }
 
+impl Walkthrough {
+    /// What most of its requests ask for.
+    fn path(&self) -> &'static str {
+        let checks = self.steps.iter().flat_map(|step| &step.checks);
+        let mut paths = checks.filter_map(|check| match check {
+            Check::Request(request) => Some(request.path),
+            _ => None,
+        });
+        paths.next().unwrap_or("/headers")
+    }
+}
+
 /// Those that there are: 2, 3 and 4.
 pub fn all() -> Vec<Walkthrough> {
     vec![two::walkthrough(), three::walkthrough(), four::walkthrough()]

@@ -12,6 +12,27 @@ use crate::walkthrough::{
     Attempt, Check, Crossing, Family, Request, Step, Town, Walkthrough, attempt, steps,
 };
 
+/// The originals' loops, by what they ask for.
+const LOOPS: [(&str, &[&str]); 2] = [
+    (
+        "/headers",
+        &[
+            "for every namespace from, and every namespace to:",
+            "  echo \"sleep.${from} to httpbin.${to}\"",
+            "  curl http://httpbin.${to}:8000/headers -s -w \"response code: %{http_code}\\n\" |",
+            "    egrep -o 'URI\\=spiffe.*sa/[a-z]*|response.*$'",
+        ],
+    ),
+    (
+        "/ip",
+        &[
+            "for every namespace from, and every namespace to:",
+            "  curl http://httpbin.${to}:8000/ip -s -o /dev/null \\",
+            "    -w \"sleep.${from} to httpbin.${to}: %{http_code}\\n\"",
+        ],
+    ),
+];
+
 /// What was seen, and what differs.
 #[derive(Default)]
 pub struct Played {
@@ -32,6 +53,9 @@ pub fn play(
     say: &mut dyn FnMut(&str),
 ) -> Result<Played> {
     let mut played = Played::default();
+    for line in LOOPS.iter().filter(|it| it.0 == walkthrough.path()).flat_map(|it| it.1) {
+        say(line);
+    }
     for (index, step) in walkthrough.steps.iter().enumerate() {
         say(&format!("\n{}: {}", step.id, step.title));
         if index > 0 {

@@ -9,7 +9,7 @@
 //! | [`steps`] | what a step is, and what may be expected |
 //! | [`two`], [`three`], [`four`] | the walkthroughs' own tables |
 //! | [`certificate`] | what `openssl` sees of a server |
-//! | [`play`] | runs a walkthrough, with a transcript |
+//! | [`play`], [`transcript`] | runs a walkthrough, and what it reads like |
 
 pub mod certificate;
 pub mod four;
@@ -18,6 +18,7 @@ pub mod request;
 pub mod steps;
 pub mod three;
 pub mod town;
+pub mod transcript;
 pub mod two;
 
 pub use play::{Played, play};

@@ -1,6 +1,6 @@
 //! The immutable state of the mesh that the data path reads.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -200,16 +200,21 @@ impl Snapshot {
                 authorization: direct.authorization.clone(),
             },
             // A workload of an older snapshot, still served: its policy as of now.
-            None => {
-                let modes = self.modes(server);
-                InboundPlan {
-                    mode: modes.at(port).clone(),
-                    protocol: PortProtocol::Auto,
-                    authorization: self
-                        .authorizations
-                        .for_workload(&server.namespace, &server.labels),
-                }
-            }
+            None => self.inbound_of(&server.namespace, &server.labels, port),
+        }
+    }
+
+    /// What holds for a workload with these labels, whether or not there is one.
+    pub fn inbound_of(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u16,
+    ) -> InboundPlan {
+        InboundPlan {
+            mode: self.authentications.workload_modes(namespace, labels).at(port).clone(),
+            protocol: PortProtocol::Auto,
+            authorization: self.authorizations.for_workload(namespace, labels),
         }
     }
 

@@ -72,6 +72,8 @@ pub enum Failure {
     ClientReset(std::io::Error),
     #[error("the server reset the connection: {0}")]
     UpstreamReset(std::io::Error),
+    #[error("the server ended the connection before it answered")]
+    NoAnswer,
     #[error("the server's TLS stream ended without close_notify: possibly truncated")]
     Truncated,
     #[error("the client's TLS stream ended without close_notify: possibly truncated")]
@@ -108,6 +110,7 @@ impl Failure {
             Self::SourceBind(_) => "source_bind_failed",
             Self::ClientReset(_) => "client_reset",
             Self::UpstreamReset(_) => "upstream_reset",
+            Self::NoAnswer => "no_answer",
             // which side, the fault says
             Self::Truncated | Self::ClientTruncated => "truncated",
             Self::Drained => "drained",
@@ -140,6 +143,7 @@ impl Failure {
             | Self::NoEndpoint(_)
             | Self::NoSuchServicePort(..)
             | Self::UpstreamReset(_)
+            | Self::NoAnswer
             | Self::Truncated => Fault::Server,
         }
     }

@@ -39,7 +39,7 @@ pub async fn serve(
     let mut flow = FlowRecord::new(Direction::Outbound, current.workload.clone(), destination);
     flow.source = SocketAddr::new(shown_source(&current.workload, destination), source.port());
     flow.source_workload = Some(current.workload.clone());
-    let tally = Tally::default();
+    let tally = Tally::answering();
     let result = tokio::select! {
         result = run(worker, pod, &current, client, destination, &mut flow, &tally, place) => result,
         reason = place.stop.told() => Err(reason),
@@ -100,21 +100,14 @@ async fn run(
             let what = InTheClear::Outbound { workload, destination, endpoint };
             place.in_the_clear(&worker.shared, what)?;
             worker.shared.telemetry.opened(flow);
-            relay(&mut client, &mut server, endpoint, tally).await
+            let result = relay(&mut client, &mut server, endpoint, tally).await;
+            http_error::answer_for_server(client, &result, tally).await;
+            result
         }
         Ok(Upstream::Mutual(mut server, endpoint)) => {
             worker.shared.telemetry.opened(flow);
             let result = relay(&mut client, &mut *server, endpoint, tally).await;
-            // TLS 1.3: the server judges our certificate after we are done with the handshake.
-            if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
-                && tally.received.get() == 0
-            {
-                if tally.http1.get() {
-                    http_error::unavailable(client, failure).await;
-                } else if tally.sent.get() == 0 {
-                    http_error::refuse(client, failure).await;
-                }
-            }
+            http_error::answer_for_server(client, &result, tally).await;
             result
         }
         Err(failure) => {

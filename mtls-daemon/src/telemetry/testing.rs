@@ -103,6 +103,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::LoopRefused, "loop_refused", "client"),
         (Failure::ClientReset(io()), "client_reset", "client"),
         (Failure::UpstreamReset(io()), "upstream_reset", "server"),
+        (Failure::NoAnswer, "no_answer", "server"),
         (Failure::Truncated, "truncated", "server"),
         (Failure::ClientTruncated, "truncated", "client"),
         (Failure::SourceBind(io()), "source_bind_failed", "us"),

@@ -2,9 +2,8 @@
 
 /// How every HTTP/2 connection begins.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A request line longer than this is none.
-const LONGEST_LINE: usize = 8 * 1024;
-const LONGEST_METHOD: usize = 32;
+/// A request line longer than this would be refused.
+const LONGEST_LINE: usize = super::head::MAX_HEAD;
 
 /// What first bytes say about the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,32 +16,49 @@ pub enum Spoken {
     Unfinished,
 }
 
-/// What `bytes`, the first of a connection, are. Empty lines before a request count as HTTP: who put
-/// one there must not escape a policy by it. So does every request line whose version is HTTP/1, also
-/// a malformed one: it is refused rather than relayed.
+/// What `bytes`, the first of a connection, are. More counts as HTTP than is HTTP: whatever a lenient
+/// application might take for a request must come before those who judge requests, which refuse what
+/// is malformed, and must not slip past them as another protocol. So empty lines and spaces may come
+/// first, the method may be anything visible, and the line decides by its last word.
 pub fn spoken(bytes: &[u8]) -> Spoken {
     let common = bytes.len().min(PREFACE.len());
     if common > 0 && bytes[..common] == PREFACE[..common] {
         return if common == PREFACE.len() { Spoken::Http2 } else { Spoken::Unfinished };
     }
-    let Some(start) = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else {
+    let begins = bytes.iter().position(|byte| *byte != b'\n' && !is_space(*byte));
+    let Some(begins) = begins else {
         return if bytes.len() > LONGEST_LINE { Spoken::Other } else { Spoken::Unfinished };
     };
-    let bytes = &bytes[start..];
-    let method =
-        bytes.iter().take_while(|b| b.is_ascii_alphanumeric() || b"-_".contains(b)).count();
-    match bytes.get(method) {
-        _ if method > LONGEST_METHOD => return Spoken::Other,
-        None => return Spoken::Unfinished,
-        Some(b' ' | b'\t') if method > 0 => {}
-        Some(_) => return Spoken::Other,
+    let bytes = &bytes[begins..];
+    if let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        let mut words = bytes[..end].split(|byte| is_space(*byte)).filter(|word| !word.is_empty());
+        return if words.next_back().is_some_and(is_version) {
+            Spoken::Http1
+        } else {
+            Spoken::Other
+        };
     }
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-        return if bytes.len() > LONGEST_LINE { Spoken::Other } else { Spoken::Unfinished };
-    };
-    let line = bytes[..end].trim_ascii_end();
-    let version = line.rsplit(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
-    if version.starts_with(b"HTTP/1.") { Spoken::Http1 } else { Spoken::Other }
+    let method = bytes.iter().take_while(|byte| byte.is_ascii_graphic()).count();
+    match bytes.get(method) {
+        Some(next) if !is_space(*next) => Spoken::Other,
+        _ if bytes.len() <= LONGEST_LINE => Spoken::Unfinished,
+        None => Spoken::Other,
+        // No protocol of lines has such lines but HTTP, whose targets look like this.
+        Some(_) => match bytes[method..].trim_ascii_start() {
+            [b'/' | b'*', ..] => Spoken::Http1,
+            [a, b, c, d, ..] if [*a, *b, *c, *d].eq_ignore_ascii_case(b"http") => Spoken::Http1,
+            _ => Spoken::Other,
+        },
+    }
+}
+
+/// Whatever some application's language takes for a space within a line.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | 0x0b | 0x0c | 0x1c..=0x1f | 0x85 | 0xa0)
+}
+
+fn is_version(word: &[u8]) -> bool {
+    word.len() > 5 && word[..5].eq_ignore_ascii_case(b"HTTP/")
 }
 
 /// Whether `bytes` begin an HTTP request; None: more bytes decide.

@@ -9,6 +9,7 @@ use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 
 use super::Context;
 use super::answer::{self, Denied, Payload, Record};
@@ -29,6 +30,9 @@ pub struct Exchange<'a> {
     spawner: Spawner<'a>,
     http2: bool,
     tunnels: Cell<bool>,
+    /// Of a request whose switch was not granted: the library leaves the stream here when the
+    /// connection ends.
+    not_switched: RefCell<Option<OnUpgrade>>,
     /// What the application did to a request, if that was the connection's end.
     failed: RefCell<Option<Failure>>,
 }
@@ -36,8 +40,8 @@ pub struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     pub fn new(context: Context<'a>, link: Arc<Link>, spawner: Spawner<'a>, http2: bool) -> Self {
         let backend = Backend::new(spawner.clone());
-        let (tunnels, failed) = Default::default();
-        Self { context, backend, link, spawner, http2, tunnels, failed }
+        let (tunnels, not_switched, failed) = Default::default();
+        Self { context, backend, link, spawner, http2, tunnels, not_switched, failed }
     }
 
     pub fn tunnels(&self) -> bool {
@@ -45,8 +49,16 @@ impl<'a> Exchange<'a> {
     }
 
     /// No more requests will come.
-    pub fn end(&self) {
+    pub async fn end(&self) {
         self.backend.end();
+        let left = self.not_switched.take();
+        if let Some(left) = left
+            && !self.tunnels()
+            && let Ok(stream) = left.await
+        {
+            // Otherwise what was answered last would be reset.
+            TokioIo::new(stream).shutdown().await.ok();
+        }
     }
 
     /// How the connection ended.
@@ -96,7 +108,11 @@ impl<'a> Exchange<'a> {
             let refusal = self.link.refusal();
             return Err(Stop::Refused(refusal.unwrap_or(Refusal::bad("a malformed request"))));
         }
+        let wants = !self.http2 && request.extensions().get::<OnUpgrade>().is_some();
         let client = hyper::upgrade::on(&mut request);
+        if wants {
+            *self.not_switched.borrow_mut() = Some(client.clone());
+        }
         let (mut parts, body) = request.into_parts();
         let sanitised = sanitise::request(&mut parts, &self.context).map_err(Stop::Refused)?;
         self.judge(&parts, &sanitised)?;
@@ -179,6 +195,7 @@ impl<'a> Exchange<'a> {
         }
         let application = hyper::upgrade::on(&mut response);
         *turn = Turn::Tunnel;
+        self.not_switched.take();
         self.tunnels.set(true);
         self.spawner.spawn(tunnel(client, application));
         Ok(response)

@@ -35,6 +35,7 @@ mod link;
 mod refusal;
 mod sanitise;
 mod tasks;
+mod unavailable;
 #[cfg(test)]
 mod tests;
 
@@ -56,6 +57,7 @@ use tokio::time::timeout;
 pub use answer::{Denied, Finished, Report};
 pub use link::Traffic;
 pub use refusal::Refusal;
+pub use unavailable::unavailable;
 
 use super::failure::Failure;
 use super::relay::Side;
@@ -184,7 +186,7 @@ where
             tasks.run(server).await
         }
     };
-    exchange.end();
+    exchange.end().await;
     if exchange.tunnels() {
         tasks.finish().await;
     } else {

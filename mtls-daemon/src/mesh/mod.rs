@@ -9,6 +9,7 @@ mod kernel;
 mod kinds;
 mod legacy;
 mod members;
+pub mod names;
 pub mod naming;
 pub mod objects;
 pub mod plan;

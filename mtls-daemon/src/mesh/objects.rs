@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::accept::Accepted;
 use super::in_place::{self, InPlace};
+use super::names::Answers;
 use super::service_entry::ServiceEntry;
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry};
 use crate::policy::authz::AuthorizationPolicy;
@@ -62,6 +64,8 @@ pub struct Objects {
     pub(super) unclear: BTreeSet<Arc<str>>,
     /// Some file could not be understood at all.
     pub(super) unreadable: bool,
+    /// What is known of the names in `names_to_resolve`.
+    pub names: Answers,
     pub errors: Vec<ConfigError>,
     pub warnings: Vec<ConfigError>,
     /// The subset that connections are routed to; see `Policy::subset`.
@@ -100,6 +104,19 @@ impl Objects {
         self.unclear.insert(error.file.clone());
         self.unreadable = true;
         self.errors.push(error);
+    }
+
+    /// Hosts whose addresses are not written down, also those of objects that may stay in force.
+    pub fn names_to_resolve(&self, previous: Option<&Accepted>) -> BTreeSet<Arc<str>> {
+        self.good()
+            .chain(previous.into_iter().flat_map(|previous| previous.objects.values()))
+            .filter_map(|object| match object {
+                Object::ServiceEntry(entry) => Some(entry),
+                _ => None,
+            })
+            .flat_map(ServiceEntry::names_to_resolve)
+            .cloned()
+            .collect()
     }
 
     fn add_document(&mut self, node: &Node, report: &mut Report) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 pub use read::Fingerprint;
 pub use watch::watch;
 
+use super::names::Names;
 use crate::mesh::{Accepted, MeshSettings, Objects, Snapshot};
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
@@ -65,15 +66,27 @@ pub fn load(
     settings: &MeshSettings,
     generation: u64,
 ) -> Result<Loaded, LoadError> {
-    load_within(dir, node, settings, generation, &Limits::default())
+    load_with(dir, node, settings, generation, &Names::default())
 }
 
-/// As [`load`], with other limits.
-pub fn load_within(
+/// As [`load`], with names that somebody goes on resolving.
+pub fn load_with(
     dir: &Path,
     node: &str,
     settings: &MeshSettings,
     generation: u64,
+    names: &Names,
+) -> Result<Loaded, LoadError> {
+    load_within(dir, node, settings, generation, names, &Limits::default())
+}
+
+/// The same with other limits.
+fn load_within(
+    dir: &Path,
+    node: &str,
+    settings: &MeshSettings,
+    generation: u64,
+    names: &Names,
     limits: &Limits,
 ) -> Result<Loaded, LoadError> {
     let stamp = || read::stamp(dir).map_err(|error| LoadError(vec![unreadable(dir, error)]));
@@ -83,7 +96,7 @@ pub fn load_within(
         if before.is_younger_than(SETTLE) {
             std::thread::sleep(SETTLE);
         }
-        let loaded = load_once(dir, node, settings, generation, None, limits);
+        let loaded = load_once(dir, node, settings, generation, None, names, limits);
         let after = stamp()?;
         if before == after {
             return loaded;
@@ -101,6 +114,7 @@ fn load_once(
     settings: &MeshSettings,
     generation: u64,
     previous: Option<&Accepted>,
+    names: &Names,
     limits: &Limits,
 ) -> Result<Loaded, LoadError> {
     let contents = read::contents(dir, limits).map_err(|error| LoadError(vec![error]))?;
@@ -112,6 +126,9 @@ fn load_once(
             Err(error) => objects.add_unreadable(error),
         }
     }
+    objects.names = names.resolve(&objects.names_to_resolve(previous));
+    // An address that changed is a change, as if it were written in a file.
+    let hash = read::hash_with(contents.hash, &objects.names);
     let built = Snapshot::build(objects, previous, settings.clone(), node, generation)
         .map_err(LoadError)?;
     let mut warnings = built.warnings;
@@ -128,7 +145,7 @@ fn load_once(
         accepted: Arc::new(built.accepted),
         errors: built.errors,
         warnings,
-        fingerprint: Fingerprint { hash: contents.hash, node_workloads },
+        fingerprint: Fingerprint { hash, node_workloads },
     })
 }
 

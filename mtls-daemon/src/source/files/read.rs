@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::unreadable;
+use crate::mesh::names::Answers;
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
 
@@ -24,6 +25,14 @@ pub(super) struct Contents {
     /// By name. The path as messages show it, and the text or why there is none.
     pub files: Vec<(String, Result<Vec<u8>, ConfigError>)>,
     pub hash: [u8; 32],
+}
+
+/// Files, by their hash, and what the names in them stand for.
+pub(super) fn hash_with(files: [u8; 32], names: &Answers) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(files);
+    hash.update(format!("{names:?}"));
+    hash.finalize().into()
 }
 
 /// What `stat` says about the directory and its files: cheap to take, differs after any change.

@@ -17,6 +17,7 @@ use super::changes::Changes;
 use super::read::{self, Stamp};
 use super::{Fingerprint, LoadError, Loaded, SETTLE, load_once, unreadable};
 use crate::mesh::{Accepted, MeshSettings};
+use crate::source::names::Names;
 
 /// The same where the change would end the enrolment of every workload of this node: files that
 /// vanish and come back must not open what they closed.
@@ -37,6 +38,7 @@ pub async fn watch(
     dir: PathBuf,
     node: String,
     settings: MeshSettings,
+    names: Arc<Names>,
     mut generation: u64,
     seen: Fingerprint,
     mut accepted: Arc<Accepted>,
@@ -56,6 +58,8 @@ pub async fn watch(
             tokio::select! {
                 () = changes.next() => {}
                 () = sleep(POLL) => {}
+                // The files say something else without having changed.
+                () = names.changed() => handled = None,
             }
             continue;
         }
@@ -71,7 +75,7 @@ pub async fn watch(
         if !settled(&changes, &dir, &now).await {
             continue;
         }
-        let result = reload(&dir, &node, &settings, generation + 1, &accepted).await;
+        let result = reload(&dir, &node, &settings, &names, generation + 1, &accepted).await;
         let ends_enrolment = result
             .as_ref()
             .is_ok_and(|new| in_force.node_workloads > 0 && new.fingerprint.node_workloads == 0);
@@ -139,14 +143,15 @@ async fn reload(
     dir: &Path,
     node: &str,
     settings: &MeshSettings,
+    names: &Arc<Names>,
     generation: u64,
     accepted: &Arc<Accepted>,
 ) -> Result<Loaded, LoadError> {
     let (path, node, settings) = (dir.to_owned(), node.to_owned(), settings.clone());
-    let accepted = accepted.clone();
+    let (accepted, names) = (accepted.clone(), names.clone());
     let load = tokio::task::spawn_blocking(move || {
         let limits = super::Limits::default();
-        load_once(&path, &node, &settings, generation, Some(&accepted), &limits)
+        load_once(&path, &node, &settings, generation, Some(&accepted), &names, &limits)
     });
     load.await.unwrap_or_else(|error| Err(LoadError(vec![unreadable(dir, error)])))
 }

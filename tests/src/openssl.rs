@@ -107,10 +107,22 @@ impl Seen {
     /// # Errors
     /// When there is none.
     pub fn certificate(&self) -> Result<String> {
+        self.x509(&["-subject", "-issuer", "-ext", "subjectAltName"])
+    }
+
+    /// The server's certificate, as `openssl x509 -text` prints all of it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn certificate_text(&self) -> Result<String> {
+        self.x509(&["-text"])
+    }
+
+    fn x509(&self, what: &[&str]) -> Result<String> {
         let begin = self.text.find("-----BEGIN CERTIFICATE-----");
         let begin = begin.with_context(|| format!("no certificate in: {}", self.text))?;
         let mut command = Command::new("openssl");
-        command.args(["x509", "-noout", "-subject", "-issuer", "-ext", "subjectAltName"]);
+        command.args(["x509", "-noout"]).args(what);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let mut stdin = child.stdin.take().context("stdin is piped")?;

@@ -4,6 +4,7 @@ mod cases;
 mod check;
 mod cleanup;
 pub mod exit;
+mod identity;
 mod run;
 mod status;
 mod table;
@@ -43,6 +44,8 @@ enum Verb {
     /// Read a configuration directory as the daemon would, and print what is wrong with it
     #[command(after_help = exit::HELP)]
     Check(check::CheckArgs),
+    /// Parse and check SPIFFE IDs, SVIDs and trust bundles
+    Identity(identity::IdentityArgs),
 }
 
 /// Does what the command line says.
@@ -55,6 +58,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Status(args) => status::status(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Check(args) => check::check(args),
+        Verb::Identity(args) => identity::identity(args),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod identity;
 pub mod provider;
 mod refusal;
 pub mod replay;
+pub mod svid;
 mod svid_rules;
 pub mod verify;
 

@@ -51,7 +51,18 @@ const SPOILT: &[Spoil] = &[
             usage.set_criticality(true);
             p.custom_extensions.push(usage);
         },
-        "it cannot be parsed",
+        "(2.5.29.15) that cannot be parsed",
+    ),
+    (
+        |p| {
+            // A sound key usage with a byte after it, which another parser might read.
+            p.key_usages = Vec::new();
+            let content = vec![3, 2, 7, 0x80, 0];
+            let mut usage = CustomExtension::from_oid_content(&[2, 5, 29, 15], content);
+            usage.set_criticality(true);
+            p.custom_extensions.push(usage);
+        },
+        "(2.5.29.15) with bytes after its end",
     ),
     (
         |p| {

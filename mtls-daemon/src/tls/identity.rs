@@ -12,6 +12,7 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::provider::{VERSIONS, provider};
+use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
 use super::{HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
@@ -38,6 +39,7 @@ impl TlsIdentity {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
         let facts = svid_rules::chain(&svid.chain)
+            .and_then(Leaf::strict)
             .map_err(|refusal| own(format!("the certificate for {id}: {refusal}")))?;
         if facts.id != id {
             return Err(own(format!("the certificate for {id} is {}'s", facts.id)));

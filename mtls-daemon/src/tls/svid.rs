@@ -24,6 +24,8 @@ pub struct SvidFacts {
     pub serial: String,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
+    /// Why peers refuse it, although it can be read: an extension that should be critical is not.
+    pub warning: Option<String>,
 }
 
 /// Which rule refuses it.
@@ -31,8 +33,8 @@ pub struct SvidFacts {
 #[error("{0}")]
 pub struct SvidError(String);
 
-/// A chain (leaf first) that its owner would show to others: every certificate in it keeps the rules
-/// (policy.md 6.2). Neither time nor signatures are looked at.
+/// A chain (leaf first) as its owner reads it: every certificate in it keeps the rules (policy.md 6.2),
+/// but for [`SvidFacts::warning`]. Neither time nor signatures are looked at.
 pub fn parse_svid(chain: &[CertificateDer<'_>]) -> Result<SvidFacts, SvidError> {
     Ok(svid_rules::chain(chain)?.into())
 }
@@ -69,8 +71,9 @@ pub fn verify_svid(
 
 impl From<Leaf> for SvidFacts {
     fn from(leaf: Leaf) -> Self {
-        let Leaf { id, subject, dns_names, serial, not_before, not_after } = leaf;
-        Self { id, subject, dns_names, serial, not_before, not_after }
+        let warning = leaf.not_critical().map(ToString::to_string);
+        let Leaf { id, subject, dns_names, serial, not_before, not_after, .. } = leaf;
+        Self { id, subject, dns_names, serial, not_before, not_after, warning }
     }
 }
 

@@ -28,13 +28,32 @@ pub(super) struct Leaf {
     pub(super) not_after: SystemTime,
     /// Lower-case hex.
     pub(super) serial: String,
+    /// An extension that should be critical is not. What it says is plain all the same, so that it can
+    /// be read; whoever is shown it refuses it.
+    not_critical: Option<Refusal>,
 }
 
-/// A chain as its owner holds it, leaf first: all of its certificates keep the rules.
+impl Leaf {
+    /// As peers see it.
+    pub(super) fn strict(self) -> Result<Self, Refusal> {
+        match self.not_critical {
+            Some(refusal) => Err(refusal),
+            None => Ok(self),
+        }
+    }
+
+    /// Why peers refuse it, although it can be read.
+    pub(super) fn not_critical(&self) -> Option<&Refusal> {
+        self.not_critical.as_ref()
+    }
+}
+
+/// A chain as its owner holds it, leaf first: all of its certificates keep the rules, but for what
+/// [`Leaf::strict`] adds.
 pub(super) fn chain(chain: &[CertificateDer<'_>]) -> Result<Leaf, Refusal> {
     let (first, signers) = chain.split_first().ok_or(Refusal::NoCertificate)?;
     check_length(chain.len())?;
-    let found = leaf(first)?;
+    let found = read(first)?;
     for der in signers {
         signer(der).map_err(|why| Refusal::Signer { id: found.id.clone(), why })?;
     }
@@ -48,20 +67,31 @@ pub(super) fn check_length(certificates: usize) -> Result<(), Refusal> {
     }
 }
 
+/// A leaf as its peers see it.
 pub(super) fn leaf(der: &[u8]) -> Result<Leaf, Refusal> {
+    read(der)?.strict()
+}
+
+fn read(der: &[u8]) -> Result<Leaf, Refusal> {
     let certificate = certificate(der).map_err(Refusal::Unreadable)?;
     let extensions = Extensions::of(&certificate).map_err(Refusal::Unreadable)?;
     let id = extensions.workload()?;
     if extensions.is_ca() {
         return Err(Refusal::Ca(id));
     }
-    extensions.check_key_usage(&id)?;
+    let key_usage_critical = extensions.check_key_usage(&id)?;
     extensions.check_extended_key_usage(&id)?;
     let no_subject = certificate.subject().iter_rdn().next().is_none();
-    if no_subject && !extensions.names.is_some_and(|names| names.critical) {
-        return Err(Refusal::NamesNotCritical(id));
-    }
+    let names_critical = extensions.names.is_some_and(|names| names.critical);
+    let not_critical = if !key_usage_critical {
+        Some(Refusal::KeyUsage { id: id.clone(), why: "is not critical" })
+    } else if no_subject && !names_critical {
+        Some(Refusal::NamesNotCritical(id.clone()))
+    } else {
+        None
+    };
     Ok(Leaf {
+        not_critical,
         subject: certificate.subject().to_string(),
         dns_names: extensions.dns_names(),
         serial: certificate.serial.to_str_radix(16),
@@ -182,22 +212,20 @@ impl<'a> Extensions<'a> {
         }
     }
 
-    fn check_key_usage(&self, id: &SpiffeId) -> Result<(), Refusal> {
+    /// Whether it is critical.
+    fn check_key_usage(&self, id: &SpiffeId) -> Result<bool, Refusal> {
         let refuse = |why| Err(Refusal::KeyUsage { id: id.clone(), why });
         let Some(extension) = self.key_usage else { return refuse("is missing") };
         let ParsedExtension::KeyUsage(usage) = extension.parsed_extension() else {
             return refuse("is missing");
         };
-        if !extension.critical {
-            return refuse("is not critical");
-        }
         if !usage.digital_signature() {
             return refuse("lacks digitalSignature");
         }
         if usage.key_cert_sign() || usage.crl_sign() {
             return refuse("has keyCertSign or cRLSign, a CA's");
         }
-        Ok(())
+        Ok(extension.critical)
     }
 
     fn check_extended_key_usage(&self, id: &SpiffeId) -> Result<(), Refusal> {

@@ -137,6 +137,7 @@ fn checked(chain: &[CertificateDer<'static>], key: Option<(&[u8], bool)>) -> Res
 fn shown(facts: &SvidFacts, certificates: usize) -> Value {
     let date = |time| humantime::format_rfc3339_seconds(time).to_string();
     json!({
+        "warning": facts.warning,
         "spiffe_id": facts.id,
         "num_certs": certificates,
         "serial": facts.serial,

@@ -224,3 +224,29 @@ fn an_svid_ends_with_its_signer_at_the_latest() {
         authority.issue(&domain_itself, KeyType::default(), century, SystemTime::now()).is_err()
     );
 }
+
+#[test]
+fn every_key_type_makes_an_authority_that_is_read_again_and_svids() {
+    let id = SpiffeId::istio(&domain(), "foo", "web").unwrap();
+    let minute = Duration::from_secs(60);
+    for (key_type, bits) in
+        [(KeyType::EcdsaP256, 256), (KeyType::EcdsaP384, 384), (KeyType::Rsa2048, 2048)]
+    {
+        let place = tempfile::tempdir().unwrap();
+        open_or_make(place.path().join("ca").as_path(), &domain(), key_type).unwrap();
+        // Another type later changes SVIDs, never the CA's own key.
+        let again = open_or_make(&place.path().join("ca"), &domain(), KeyType::default()).unwrap();
+        let size = |der: &[u8]| {
+            let (_, certificate) = X509Certificate::from_der(der).unwrap();
+            certificate.public_key().parsed().unwrap().key_size()
+        };
+        assert_eq!(size(again.certificate()), bits, "{key_type:?}");
+        let svid = again.issue(&id, key_type, minute, SystemTime::now()).unwrap();
+        assert_eq!(size(&svid.chain[0]), bits, "{key_type:?}");
+        let anchors = vec![again.certificate().clone()];
+        let bundles = [crate::identity::Bundle::new(domain(), anchors)];
+        crate::tls::TlsIdentity::new(&svid, &bundles).unwrap();
+        let now = SystemTime::now();
+        crate::tls::svid::verify_svid(&svid.chain, &bundles, None, now).unwrap();
+    }
+}

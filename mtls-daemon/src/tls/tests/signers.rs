@@ -120,3 +120,29 @@ async fn a_chain_that_is_too_long_is_not_looked_at() {
     assert!(svid::parse_svid(&leaf(16).chain()).is_err());
     assert!(svid::parse_svid(&leaf(15).chain()).is_ok());
 }
+
+#[test]
+fn a_key_usage_that_is_not_critical_can_be_read_and_is_refused_by_whoever_sees_it() {
+    let root = TestCa::new();
+    let leaf = root.sign(SERVER, |p| {
+        p.key_usages = Vec::new();
+        let usage = CustomExtension::from_oid_content(KEY_USAGE, vec![3, 2, 7, 0x80]);
+        p.custom_extensions.push(usage);
+    });
+    let facts = svid::parse_svid(&leaf.chain()).unwrap();
+    assert_eq!(facts.id, id(SERVER));
+    assert!(facts.warning.is_some_and(|why| why.contains("key usage is not critical")));
+    let bundles = root.bundles(&["cluster.local"]);
+    let error = svid::verify_svid(&leaf.chain(), &bundles, None, SystemTime::now()).unwrap_err();
+    assert!(error.to_string().contains("key usage is not critical"), "{error}");
+    let error = TlsIdentity::new(&leaf.svid(SERVER), &bundles).unwrap_err().to_string();
+    assert!(error.contains("key usage is not critical"), "{error}");
+
+    let sound = root.sign(SERVER, |_| {});
+    assert_eq!(svid::parse_svid(&sound.chain()).unwrap().warning, None);
+    let accepted = [id(SERVER)];
+    let verify =
+        |accepted| svid::verify_svid(&sound.chain(), &bundles, accepted, SystemTime::now());
+    assert_eq!(verify(Some(&accepted)).unwrap().id, id(SERVER));
+    assert!(verify(Some(&[])).is_err(), "nobody");
+}

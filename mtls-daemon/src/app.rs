@@ -26,6 +26,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// after about two minutes).
 const FLOW_LIFETIME: Duration = Duration::from_secs(180);
 const HANDSHAKE: Duration = Duration::from_secs(10);
+const REQUEST_HEAD: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDENTITY: Duration = Duration::from_secs(5);
 /// How often a start that takes long says what it waits for.
@@ -126,7 +127,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
     refuse_without_sock_destroy()?;
-    let mut kernel = Kernel::open(&config.node.pin_name())?;
+    let mut kernel = Kernel::open(&config.node.pin_name(), &config.without_kernel_feature)?;
     kernel.follow_log();
 
     let telemetry = Telemetry::new(&node_name, &config.access_log)
@@ -137,9 +138,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         mtls: config.mtls_wait,
         handshake: HANDSHAKE,
         connect: CONNECT,
+        head: REQUEST_HEAD,
         identity: IDENTITY,
     };
-    let shared = Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, watch);
+    let shared =
+        Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, config.http.clone(), watch);
     let shared = Arc::new(shared);
     let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
     let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;
@@ -343,6 +346,13 @@ impl App {
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
+                without: node
+                    .kernel()
+                    .features()
+                    .missing()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {

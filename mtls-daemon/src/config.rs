@@ -2,9 +2,11 @@
 //! as values.
 
 mod flags;
+mod http;
 mod node_name;
 
 pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use http::HttpArgs;
 pub use node_name::{NodeName, NodeNameError};
 
 use std::net::SocketAddr;
@@ -13,8 +15,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::bpf::Feature;
 use crate::identity::{KeyType, TrustDomain};
 use crate::mesh::snapshot::MeshSettings;
+use crate::proxy::HttpSettings;
 use crate::telemetry::{access, logs};
 
 /// Longest path of a Unix socket: `sun_path` is 108 bytes with its final NUL.
@@ -69,6 +73,9 @@ pub struct Config {
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
     pub mesh: MeshSettings,
+    pub http: HttpSettings,
+    /// What is not to be used of this kernel.
+    pub without_kernel_feature: Vec<Feature>,
     pub workers: NonZeroUsize,
     pub detect_timeout: Duration,
     pub mtls_wait: Duration,
@@ -95,6 +102,8 @@ impl TryFrom<RunArgs> for Config {
             run_dir,
             admin_socket,
             mesh: args.mesh.try_into()?,
+            http: args.http.into(),
+            without_kernel_feature: args.without_kernel_feature,
             workers: args.workers.unwrap_or_else(cpus),
             detect_timeout: args.detect_timeout,
             mtls_wait: args.mtls_wait,

@@ -28,7 +28,7 @@ fn shown(key_type: Option<&str>) -> Result<Vec<String>> {
     let client = world.pod("sleep-full");
     let talk = client.inside(|| converse(To::Full.v4(PORT), "through the mesh"))?;
     ensure!(talk.worked(), "{talk:?}");
-    Ok(seen.certificate_text()?.lines().map(|line| line.trim().to_owned()).collect())
+    Ok(seen.text_of_certificate()?.lines().map(|line| line.trim().to_owned()).collect())
 }
 
 /// Every line is there, and each of the pairs directly one after the other.

@@ -49,6 +49,17 @@ pub const TEST: &[Package] = &[
     package("procps", "sysctl", "to read and set the network's settings"),
 ];
 
+/// For the tests alone: applications whose traffic the daemon carries.
+pub const APPLICATIONS: &[Package] = &[
+    package("mariadb-server-core", "mariadbd", "a database whose server speaks first"),
+    package("mariadb-client-core", "mariadb", "and its client"),
+    package(
+        "python3-aiosmtpd",
+        "/usr/lib/python3/dist-packages/aiosmtpd",
+        "a mail server, which speaks first",
+    ),
+];
+
 /// For `vm`: the emulator, and a shell inside the guest.
 pub const VM: &[Package] = &[
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),

@@ -5,6 +5,7 @@ mod check;
 mod cleanup;
 pub mod exit;
 mod identity;
+mod policy;
 mod run;
 mod status;
 mod table;
@@ -46,6 +47,12 @@ enum Verb {
     Check(check::CheckArgs),
     /// Parse and check SPIFFE IDs, SVIDs and trust bundles
     Identity(identity::IdentityArgs),
+    /// Ask the policy engine, without a daemon: what would it decide, and why
+    #[command(after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
+    Policy {
+        #[command(subcommand)]
+        verb: policy::Verb,
+    },
 }
 
 /// Does what the command line says.
@@ -59,6 +66,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Check(args) => check::check(args),
         Verb::Identity(args) => identity::identity(args),
+        Verb::Policy { verb } => policy::execute(verb),
     }
 }
 

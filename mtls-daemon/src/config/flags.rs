@@ -11,6 +11,8 @@ use clap::{ArgAction, Args};
 use ipnet::IpNet;
 
 use super::NodeName;
+use super::http::HttpArgs;
+use crate::bpf::Feature;
 use crate::identity::{KeyType, TrustDomain};
 use crate::telemetry::{access, logs};
 
@@ -121,6 +123,20 @@ pub struct RunArgs {
     /// share it trust each other [default: <state-dir>/ca]
     #[arg(long, env = "MTLS_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub http: HttpArgs,
+
+    /// Do as on a kernel that lacks this (repeatable; comma-separated in the environment). For tests:
+    /// docs/kernels.md
+    #[arg(
+        long,
+        hide = true,
+        env = "MTLS_WITHOUT_KERNEL_FEATURE",
+        value_name = "FEATURE",
+        value_delimiter = ','
+    )]
+    pub without_kernel_feature: Vec<Feature>,
 
     /// Threads that relay connections [default: one per CPU]
     #[arg(long, env = "MTLS_WORKERS", value_name = "N")]

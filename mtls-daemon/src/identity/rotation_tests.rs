@@ -42,7 +42,7 @@ async fn handshake(
     let theirs = server.current().expect("the server is never without an SVID");
     let expected: Arc<[SpiffeId]> = Arc::new([server.id().clone()]);
     let (connected, accepted) =
-        tokio::join!(connect(near, &ours, &expected, SNI), accept(Replay::new(far), &theirs));
+        tokio::join!(connect(near, &ours, &expected, SNI), accept(Replay::new(far), &theirs, None));
     let ((near, _, _), (far, peer, _)) = (connected?, accepted?);
     assert_eq!(peer.id(), client.id());
     let serials = [ours.serial().to_owned(), theirs.serial().to_owned()];

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::compile::{Direct, Policy, declares_http};
+use super::compile::{Direct, Policy, declared};
 use super::members::Members;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
 use super::{MeshSettings, Objects, Service, Snapshot};
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::{DestinationRules, PeerAuthentications};
 
@@ -50,9 +51,25 @@ impl Snapshot {
         }
         let authentications =
             PeerAuthentications::new(&settings.root_namespace, objects.peer_authentications);
+        let aliases: Vec<String> =
+            settings.trust_domain_aliases.iter().map(ToString::to_string).collect();
+        let authorizations = Authorizations::new(
+            &AuthzSettings {
+                root_namespace: &settings.root_namespace,
+                trust_domain: settings.trust_domain.as_str(),
+                aliases: &aliases,
+            },
+            objects.authorization_policies,
+            objects.refused_policies,
+        );
         let rules = DestinationRules::new(&settings.root_namespace, objects.destination_rules);
-        let policy =
-            Policy { settings: &settings, authentications: &authentications, rules: &rules };
+        let policy = Policy {
+            settings: &settings,
+            authentications: &authentications,
+            authorizations: &authorizations,
+            rules: &rules,
+            subset: objects.subset.as_deref(),
+        };
         let mut answers = Answers::default();
         for member in &members.list {
             answers.direct.insert(member.address, policy.direct(&member.workload));
@@ -66,7 +83,8 @@ impl Snapshot {
         }
         answers.node_workloads = members.node_workloads;
         warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
-        let snapshot = Snapshot::new(generation, settings, authentications, answers);
+        let snapshot =
+            Snapshot::new(generation, settings, authentications, authorizations, answers);
         Ok(Built { snapshot, warnings })
     }
 }
@@ -95,7 +113,7 @@ fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
     }
 }
 
-/// Addresses that only services know, and the ports that services declare HTTP.
+/// Addresses that only services know, and what services declare about their ports.
 fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy: &Policy<'_>) {
     for endpoint in &service.endpoints {
         if endpoint.workload.is_none() {
@@ -107,8 +125,8 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
                 Some(known) if known.speaks_mtls != new.speaks_mtls => {
                     // Services disagree: mTLS, so that nothing goes out in plaintext by mistake.
                     if new.speaks_mtls == Some(true) {
-                        let http_ports = std::mem::take(&mut known.http_ports);
-                        *known = Direct { http_ports, ..new };
+                        let protocols = std::mem::take(&mut known.protocols);
+                        *known = Direct { protocols, ..new };
                     }
                     known.speaks_mtls = None;
                 }
@@ -123,8 +141,10 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
         };
         for address in addresses {
             if let Some(known) = direct.get_mut(address) {
-                let http = service.ports.iter().filter(|port| declares_http(port));
-                known.http_ports.extend(http.map(|port| target_port(endpoint, port)));
+                for port in &service.ports {
+                    let entry = known.protocols.entry(target_port(endpoint, port)).or_default();
+                    *entry = entry.with(declared(port));
+                }
             }
         }
     }

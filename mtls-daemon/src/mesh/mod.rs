@@ -18,7 +18,7 @@ pub mod workload;
 mod workload_entry;
 
 pub use objects::Objects;
-pub use plan::{ClientTls, InboundPlan, OutboundPlan, PeerKnowledge};
+pub use plan::{AskFor, ClientTls, InboundPlan, Origination, OutboundPlan, PeerKnowledge};
 pub use service::{Endpoint, Service, ServicePort};
 pub use snapshot::{MeshSettings, Snapshot};
 pub use workload::{NodeWorkload, Workload};

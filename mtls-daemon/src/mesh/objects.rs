@@ -1,9 +1,11 @@
 //! Every configuration object that was read, by kind, before they are put together.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::service_entry::ServiceEntry;
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry};
+use crate::policy::authz::{AuthorizationPolicy, RefusedPolicy};
 use crate::policy::error::{Code, ConfigError, Origin, Report};
 use crate::policy::metadata::Document;
 use crate::policy::parse::{self, Limits};
@@ -22,9 +24,13 @@ pub struct Objects {
     pub node_workloads: Vec<NodeWorkloadEntry>,
     pub peer_authentications: Vec<PeerAuthentication>,
     pub destination_rules: Vec<DestinationRule>,
+    pub authorization_policies: Vec<AuthorizationPolicy>,
+    pub refused_policies: Vec<RefusedPolicy>,
     /// One error refuses all objects.
     pub errors: Vec<ConfigError>,
     pub warnings: Vec<ConfigError>,
+    /// The subset that connections are routed to; see `Policy::subset`.
+    pub subset: Option<Arc<str>>,
     seen: HashMap<String, Origin>,
 }
 
@@ -58,13 +64,13 @@ impl Objects {
             (NETWORKING, "WorkloadEntry" | "ServiceEntry" | "DestinationRule") => {
                 &["v1", "v1beta1", "v1alpha3"]
             }
-            (SECURITY, "PeerAuthentication") => &["v1", "v1beta1"],
+            (SECURITY, "PeerAuthentication" | "AuthorizationPolicy") => &["v1", "v1beta1"],
             (OURS, "NodeWorkload") => &["v1alpha1"],
             _ => {
                 let reason = format!(
                     "{group}/{} {kind} is not supported, and is refused so that nothing it says is \
                      silently left out; supported: WorkloadEntry, ServiceEntry, NodeWorkload, \
-                     PeerAuthentication, DestinationRule",
+                     PeerAuthentication, AuthorizationPolicy, DestinationRule",
                     document.version
                 );
                 report.error(line, "kind", Code::ObjectKind, reason);
@@ -92,6 +98,9 @@ impl Objects {
             "ServiceEntry" => self.service_entries.extend(ServiceEntry::read(&document, report)),
             "DestinationRule" => {
                 self.destination_rules.extend(DestinationRule::read(&document, report));
+            }
+            "AuthorizationPolicy" => {
+                self.authorization_policies.extend(AuthorizationPolicy::read(&document, report));
             }
             "PeerAuthentication" => {
                 self.peer_authentications.extend(PeerAuthentication::read(&document, report));

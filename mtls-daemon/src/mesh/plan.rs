@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::{Service, Workload};
 use crate::identity::SpiffeId;
-use crate::policy::EffectiveMode;
+use crate::policy::authz::WorkloadAuthorization;
+use crate::policy::{EffectiveMode, PortProtocol, TlsSettings};
 
 /// What to do with one outbound connection of an enrolled workload.
 #[derive(Debug, Clone)]
@@ -43,14 +44,36 @@ pub enum ClientTls {
         sni: Arc<str>,
         because: Arc<str>,
     },
+    /// TLS for an application that speaks plaintext, to a server that need not be a workload:
+    /// SIMPLE and MUTUAL (policy.md 2.3).
+    Originate { origination: Arc<Origination>, because: Arc<str> },
+}
+
+/// How TLS is originated to one service's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origination {
+    /// SIMPLE or MUTUAL.
+    pub settings: Arc<TlsSettings>,
+    pub ask_for: AskFor,
+}
+
+/// Where the server's name comes from: sent as SNI and, without `subjectAltNames`, to be proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskFor {
+    /// The rule's `sni`, or the service's only host.
+    Name(Arc<str>),
+    /// The service has several hosts, or a wildcard: the one that an HTTP request names. For
+    /// other protocols the first that is no wildcard.
+    HostOfRequest(Arc<[Arc<str>]>),
 }
 
 /// What to do with one inbound connection to a port of an enrolled workload.
 #[derive(Debug, Clone)]
 pub struct InboundPlan {
     pub mode: EffectiveMode,
-    /// The port is declared HTTP (by a service port's name or protocol).
-    pub declared_http: bool,
+    pub protocol: PortProtocol,
+    /// The AuthorizationPolicy objects that select the workload.
+    pub authorization: Arc<WorkloadAuthorization>,
 }
 
 /// What the snapshot knows about a connection's source. Sets how long first bytes are awaited,

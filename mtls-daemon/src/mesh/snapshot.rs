@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use super::compile::{CompiledService, Direct, Target};
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
-use crate::policy::PeerAuthentications;
+use crate::policy::authz::Authorizations;
+use crate::policy::{PeerAuthentications, PortProtocol, WorkloadModes};
 
 pub use super::build::Built;
 
@@ -31,6 +32,7 @@ pub struct Snapshot {
     pub generation: u64,
     pub settings: MeshSettings,
     authentications: PeerAuthentications,
+    authorizations: Authorizations,
     pub(super) answers: Answers,
     unknown: Arc<str>,
     unknown_in_range: Arc<str>,
@@ -64,19 +66,21 @@ impl Snapshot {
     /// Nothing known: what a daemon with an empty configuration serves.
     pub fn empty(settings: MeshSettings) -> Self {
         let authentications = PeerAuthentications::new(&settings.root_namespace, Vec::new());
-        Self::new(0, settings, authentications, Answers::default())
+        Self::new(0, settings, authentications, Authorizations::default(), Answers::default())
     }
 
     pub(super) fn new(
         generation: u64,
         settings: MeshSettings,
         authentications: PeerAuthentications,
+        authorizations: Authorizations,
         answers: Answers,
     ) -> Self {
         Self {
             generation,
             settings,
             authentications,
+            authorizations,
             answers,
             unknown: "unknown destination".into(),
             unknown_in_range: "unknown destination inside the mesh ranges".into(),
@@ -178,16 +182,33 @@ impl Snapshot {
         ClientTls::Plaintext { because: because.clone() }
     }
 
+    /// Every mode of `server`: for the command line, which asks for no port in particular.
+    pub fn modes(&self, server: &Workload) -> WorkloadModes {
+        self.authentications.workload_modes(&server.namespace, &server.labels)
+    }
+
+    /// Whether some service has this port of `server`.
+    pub fn in_service(&self, server: &Workload, port: u16) -> bool {
+        self.compiled(server).is_some_and(|direct| direct.protocols.contains_key(&port))
+    }
+
     pub fn inbound(&self, server: &Workload, port: u16) -> InboundPlan {
         match self.compiled(server) {
             Some(direct) => InboundPlan {
                 mode: direct.mode(port).clone(),
-                declared_http: direct.http_ports.contains(&port),
+                protocol: direct.protocol(port),
+                authorization: direct.authorization.clone(),
             },
             // A workload of an older snapshot, still served: its policy as of now.
             None => {
-                let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
-                InboundPlan { mode: modes.at(port).clone(), declared_http: false }
+                let modes = self.modes(server);
+                InboundPlan {
+                    mode: modes.at(port).clone(),
+                    protocol: PortProtocol::Auto,
+                    authorization: self
+                        .authorizations
+                        .for_workload(&server.namespace, &server.labels),
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use super::snapshot::Built;
 use super::*;
 use crate::identity::TrustDomain;
 use crate::policy::Mode;
+use crate::policy::PortProtocol;
 use crate::policy::error::ConfigError;
 use crate::policy::parse::Limits;
 
@@ -104,6 +105,11 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
         OutboundPlan::Connect { address, tls: ClientTls::IstioMutual { expected, .. }, .. } => {
             let ids: Vec<_> = expected.iter().map(|id| id.as_str()).collect();
             format!("mtls {address} {}", ids.join(" "))
+        }
+        OutboundPlan::Connect {
+            address, tls: ClientTls::Originate { origination, .. }, ..
+        } => {
+            format!("tls {address} {:?}", origination.ask_for)
         }
     }
 }
@@ -300,8 +306,8 @@ fn inbound_tables_bypass_only_disabled_ports_that_are_not_http() {
         let snapshot = build(&[MESH, &authn("full", spec)]);
         let workload = snapshot.workload_at(server).unwrap();
         assert_eq!(snapshot.inbound_table(workload), expected, "{spec}");
-        assert!(snapshot.inbound(workload, 80).declared_http);
-        assert!(!snapshot.inbound(workload, 9000).declared_http);
+        assert_eq!(snapshot.inbound(workload, 80).protocol, PortProtocol::Http);
+        assert_ne!(snapshot.inbound(workload, 9000).protocol, PortProtocol::Http);
     }
 }
 
@@ -476,7 +482,8 @@ spec: {networkNamespace: /var/run/netns/server, workloadEntries: [server, server
     let snapshot = build(&[MESH, second, &disable]);
     for address in ["10.0.0.2", "fd00::2"] {
         let server = snapshot.workload_at(address.parse().unwrap()).unwrap();
-        assert!(snapshot.inbound(server, 7000).declared_http, "{address}");
+        let protocol = snapshot.inbound(server, 7000).protocol;
+        assert_eq!(protocol, PortProtocol::Http, "{address}");
         assert_eq!(snapshot.inbound_table(server).exceptions, [80, 7000], "{address}");
     }
     // /var/run is /run: two claims on one namespace are seen as such.

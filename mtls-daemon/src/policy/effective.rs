@@ -94,11 +94,15 @@ impl PeerAuthentications {
         let ports = object
             .ports
             .iter()
-            .filter_map(|(port, mode)| {
-                mode.map(|mode| {
-                    let because = format!("{} (port {port})", object.meta.origin.object).into();
-                    (*port, EffectiveMode { mode, because })
-                })
+            .map(|(port, mode)| {
+                let effective = mode.map_or_else(
+                    || default.clone(),
+                    |mode| {
+                        let because = format!("{} (port {port})", object.meta.origin.object).into();
+                        EffectiveMode { mode, because }
+                    },
+                );
+                (*port, effective)
             })
             .collect();
         WorkloadModes { default, ports }

@@ -321,6 +321,16 @@ impl<'n> Fields<'n> {
         }
     }
 
+    /// True if the mapping is written `{}`.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// True if the field is written without a value.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == name && entry.node.value == Value::Null)
+    }
+
     /// True if the field is written, whatever its value.
     pub fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.key == name)

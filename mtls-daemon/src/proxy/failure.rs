@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::policy::authz::Verdict;
 use crate::tls::HandshakeError;
 
 /// Whose fault a failure is.
@@ -33,6 +34,8 @@ pub enum Failure {
         "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
     )]
     PlaintextRefused { because: String },
+    #[error("{verdict}; the client is {client}")]
+    AuthorizationDenied { verdict: Verdict, client: String },
     #[error(
         "policy no longer leaves this connection in the clear ({because}); the client may connect again"
     )]
@@ -41,6 +44,8 @@ pub enum Failure {
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"
     )]
     ForeignTlsOnHttpPort,
+    #[error("an HTTP request was refused: {0}")]
+    HttpRefused(&'static str),
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),
     #[error("the client's handshake or first bytes did not come in time")]
@@ -82,8 +87,10 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::AuthorizationDenied { .. } => "authorization_denied",
             Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
+            Self::HttpRefused(_) => "http_refused",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
@@ -111,6 +118,7 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Self::PlaintextRefused { .. }
+            | Self::AuthorizationDenied { .. }
             | Self::PolicyChanged { .. }
             | Self::NotExported(..)
             | Self::ForeignTlsOnHttpPort => Fault::Policy,
@@ -121,6 +129,7 @@ impl Failure {
             | Self::Drained
             | Self::Internal(_) => Fault::Us,
             Self::ClientHandshake(_)
+            | Self::HttpRefused(_)
             | Self::DetectTimeout
             | Self::NoOriginalDestination
             | Self::LoopRefused

@@ -167,6 +167,9 @@ async fn open(
             return Ok(Upstream::Plain(server, address));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
+        ClientTls::Originate { because, .. } => {
+            return Err(Failure::Internal(format!("{because}: TLS origination is not served")));
+        }
     };
     flow.because = Some(because);
     flow.source_id = Some(current.workload.id.clone());

@@ -43,9 +43,9 @@ impl Side for TcpStream {
     }
 }
 
-impl Side for Replay<TcpStream> {
+impl<S: Side> Side for Replay<S> {
     fn tcp(&self) -> &TcpStream {
-        self.get_ref()
+        self.get_ref().tcp()
     }
 }
 

@@ -51,16 +51,19 @@ impl Flag {
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,
             Failure::NoEndpoint(_) => Self::NoHealthyUpstream,
-            Failure::ClientHandshake(_) | Failure::DetectTimeout => Self::DownstreamProtocolError,
+            Failure::ClientHandshake(_) | Failure::DetectTimeout | Failure::HttpRefused(_) => {
+                Self::DownstreamProtocolError
+            }
             Failure::UpstreamHandshake { .. }
             | Failure::UpstreamConnect { .. }
             | Failure::NoIdentity(_)
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
             Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::PolicyChanged { .. } | Failure::Drained | Failure::Internal(_) => {
-                Self::LocalReset
-            }
+            Failure::AuthorizationDenied { .. }
+            | Failure::PolicyChanged { .. }
+            | Failure::Drained
+            | Failure::Internal(_) => Self::LocalReset,
         }
     }
 }
@@ -78,12 +81,13 @@ mod tests {
                 | ("no_such_service_port", _)
                 | ("no_original_destination" | "loop_refused", _) => "NR",
                 ("no_endpoint", _) => "UH",
-                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _) => "DPE",
+                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)
+                | ("http_refused", _) => "DPE",
                 ("upstream_identity_refused" | "upstream_tls_failed", _)
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",
                 ("upstream_reset", _) | ("truncated", _) => "UC",
-                ("policy_changed" | "drained" | "internal", _) => "LR",
+                ("authorization_denied" | "policy_changed" | "drained" | "internal", _) => "LR",
                 _ => panic!("no flag for {code}"),
             };
             assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");

@@ -8,6 +8,7 @@ use super::tcp::Counters;
 use crate::identity::SpiffeId;
 use crate::mesh::{Service, Workload};
 use crate::policy::Mode;
+use crate::policy::authz::Verdict;
 use crate::proxy::failure::Failure;
 use crate::tls::verify::TlsSummary;
 
@@ -71,6 +72,8 @@ pub struct FlowRecord {
     pub security: Security,
     /// What decided: the policy object or rule.
     pub because: Option<Arc<str>>,
+    /// What AuthorizationPolicy said, where it let the connection be; a denial is a failure.
+    pub verdict: Option<Verdict>,
     pub tls: Option<TlsSummary>,
     pub started: Instant,
     /// Towards the server.
@@ -101,6 +104,7 @@ impl FlowRecord {
             mode: None,
             security: Security::None,
             because: None,
+            verdict: None,
             tls: None,
             started: Instant::now(),
             sent: 0,

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Direction, FlowRecord};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::mesh::{Service, Workload};
+use crate::policy::authz::{Connection, WorkloadAuthorization};
 use crate::proxy::failure::Failure;
 use crate::tls::HandshakeError;
 
@@ -57,19 +59,34 @@ pub(crate) fn flow(direction: Direction) -> FlowRecord {
 
 /// Every kind of failure, with its code and whose fault it is.
 pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
-    let address = "10.0.0.9:443".parse().expect("an address");
+    let address: SocketAddr = "10.0.0.9:443".parse().expect("an address");
     let io = || io::Error::from_raw_os_error(104);
     let refused = || HandshakeError::PeerRefused("wrong trust domain".into());
     let peer = || HandshakeError::Peer("alert: bad certificate".into());
     let own = || HandshakeError::Own("no key".into());
     vec![
         (Failure::PlaintextRefused { because: "a".into() }, "plaintext_refused", "policy"),
+        (
+            Failure::AuthorizationDenied {
+                verdict: WorkloadAuthorization::default().connection(&Connection {
+                    principal: None,
+                    source: address.ip(),
+                    remote: address.ip(),
+                    destination: address,
+                    sni: None,
+                }),
+                client: "spiffe://cluster.local/ns/full/sa/client".into(),
+            },
+            "authorization_denied",
+            "policy",
+        ),
         (Failure::PolicyChanged { because: "a".into() }, "policy_changed", "policy"),
         (Failure::ForeignTlsOnHttpPort, "tls_on_http_port", "policy"),
         (Failure::ClientHandshake(refused()), "peer_identity_refused", "client"),
         (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
         (Failure::ClientHandshake(own()), "tls_handshake_failed", "us"),
         (Failure::DetectTimeout, "detect_timeout", "client"),
+        (Failure::HttpRefused("two lengths"), "http_refused", "client"),
         (
             Failure::UpstreamHandshake { address, error: refused() },
             "upstream_identity_refused",

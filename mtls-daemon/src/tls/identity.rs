@@ -11,6 +11,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::hello::Http;
 use super::provider::{VERSIONS, provider};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
@@ -26,7 +27,7 @@ pub struct TlsIdentity {
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
-    server: Arc<ServerConfig>,
+    server: Servers,
     client: Arc<ClientConfig>,
 }
 
@@ -49,7 +50,7 @@ impl TlsIdentity {
         let certificate = Arc::new(SingleCertAndKey::from(certified));
         let verifier = SvidVerifier::new(bundles)?;
         Ok(Arc::new(Self {
-            server: Arc::new(server_config(certificate.clone(), verifier.clone())?),
+            server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
             client: Arc::new(client_config(certificate, verifier)?),
             serial: svid.serial.clone(),
             not_before: svid.not_before,
@@ -75,8 +76,13 @@ impl TlsIdentity {
         self.not_after
     }
 
-    pub(super) fn server(&self) -> Arc<ServerConfig> {
-        self.server.clone()
+    /// The configuration that answers a ClientHello with this application protocol.
+    pub(super) fn server(&self, answer: Option<Http>) -> Arc<ServerConfig> {
+        match answer {
+            None => self.server.none.clone(),
+            Some(Http::One) => self.server.http1.clone(),
+            Some(Http::Two) => self.server.http2.clone(),
+        }
     }
 
     pub(super) fn client(&self) -> Arc<ClientConfig> {
@@ -103,6 +109,25 @@ pub(super) fn certified(
     Ok(certified)
 }
 
+/// The server's side by the application protocol that it answers.
+struct Servers {
+    none: Arc<ServerConfig>,
+    http1: Arc<ServerConfig>,
+    http2: Arc<ServerConfig>,
+}
+
+impl Servers {
+    fn new(none: ServerConfig) -> Self {
+        let answering = |http: Http| {
+            let mut config = none.clone();
+            config.alpn_protocols = vec![http.name().to_vec()];
+            Arc::new(config)
+        };
+        let (http1, http2) = (answering(Http::One), answering(Http::Two));
+        Self { none: Arc::new(none), http1, http2 }
+    }
+}
+
 fn server_config(
     certificate: Arc<SingleCertAndKey>,
     verifier: Arc<SvidVerifier>,
@@ -113,7 +138,8 @@ fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     // A client that offers only `istio` would be turned away by a list without it, and naming
-    // `istio` breaks Envoy's HTTP/2 negotiation: mesh servers answer no ALPN at all (policy.md 3.7).
+    // `istio` breaks Envoy's HTTP/2 negotiation: only clients that offer what is answered get an
+    // answer (policy.md 3.7).
     config.alpn_protocols = Vec::new();
     // A resumed session would skip the peer's certificate, and outlive its expiry.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -99,7 +99,7 @@ impl Guest {
             .args(settings.accelerator.arguments())
             .args(["-cpu", "max", "-smp", "2", "-m", &settings.memory.to_string(), "-no-reboot"])
             .arg("-kernel")
-            .arg(kernel.image())
+            .arg(&kernel.image)
             .arg("-initrd")
             .arg(initramfs)
             .args(["-append", "console=ttyS0 panic=-1 quiet"])

@@ -144,7 +144,7 @@ async fn accept_stranger(
     let name = ServerName::try_from(SNI).unwrap();
     let shake = stranger::connector(leaf, alpn).connect(name, client);
     let both = async {
-        tokio::join!(accept(Replay::new(stream), server), async {
+        tokio::join!(accept(Replay::new(stream), server, None), async {
             match shake.await {
                 Ok(mut stream) => match stream.read_u8().await {
                     Ok(_) => panic!("the server sent nothing"),

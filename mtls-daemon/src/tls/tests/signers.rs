@@ -18,7 +18,7 @@ async fn shown(
     let (near, far) = pair().await;
     let name = ServerName::try_from(SNI).unwrap();
     let shake = stranger::connector(Some(leaf), &[b"istio"]).connect(name, near);
-    let (_connected, accepted) = tokio::join!(shake, accept(Replay::new(far), &server));
+    let (_connected, accepted) = tokio::join!(shake, accept(Replay::new(far), &server, None));
     accepted.map(|(_, peer, _)| peer)
 }
 

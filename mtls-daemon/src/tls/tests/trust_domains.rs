@@ -35,7 +35,8 @@ async fn meets(server: &TlsIdentity, leaf: Leaf) -> Result<SpiffeId, String> {
         }
     };
     let told = async {
-        let (mut stream, peer, _) = accept(Replay::new(stream), server).await.map_err(|_| ())?;
+        let (mut stream, peer, _) =
+            accept(Replay::new(stream), server, None).await.map_err(|_| ())?;
         stream.write_all(b"!").await.map_err(|_| ())?;
         stream.flush().await.map_err(|_| ())?;
         Ok::<_, ()>(peer.id().clone())

@@ -8,7 +8,7 @@ use webpki::KeyUsage;
 
 use super::refusal::Refusal;
 use super::svid_rules::{self, Leaf};
-use super::verify::SvidVerifier;
+use super::verify::{Anchors, SvidVerifier};
 use super::{HandshakeError, identity};
 use crate::identity::{Bundle, SpiffeId};
 
@@ -67,6 +67,13 @@ pub fn verify_svid(
         verifier.verify(leaf, intermediates, now, usage, accepted)?;
     }
     Ok(svid_rules::leaf(leaf)?.into())
+}
+
+/// Whether every CA in the bundle is one that chains can end in. What takes bundles from elsewhere
+/// asks first: an identity with an unusable bundle is refused as a whole.
+pub fn check_bundle(bundle: &Bundle) -> Result<(), SvidError> {
+    Anchors::new(std::slice::from_ref(bundle))?;
+    Ok(())
 }
 
 impl From<Leaf> for SvidFacts {

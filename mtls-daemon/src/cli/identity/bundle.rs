@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::cases::{self, Answer, CaseFile, CasesArgs, Table};
 use super::{Exit, Failed, invalid, said, says, show, valid};
 use crate::identity::{Bundle, SpiffeBundle, TrustDomain};
+use crate::tls::svid::check_bundle as check_usable;
 
 const FIELDS: [&str; 5] =
     ["valid", "x509_authorities", "jwt_authorities", "spiffe_sequence", "spiffe_refresh_hint"];
@@ -81,6 +82,7 @@ fn facts(content: &[u8], kind: Kind, domain: &TrustDomain) -> Result<Value> {
     Ok(match kind {
         Kind::Jwks => {
             let document = SpiffeBundle::parse(domain.clone(), content)?;
+            check_usable(&document.bundle)?;
             json!({
                 "x509_authorities": document.bundle.anchors.len(),
                 "jwt_authorities": document.jwt_authorities,
@@ -90,6 +92,7 @@ fn facts(content: &[u8], kind: Kind, domain: &TrustDomain) -> Result<Value> {
         }
         Kind::Pem => {
             let bundle = Bundle::from_pem(domain.clone(), content)?;
+            check_usable(&bundle)?;
             json!({"x509_authorities": bundle.anchors.len()})
         }
     })

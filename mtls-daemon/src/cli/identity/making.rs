@@ -64,8 +64,10 @@ pub(super) fn setup(setup: &Value, shown: Option<&Value>) -> Result<Made> {
     };
     let leaf = leaf(setup, listed.as_ref().and_then(|list| list.first().copied()))?;
     let mut roots = Roots::default();
-    let signer =
-        fields.get("leaf_signed_by").map_or(Ok(ROOT), |it| it.as_str().context("a name"))?;
+    let signer = fields
+        .get("leaf_signed_by")
+        .filter(|it| !it.is_null())
+        .map_or(Ok(ROOT), |it| it.as_str().context("a name"))?;
     let chain = match &listed {
         Some(list) if list.is_empty() => Vec::new(),
         Some(list) => sign(roots.get(signer)?, &leaf, &list[1..])?,

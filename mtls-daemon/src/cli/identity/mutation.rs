@@ -23,6 +23,9 @@ enum Mutation {
     },
 }
 
+/// A typing mistake should not take all of the memory.
+const MOST: usize = 1000;
+
 const EXTENSIONS: [(&str, &str); 4] = [
     ("BasicConstraints", "2.5.29.19"),
     ("ExtendedKeyUsage", "2.5.29.37"),
@@ -44,7 +47,9 @@ impl Mutations {
     fn parse(&self, text: &str, name: &str) -> Result<Mutation> {
         if let Some(rest) = text.strip_prefix("concatenate the file with itself ") {
             let times = rest.strip_suffix(" times").context("it does not say how many times")?;
-            return Ok(Mutation::Repeat(times.parse()?));
+            let times = times.parse()?;
+            ensure!(times <= MOST, "that is more than {MOST}");
+            return Ok(Mutation::Repeat(times));
         }
         if let Some(bytes) = text.strip_prefix("append bytes ") {
             let bytes = bytes.split_whitespace().map(|byte| u8::from_str_radix(byte, 16));

@@ -11,6 +11,7 @@ use crate::identity::{IstioIdentity, SpiffeId, SpiffeIdError, TrustDomain, istio
 /// Rows have an `op`: parse_identity, gen_uri, expand_san, from_segments, from_path, replace_path,
 /// replace_segments, append_path, append_segments, member_of, match (docs/identity.md)
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("rows").arg("cases").required(true))]
 pub(super) struct OpArgs {
     #[command(flatten)]
     cases: CasesArgs,

@@ -115,7 +115,7 @@ async fn a_chain_that_is_too_long_is_not_looked_at() {
     };
     let server = root.identity(SERVER);
     let (accepted, _) = accept_stranger(&server, Some(leaf(16)), &[b"istio"]).await;
-    let error = accepted.err().expect("17 certificates");
+    let error = accepted.expect_err("17 certificates");
     assert!(refused(&error).contains("has 17 certificates"), "{error}");
     assert!(svid::parse_svid(&leaf(16).chain()).is_err());
     assert!(svid::parse_svid(&leaf(15).chain()).is_ok());

@@ -124,8 +124,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
-    let ca =
-        EmbeddedCa::open(&config.ca_dir, config.mesh.trust_domain.clone(), config.svid_lifetime)?;
+    let trust_domain = config.mesh.trust_domain.clone();
+    let ca = EmbeddedCa::open(&config.ca_dir, trust_domain, config.key_type, config.svid_lifetime)?;
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
     raise_descriptor_limit();

@@ -9,11 +9,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::failure::Failure;
-use super::http::detect::PREFACE;
 use super::http;
+use super::http::detect::PREFACE;
 use super::relay::Tally;
-use crate::tls::Replay;
 use crate::node::dial::close_in_order;
+use crate::tls::Replay;
 
 /// A request line longer than this is not waited for.
 const LONGEST_LINE: usize = 8 * 1024;
@@ -50,7 +50,9 @@ impl Begun {
     pub fn note(&mut self, bytes: &[u8]) {
         match self {
             Self::Http1 | Self::Other => {}
-            Self::Http2(kept) if kept.len() + bytes.len() > LONGEST_BEGINNING => *self = Self::Other,
+            Self::Http2(kept) if kept.len() + bytes.len() > LONGEST_BEGINNING => {
+                *self = Self::Other
+            }
             Self::Http2(kept) => kept.extend_from_slice(bytes),
             Self::Unfinished(kept) => {
                 kept.extend_from_slice(bytes);

@@ -59,7 +59,9 @@ impl Flag {
             | Failure::NoIdentity(_)
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
-            Failure::UpstreamReset(_) | Failure::NoAnswer | Failure::Truncated => Self::UpstreamConnectionEnd,
+            Failure::UpstreamReset(_) | Failure::NoAnswer | Failure::Truncated => {
+                Self::UpstreamConnectionEnd
+            }
             Failure::AuthorizationDenied { .. }
             | Failure::PolicyChanged { .. }
             | Failure::Drained

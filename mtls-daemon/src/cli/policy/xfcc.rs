@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cli::Failed;
-use crate::cli::cases::{self, Answer, CaseFile, CasesArgs, Table};
+use crate::cli::cases::{self, Answer, CasesArgs, Table};
 use crate::policy::xfcc::{self, Client, Element, Forward};
 
 pub(super) fn run(args: &CasesArgs) -> Result<(), Failed> {

@@ -35,9 +35,9 @@ mod link;
 mod refusal;
 mod sanitise;
 mod tasks;
-mod unavailable;
 #[cfg(test)]
 mod tests;
+mod unavailable;
 
 use std::cell::RefCell;
 use std::io;

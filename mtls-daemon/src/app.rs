@@ -18,6 +18,7 @@ use crate::mesh::Snapshot;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
+use crate::source::names::Names;
 use crate::telemetry::{Direction, Telemetry, access};
 
 /// How often namespaces that came or went are looked for.
@@ -29,6 +30,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const REQUEST_HEAD: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDENTITY: Duration = Duration::from_secs(5);
+/// How often names of hosts outside the mesh are resolved again.
+const RESOLVE: Duration = Duration::from_secs(5);
 /// How often a start that takes long says what it waits for.
 const REPORT: Duration = Duration::from_secs(10);
 /// For the last access log lines.
@@ -116,10 +119,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let _state_lock = NodeLock::take(&config.state_dir)?;
 
     let node_name = config.node.as_str().to_owned();
+    let names = Arc::new(Names::default());
     let Loaded { snapshot, warnings, fingerprint } =
-        files::load(&config.config_dir, &node_name, &config.mesh, 1).map_err(|error| {
-            RunError::Config { dir: config.config_dir.display().to_string(), error }
-        })?;
+        files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
+            |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
+        )?;
     let ca =
         EmbeddedCa::open(&config.ca_dir, config.mesh.trust_domain.clone(), config.svid_lifetime)?;
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
@@ -170,7 +174,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     app.clone().accept(snapshot, warnings).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
-    tokio::spawn(app.clone().follow_files(node_name, generation, fingerprint));
+    tokio::spawn(names.clone().follow(RESOLVE));
+    tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint));
     app.clone().answer_readiness();
     start.met();
     tokio::spawn(async move { reported.report(REPORT).await });
@@ -234,7 +239,12 @@ impl App {
         }
         let generation = snapshot.generation;
         let app = self.clone();
-        tokio::task::spawn_blocking(move || lock(&app.node).apply(Arc::new(snapshot)))
+        let apply = move || {
+            // Before the rules are in force, so that their first connection finds the files read.
+            app.shared.originations.prepare(snapshot.originations());
+            lock(&app.node).apply(Arc::new(snapshot))
+        };
+        tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
         *lock(&self.state) =
@@ -247,6 +257,7 @@ impl App {
     async fn follow_files(
         self: Arc<Self>,
         node: String,
+        names: Arc<Names>,
         generation: u64,
         fingerprint: files::Fingerprint,
     ) {
@@ -255,6 +266,7 @@ impl App {
             self.config.config_dir.clone(),
             node,
             self.config.mesh.clone(),
+            names,
             generation,
             fingerprint,
             move |change| {
@@ -292,6 +304,7 @@ impl App {
             interval.tick().await;
             let app = self.clone();
             let ticked = tokio::task::spawn_blocking(move || {
+                app.shared.originations.refresh();
                 let mut node = lock(&app.node);
                 node.tick()?;
                 node.sweep_flows(FLOW_LIFETIME)

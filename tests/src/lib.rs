@@ -17,6 +17,8 @@
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
+//! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
+//! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -36,6 +38,7 @@ pub mod netns;
 pub mod openssl;
 pub mod packet;
 pub mod process;
+pub mod servers;
 pub mod smtp;
 pub mod wait;
 pub mod walkthrough;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use super::compile::{Direct, Policy, declared};
 use super::members::Members;
+use super::service_entry::ServiceEntry;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
 use super::{MeshSettings, Objects, Service, Snapshot};
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
-use crate::policy::{DestinationRules, PeerAuthentications};
+use crate::policy::{DestinationRules, PeerAuthentications, TlsMode};
 
 /// A snapshot and what looked odd on the way.
 #[derive(Debug)]
@@ -41,8 +42,13 @@ impl Snapshot {
             &mut errors,
             &mut warnings,
         );
-        let services =
-            services::build(&objects.service_entries, &members, &mut errors, &mut warnings);
+        let services = services::build(
+            &objects.service_entries,
+            &members,
+            &objects.names,
+            &mut errors,
+            &mut warnings,
+        );
         errors.extend(objects.errors);
         warnings.extend(objects.warnings);
         if !errors.is_empty() {
@@ -81,6 +87,7 @@ impl Snapshot {
             answers.services.push(policy.service(service, entry));
             add_service(&mut answers, index, service);
         }
+        warn_disagreements(&answers, &services, &mut warnings);
         answers.node_workloads = members.node_workloads;
         warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         let snapshot =
@@ -150,6 +157,34 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
     }
 }
 
+/// Connections to such an address are refused (policy.md 2.3).
+fn warn_disagreements(
+    answers: &Answers,
+    services: &[(Arc<Service>, &ServiceEntry)],
+    warnings: &mut Vec<ConfigError>,
+) {
+    for (address, found) in &answers.headless {
+        let target = |at: &HeadlessPort| {
+            let port = answers.services[at.service].common_plan().port(at.port)?;
+            Some(&port.targets(address.ip()).get(at.position)?.tls)
+        };
+        let Some((first, others)) = found.split_first() else { continue };
+        let Some(tls) = target(first) else { continue };
+        let differs = |at: &&HeadlessPort| target(at).is_some_and(|other| !tls.agrees_with(other));
+        for other in others.iter().filter(differs) {
+            let place = services[first.service].1.meta.origin.place();
+            warnings.push(services[other.service].1.meta.origin.error(
+                "spec.hosts",
+                Code::WarnSuspicious,
+                format!(
+                    "{address} is also of {place}, and the rules for the two disagree about TLS: \
+                         connections to it are refused; give the services addresses of their own"
+                ),
+            ));
+        }
+    }
+}
+
 fn warn_policies(objects: &Objects, settings: &MeshSettings, warnings: &mut Vec<ConfigError>) {
     for object in &objects.peer_authentications {
         if object.meta.namespace == settings.root_namespace && !object.selector.is_empty() {
@@ -163,6 +198,8 @@ fn warn_policies(objects: &Objects, settings: &MeshSettings, warnings: &mut Vec<
     for rule in &objects.destination_rules {
         let top = rule.traffic.iter();
         let settings = top.flat_map(|t| t.tls.iter().chain(t.ports.values().flatten()));
+        // Towards servers outside the mesh they are names of any kind.
+        let settings = settings.filter(|tls| tls.mode == TlsMode::IstioMutual);
         let names = settings.flat_map(|tls| &tls.subject_alt_names);
         for name in names.filter(|name| SpiffeId::parse(name).is_err()) {
             warnings.push(rule.meta.origin.error(

@@ -97,6 +97,24 @@ impl CompiledService {
             .map_or(&plans.otherwise, |(_, plan)| plan)
     }
 
+    /// What clients see of whom no rule speaks by name.
+    pub fn common_plan(&self) -> &ServicePlan {
+        &self.otherwise.otherwise
+    }
+
+    /// The settings by which some client originates TLS to it.
+    pub fn originations(&self) -> impl Iterator<Item = &TlsSettings> {
+        let plans = self.plans.values().chain([&self.otherwise]).flat_map(|plans| {
+            plans.selected.iter().map(|(_, plan)| plan).chain([&plans.otherwise])
+        });
+        let ports = plans.flat_map(|plan| &plan.ports);
+        let targets = ports.flat_map(|port| port.v4.iter().chain(&port.v6));
+        targets.filter_map(|target| match &target.tls {
+            ClientTls::Originate { origination, .. } => Some(&*origination.settings),
+            ClientTls::Plaintext { .. } | ClientTls::IstioMutual { .. } => None,
+        })
+    }
+
     pub fn visible_from(&self, namespace: &str) -> bool {
         self.export_to.visible_from(&self.service.namespace, namespace)
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use super::plan::{InboundTable, OutboundRow};
+use super::snapshot::Headless;
 use super::{ClientTls, Snapshot, Workload};
 use crate::policy::{Mode, PortProtocol};
 
@@ -25,11 +26,13 @@ impl Snapshot {
             let mut ports: BTreeSet<u16> = direct.ports.keys().copied().collect();
             ports.extend(headless.get(address).into_iter().flatten());
             for port in ports {
-                let tls = match self.headless(client, SocketAddr::new(*address, port)) {
-                    Some((target, _)) => &target.tls,
-                    None => direct.tls(port),
+                let clear = match self.headless(client, SocketAddr::new(*address, port)) {
+                    Some(Headless::One(target, _)) => in_the_clear(&target.tls),
+                    // Refused, and so the daemon's.
+                    Some(Headless::Disagreeing(..)) => false,
+                    None => in_the_clear(direct.tls(port)),
                 };
-                if in_the_clear(tls) != untouched {
+                if clear != untouched {
                     rows.push(OutboundRow { address: *address, port, untouched: !untouched });
                 }
             }

@@ -5,6 +5,7 @@ mod build;
 mod compile;
 mod kernel;
 mod members;
+pub mod names;
 pub mod naming;
 pub mod objects;
 pub mod plan;

@@ -1,8 +1,9 @@
 //! Every configuration object that was read, by kind, before they are put together.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::names::Answers;
 use super::service_entry::ServiceEntry;
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry};
 use crate::policy::authz::{AuthorizationPolicy, RefusedPolicy};
@@ -24,6 +25,8 @@ pub struct Objects {
     pub node_workloads: Vec<NodeWorkloadEntry>,
     pub peer_authentications: Vec<PeerAuthentication>,
     pub destination_rules: Vec<DestinationRule>,
+    /// What is known of the names in `names_to_resolve`.
+    pub names: Answers,
     pub authorization_policies: Vec<AuthorizationPolicy>,
     pub refused_policies: Vec<RefusedPolicy>,
     /// One error refuses all objects.
@@ -54,6 +57,11 @@ impl Objects {
         }
         self.errors.append(&mut report.errors);
         self.warnings.append(&mut report.warnings);
+    }
+
+    /// Hosts whose addresses are not written down.
+    pub fn names_to_resolve(&self) -> BTreeSet<Arc<str>> {
+        self.service_entries.iter().flat_map(ServiceEntry::names_to_resolve).cloned().collect()
     }
 
     fn add_document(&mut self, node: &Node, report: &mut Report) {

@@ -20,6 +20,9 @@ pub enum OutboundPlan {
         /// The workload at `address`, if the mesh knows it.
         workload: Option<Arc<Workload>>,
     },
+    /// Several services have their server at the address, and their rules want different TLS there:
+    /// whichever were chosen could send in the clear, or to the wrong server.
+    RulesDisagree { address: SocketAddr, service: Arc<Service>, others: Vec<Arc<Service>> },
     /// No endpoint of `service` is ready.
     NoEndpoint { service: Arc<Service> },
     /// The address is a service's, the port is not one of its ports.
@@ -47,6 +50,23 @@ pub enum ClientTls {
     /// TLS for an application that speaks plaintext, to a server that need not be a workload:
     /// SIMPLE and MUTUAL (policy.md 2.3).
     Originate { origination: Arc<Origination>, because: Arc<str> },
+}
+
+impl ClientTls {
+    /// Whether connections may follow either of two rules. Where none originates TLS, the mesh's own
+    /// order of services decides.
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Originate { origination: a, .. }, Self::Originate { origination: b, .. }) => {
+                a == b
+            }
+            (Self::Originate { .. }, _) | (_, Self::Originate { .. }) => false,
+            (
+                Self::Plaintext { .. } | Self::IstioMutual { .. },
+                Self::Plaintext { .. } | Self::IstioMutual { .. },
+            ) => true,
+        }
+    }
 }
 
 /// How TLS is originated to one service's port.

@@ -96,6 +96,7 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
     let client = snapshot.workload_at(client.parse().unwrap()).unwrap();
     let destination: SocketAddr = destination.parse().unwrap();
     match snapshot.outbound(client, destination, &mut |n| choice.min(n - 1)) {
+        OutboundPlan::RulesDisagree { .. } => "disagree".into(),
         OutboundPlan::NoEndpoint { .. } => "no-endpoint".into(),
         OutboundPlan::NoSuchPort { .. } => "no-port".into(),
         OutboundPlan::NotExported { .. } => "not-exported".into(),
@@ -552,7 +553,11 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
         ("address: 10.0.0.3", "address: '::'", "is the unspecified address"),
         ("10.96.0.1,", "255.255.255.255,", "spec.addresses[0]: 255.255.255.255 is the broadcast"),
         ("number: 8000", "number: 0", "spec.ports[0].number: 0 is not a port"),
-        ("resolution: STATIC", "resolution: DNS", "spec.resolution: DNS is not supported"),
+        (
+            "resolution: STATIC",
+            "resolution: DYNAMIC_DNS",
+            "spec.resolution: DYNAMIC_DNS is not supported",
+        ),
         (
             "address: 10.0.0.2, serviceAccount: server,",
             "address: 10.0.0.2,",
@@ -587,3 +592,4 @@ fn server_names_are_valid_dns_names() {
 }
 
 mod conformance;
+mod origination;

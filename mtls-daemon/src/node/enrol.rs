@@ -218,7 +218,8 @@ impl Node {
             .waiting
             .values()
             .filter(|(workload, state)| match state {
-                WorkloadState::Refused(_) => refused_too,
+                // Looked at while its namespace was going, it was refused for a reason that is gone, too.
+                WorkloadState::Refused(_) => refused_too || !workload.network_namespace.exists(),
                 _ => workload.network_namespace.exists(),
             })
             .map(|(workload, _)| workload.clone())

@@ -238,7 +238,7 @@ impl<'n> Field<'n> {
 }
 
 /// Addresses that mean something else on every host, or that no connection can go to.
-fn not_a_workloads(address: IpAddr) -> Option<&'static str> {
+pub fn not_a_workloads(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

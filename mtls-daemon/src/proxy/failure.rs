@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::policy::authz::Verdict;
-use crate::tls::HandshakeError;
+use crate::tls::{HandshakeError, OriginationError};
 
 /// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,6 +52,15 @@ pub enum Failure {
     DetectTimeout,
     #[error("mTLS to {address} failed: {error}")]
     UpstreamHandshake { address: SocketAddr, error: HandshakeError },
+    #[error("TLS to {address} is not originated: {error}")]
+    Origination { address: SocketAddr, error: OriginationError },
+    #[error(
+        "{address} belongs to {services}, and their rules disagree about TLS: give the services \
+         addresses of their own, or one rule"
+    )]
+    RulesDisagree { address: SocketAddr, services: String },
+    #[error("no address of {0} is known: {1}")]
+    NotResolved(String, String),
     #[error("cannot connect to {address}: {error}")]
     UpstreamConnect { address: SocketAddr, error: std::io::Error },
     #[error("no SVID for {0} yet: see `mtls-daemon status` for the issuer's last error")]
@@ -100,6 +109,9 @@ impl Failure {
                 "upstream_identity_refused"
             }
             Self::UpstreamHandshake { .. } => "upstream_tls_failed",
+            Self::Origination { error, .. } => error.code(),
+            Self::RulesDisagree { .. } => "rules_disagree",
+            Self::NotResolved(..) => "name_not_resolved",
             Self::UpstreamConnect { .. } => "upstream_connect_failed",
             Self::NoIdentity(_) => "no_identity",
             Self::NoEndpoint(_) => "no_endpoint",
@@ -124,7 +136,17 @@ impl Failure {
             | Self::AuthorizationDenied { .. }
             | Self::PolicyChanged { .. }
             | Self::NotExported(..)
+            | Self::RulesDisagree { .. }
             | Self::ForeignTlsOnHttpPort => Fault::Policy,
+            Self::Origination { error, .. } => match error {
+                OriginationError::NoCredential(_)
+                | OriginationError::File(_)
+                | OriginationError::NoServerName
+                | OriginationError::CertificateRequired
+                | OriginationError::CertificateRefused { .. } => Fault::Policy,
+                OriginationError::Handshake(HandshakeError::Own(_)) => Fault::Us,
+                _ => Fault::Server,
+            },
             Self::ClientHandshake(HandshakeError::Own(_))
             | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }
             | Self::NoIdentity(_)
@@ -141,6 +163,7 @@ impl Failure {
             Self::UpstreamHandshake { .. }
             | Self::UpstreamConnect { .. }
             | Self::NoEndpoint(_)
+            | Self::NotResolved(..)
             | Self::NoSuchServicePort(..)
             | Self::UpstreamReset(_)
             | Self::NoAnswer

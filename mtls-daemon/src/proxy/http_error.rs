@@ -84,6 +84,7 @@ pub async fn refuse(mut client: TcpStream, failure: &Failure) {
 pub async fn answer_for_server(client: TcpStream, result: &Result<(), Failure>, tally: &Tally) {
     let Err(
         failure @ (Failure::UpstreamHandshake { .. }
+        | Failure::Origination { .. }
         | Failure::UpstreamReset(_)
         | Failure::Truncated
         | Failure::NoAnswer),

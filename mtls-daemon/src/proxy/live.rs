@@ -80,6 +80,9 @@ impl InTheClear {
                         snapshot.outbound(workload, *destination, &mut |count| index % count);
                     let (address, tls) = match plan {
                         OutboundPlan::Connect { address, tls, .. } => (address, tls),
+                        OutboundPlan::RulesDisagree { .. } => {
+                            return Err("several services' rules disagree about TLS there".into());
+                        }
                         OutboundPlan::NotExported { .. } => {
                             return Err("the service is no longer exported to it".into());
                         }

@@ -12,6 +12,7 @@ mod inbound;
 mod live;
 mod outbound;
 pub mod relay;
+mod server_name;
 mod worker;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::mesh::{MeshSettings, Snapshot, Workload};
 use crate::node::{ClientPorts, Namespace};
 use crate::policy::Normalisation;
 use crate::telemetry::Telemetry;
+use crate::tls::Originations;
 
 /// How long a connection may take on its way to being relayed.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +63,7 @@ pub struct HttpSettings {
 pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     pub telemetry: Telemetry,
+    pub originations: Originations,
     pub timeouts: Timeouts,
     pub http: HttpSettings,
     pub drain: drain::Watch,
@@ -79,6 +82,7 @@ impl Shared {
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(settings)),
             telemetry,
+            originations: Originations::default(),
             timeouts,
             http,
             drain,

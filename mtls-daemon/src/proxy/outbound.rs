@@ -13,11 +13,13 @@ use super::failure::Failure;
 use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
-use super::{Current, Pod, http_error};
-use crate::mesh::{ClientTls, OutboundPlan, Workload};
+use super::{Current, Pod, http_error, server_name};
+use crate::mesh::{ClientTls, Origination, OutboundPlan, Workload};
 use crate::node::dial;
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::connect::{ClientStream, connect};
+use crate::tls::originate::late_refusal;
+use crate::tls::{HandshakeError, OriginationError};
 
 pub async fn serve(
     worker: &Worker,
@@ -81,6 +83,7 @@ fn shown_source(workload: &Workload, destination: SocketAddr) -> std::net::IpAdd
 enum Upstream {
     Plain(TcpStream, SocketAddr),
     Mutual(Box<ClientStream>, SocketAddr),
+    Originated(Box<ClientStream>, SocketAddr, Arc<Origination>),
 }
 
 #[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
@@ -94,7 +97,7 @@ async fn run(
     tally: &Tally,
     place: &Place<'_>,
 ) -> Result<(), Failure> {
-    match open(worker, pod, current, destination, flow).await {
+    match open(worker, pod, current, &client, destination, flow).await {
         Ok(Upstream::Plain(mut server, endpoint)) => {
             let workload = current.workload.clone();
             let what = InTheClear::Outbound { workload, destination, endpoint };
@@ -110,6 +113,19 @@ async fn run(
             http_error::answer_for_server(client, &result, tally).await;
             result
         }
+        Ok(Upstream::Originated(mut server, endpoint, origination)) => {
+            worker.shared.telemetry.opened(flow);
+            let result = relay(&mut client, &mut *server, endpoint, tally).await;
+            let result = result.map_err(|failure| match failure {
+                Failure::UpstreamHandshake { address, error } => {
+                    let error = late_refusal(&origination.settings, error);
+                    Failure::Origination { address, error }
+                }
+                other => other,
+            });
+            http_error::answer_for_server(client, &result, tally).await;
+            result
+        }
         Err(failure) => {
             http_error::refuse(client, &failure).await;
             Err(failure)
@@ -121,6 +137,7 @@ async fn open(
     worker: &Worker,
     pod: &Pod,
     current: &Current,
+    client: &TcpStream,
     destination: SocketAddr,
     flow: &mut FlowRecord,
 ) -> Result<Upstream, Failure> {
@@ -136,10 +153,19 @@ async fn open(
             flow.destination_workload = workload;
             (address, tls)
         }
-        OutboundPlan::NoEndpoint { service } => {
-            let name = service.display_name();
+        OutboundPlan::RulesDisagree { address, service, others } => {
+            let names = [&service].into_iter().chain(&others).map(|service| service.display_name());
+            let services = names.collect::<Vec<_>>().join(" and ");
             flow.service = Some(service);
-            return Err(Failure::NoEndpoint(name));
+            return Err(Failure::RulesDisagree { address, services });
+        }
+        OutboundPlan::NoEndpoint { service } => {
+            let (name, unresolved) = (service.display_name(), service.unresolved.clone());
+            flow.service = Some(service);
+            return Err(match unresolved {
+                Some(why) => Failure::NotResolved(name, why.to_string()),
+                None => Failure::NoEndpoint(name),
+            });
         }
         OutboundPlan::NoSuchPort { service } => {
             let name = service.display_name();
@@ -160,8 +186,9 @@ async fn open(
             return Ok(Upstream::Plain(server, address));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
-        ClientTls::Originate { because, .. } => {
-            return Err(Failure::Internal(format!("{because}: TLS origination is not served")));
+        ClientTls::Originate { origination, because } => {
+            flow.because = Some(because);
+            return originate(worker, pod, current, client, address, origination, flow).await;
         }
     };
     flow.because = Some(because);
@@ -189,6 +216,41 @@ async fn open(
     flow.destination_id = Some(peer.id().clone());
     flow.tls = Some(summary);
     Ok(Upstream::Mutual(Box::new(server), address))
+}
+
+/// TLS as the rule says, for an application that speaks plaintext (policy.md 2.3).
+async fn originate(
+    worker: &Worker,
+    pod: &Pod,
+    current: &Current,
+    client: &TcpStream,
+    address: SocketAddr,
+    origination: Arc<Origination>,
+    flow: &mut FlowRecord,
+) -> Result<Upstream, Failure> {
+    let (timeouts, originations) = (&worker.shared.timeouts, &worker.shared.originations);
+    let failed = |error| Failure::Origination { address, error };
+    let settings = &origination.settings;
+    // Before anybody is called: a rule that cannot be kept needs no server.
+    if let Some(problem) = originations.problem(settings) {
+        return Err(failed(problem));
+    }
+    let name = server_name::of(client, &origination.ask_for).await;
+    let name = name.ok_or_else(|| failed(OriginationError::NoServerName))?;
+    let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+    let begun = Instant::now();
+    let shake = originations.connect(server, settings, &name);
+    let (server, summary) = match timeout(timeouts.handshake, shake).await {
+        Ok(result) => result.map_err(failed)?,
+        Err(_) => {
+            let error: HandshakeError = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
+            return Err(failed(OriginationError::Handshake(error)));
+        }
+    };
+    flow.handshake = Some(begun.elapsed());
+    flow.security = Security::OriginatedTls;
+    flow.tls = Some(summary);
+    Ok(Upstream::Originated(Box::new(server), address, origination))
 }
 
 async fn reach(

@@ -153,6 +153,7 @@ fn a_refused_plaintext_client_shows_the_policy_that_refused_it() {
 fn every_kind_of_security_and_mode_has_its_word() {
     let words = [
         (Security::MutualTls, "mutual_tls"),
+        (Security::OriginatedTls, "originated_tls"),
         (Security::Plaintext, "plaintext"),
         (Security::TlsPassthrough, "tls_passthrough"),
         (Security::None, "none"),

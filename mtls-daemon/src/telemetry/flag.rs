@@ -47,14 +47,16 @@ impl Flag {
             Failure::PlaintextRefused { .. }
             | Failure::ForeignTlsOnHttpPort
             | Failure::NotExported(..)
+            | Failure::RulesDisagree { .. }
             | Failure::NoSuchServicePort(..)
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,
-            Failure::NoEndpoint(_) => Self::NoHealthyUpstream,
+            Failure::NoEndpoint(_) | Failure::NotResolved(..) => Self::NoHealthyUpstream,
             Failure::ClientHandshake(_) | Failure::DetectTimeout | Failure::HttpRefused(_) => {
                 Self::DownstreamProtocolError
             }
             Failure::UpstreamHandshake { .. }
+            | Failure::Origination { .. }
             | Failure::UpstreamConnect { .. }
             | Failure::NoIdentity(_)
             | Failure::SourceBind(_) => Self::UpstreamFailure,
@@ -82,7 +84,13 @@ mod tests {
                 ("plaintext_refused" | "tls_on_http_port" | "not_exported", _)
                 | ("no_such_service_port", _)
                 | ("no_original_destination" | "loop_refused", _) => "NR",
-                ("no_endpoint", _) => "UH",
+                ("rules_disagree", _) => "NR",
+                ("no_endpoint" | "name_not_resolved", _) => "UH",
+                ("upstream_ca_unknown" | "upstream_name_refused", _)
+                | ("upstream_certificate_expired" | "upstream_certificate_revoked", _)
+                | ("upstream_certificate_unusable" | "server_name_missing", _)
+                | ("client_certificate_required" | "client_certificate_refused", _)
+                | ("tls_file_unusable" | "credential_unavailable", _) => "UF",
                 ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)
                 | ("http_refused", _) => "DPE",
                 ("upstream_identity_refused" | "upstream_tls_failed", _)

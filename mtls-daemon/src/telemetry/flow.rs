@@ -32,6 +32,8 @@ impl Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Security {
     MutualTls,
+    /// TLS that the daemon originated for the application, to a server outside the mesh.
+    OriginatedTls,
     Plaintext,
     /// The application's own TLS, relayed as it is.
     TlsPassthrough,
@@ -44,6 +46,7 @@ impl Security {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
+            Self::OriginatedTls => "originated_tls",
             Self::Plaintext => "plaintext",
             Self::TlsPassthrough => "tls_passthrough",
             Self::None => "none",

@@ -72,12 +72,26 @@ impl TlsSummary {
         use rustls::{CipherSuite, ProtocolVersion};
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            // Originated, to a server outside the mesh.
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "unknown",
         };
         let cipher = match connection.negotiated_cipher_suite().map(|suite| suite.suite()) {
             Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
             Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
             Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => "TLS_CHACHA20_POLY1305_SHA256",
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384) => {
+                "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"
+            }
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) => {
+                "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) => {
+                "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) => {
+                "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
+            }
             _ => "unknown",
         };
         let group = connection.negotiated_key_exchange_group();

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result};
 
 use crate::packet::Flow;
-use crate::walkthrough::{Played, Walkthrough, play::verdict};
+use crate::walkthrough::transcript::verdict;
+use crate::walkthrough::{Played, Walkthrough};
 
 /// Who lives where.
 pub fn town(walkthrough: &Walkthrough) -> String {

@@ -9,7 +9,7 @@
 //! | [`steps`] | what a step is, and what may be expected |
 //! | [`two`], [`three`], [`four`] | the walkthroughs' own tables |
 //! | [`certificate`] | what `openssl` sees of a server |
-//! | [`play`] | runs a walkthrough, with a transcript |
+//! | [`play`], [`transcript`] | runs a walkthrough, and what it reads like |
 
 pub mod certificate;
 pub mod four;
@@ -18,6 +18,7 @@ pub mod request;
 pub mod steps;
 pub mod three;
 pub mod town;
+pub mod transcript;
 pub mod two;
 
 pub use play::{Played, play};
@@ -33,6 +34,18 @@ pub struct Walkthrough {
     /// More servers: a member's pod, and the port.
     pub servers: Vec<(&'static str, u16)>,
     pub steps: Vec<Step>,
+}
+
+impl Walkthrough {
+    /// What most of its requests ask for.
+    fn path(&self) -> &'static str {
+        let checks = self.steps.iter().flat_map(|step| &step.checks);
+        let mut paths = checks.filter_map(|check| match check {
+            Check::Request(request) => Some(request.path),
+            _ => None,
+        });
+        paths.next().unwrap_or("/headers")
+    }
 }
 
 /// Those that there are: 2, 3 and 4.

@@ -1,13 +1,13 @@
 //! Runs a walkthrough: every step with its policy, every answer as the originals print it, and
 //! whether it is the expected one.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::wait::until;
 use crate::walkthrough::certificate::{self, Key};
+use crate::walkthrough::transcript::{as_printed, loops, name, on_the_wire, verdict};
 use crate::walkthrough::{
     Attempt, Check, Crossing, Family, Request, Step, Town, Walkthrough, attempt, steps,
 };
@@ -32,6 +32,7 @@ pub fn play(
     say: &mut dyn FnMut(&str),
 ) -> Result<Played> {
     let mut played = Played::default();
+    loops(walkthrough.path()).iter().for_each(|line| say(line));
     for (index, step) in walkthrough.steps.iter().enumerate() {
         say(&format!("\n{}: {}", step.id, step.title));
         if index > 0 {
@@ -62,7 +63,7 @@ fn one(
                 for line in as_printed(request, &attempt) {
                     say(&line);
                 }
-                say(&format!("    {}  {}", attempt.wire_in_words(), verdict(differs.as_deref())));
+                say(&format!("    {}  {}", on_the_wire(&attempt), verdict(differs.as_deref())));
                 let differs = differs.map(|how| format!("{}: {how}", name(request)));
                 played.keep(attempt);
                 differs
@@ -170,37 +171,6 @@ fn header(
     Ok(differs.map(|how| format!("{}: {how}", name(request))))
 }
 
-fn name(request: &Request) -> String {
-    format!("sleep.{} to httpbin.{}", request.from, request.to)
-}
-
-/// What the originals' loops print of one request.
-fn as_printed(request: &Request, attempt: &Attempt) -> Vec<String> {
-    let (code, exit) = (attempt.curl.code, attempt.curl.exit);
-    let mut lines = Vec::new();
-    let port = match request.ports.0 {
-        crate::world::SERVICE_PORT => String::new(),
-        port => format!(":{port}"),
-    };
-    if request.path == "/headers" {
-        lines.push(format!("{}{port}", name(request)));
-        lines.extend(attempt.uri().map(|uri| format!("URI={uri}")));
-        lines.push(format!("response code: {code:03}"));
-    } else {
-        lines.push(format!("{}{port}: {code:03}", name(request)));
-    }
-    if exit != 0 {
-        lines.push(format!("command terminated with exit code {exit}"));
-    }
-    lines
-}
-
-impl Attempt {
-    fn wire_in_words(&self) -> String {
-        format!("on the wire: {}", self.wire)
-    }
-}
-
 impl Played {
     /// Keeps the first of each kind that was answered.
     fn keep(&mut self, attempt: Attempt) {
@@ -212,16 +182,5 @@ impl Played {
         if attempt.curl.code == 200 && place.is_none() {
             *place = Some(attempt);
         }
-    }
-}
-
-/// `ok`, or what differs.
-pub fn verdict(differs: Option<&str>) -> String {
-    let colour = std::io::stdout().is_terminal();
-    match (differs, colour) {
-        (None, true) => "\x1b[32mok\x1b[0m".into(),
-        (None, false) => "ok".into(),
-        (Some(how), true) => format!("\x1b[31mDIFFERS\x1b[0m: {how}"),
-        (Some(how), false) => format!("DIFFERS: {how}"),
     }
 }

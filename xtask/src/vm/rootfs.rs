@@ -20,8 +20,21 @@ use crate::{
 };
 
 /// Called by the demo, the tests and the daemon; the rest of a system is busybox.
-const TOOLS: &[&str] =
-    &["curl", "openssl", "ip", "ss", "nsenter", "unshare", "setpriv", "sysctl", "mount", "umount"];
+const TOOLS: &[&str] = &[
+    "curl",
+    "openssl",
+    "ip",
+    "ss",
+    "nsenter",
+    "unshare",
+    "setpriv",
+    "sysctl",
+    "mount",
+    "umount",
+    "redis-server",
+    "redis-cli",
+    "nginx",
+];
 
 /// Configuration that those read.
 const SETTINGS: &[&str] = &[

@@ -9,7 +9,7 @@ use super::simulate::Call;
 use crate::cli::Failed;
 use crate::cli::cases::{self, Answer, CaseFile, CasesArgs, Table};
 use crate::mesh::{Snapshot, Workload};
-use crate::policy::{Mode, PortProtocol};
+use crate::policy::PortProtocol;
 
 pub(super) fn run(args: &CasesArgs) -> Result<(), Failed> {
     cases::run(args, &Table { agrees, ..Table::default() }, |_, file, row| answer(file, row))

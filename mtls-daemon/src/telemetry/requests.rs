@@ -45,7 +45,7 @@ const BUCKETS: [f64; 20] = [
     600_000.0,
     1_800_000.0,
     3_600_000.0,
-    f64::MAX,
+    f64::INFINITY,
 ];
 
 /// Hears of the requests of one connection.

@@ -15,6 +15,8 @@ mod refused;
 mod rules;
 pub mod status;
 pub mod template;
+#[cfg(test)]
+mod tests;
 pub mod text;
 mod verdict;
 mod workload;

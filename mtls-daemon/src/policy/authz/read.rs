@@ -45,6 +45,9 @@ fn read(document: &Document<'_>, report: &mut Report) -> Option<(AuthorizationPo
     let action = fields.take(report, "action").map(|f| read_action(&f, report));
     let action = action.unwrap_or(Some(Action::Allow));
     let rules_field = fields.take(report, "rules");
+    // Written and empty: said already.
+    let rules_missing =
+        rules_field.is_none_or_empty() && !(rules_field.is_none() && fields.has("rules"));
     let provider = fields.take(report, "provider");
     let mut rules = Rules::new(action);
     if let Some(field) = &rules_field {
@@ -53,7 +56,7 @@ fn read(document: &Document<'_>, report: &mut Report) -> Option<(AuthorizationPo
     fields.finish(report);
     let action = action?;
     let mut tolerated = rules.unknown_keys;
-    match (action, rules.rules.is_empty() && rules_field.is_none_or_empty()) {
+    match (action, rules_missing) {
         (Action::Deny | Action::Custom, true) => report.error(
             meta.origin.line,
             "spec.rules",

@@ -8,7 +8,7 @@ use super::model::{Action, AuthorizationPolicy, Rule};
 pub struct Difference {
     /// From 0. None: the policy as a whole.
     pub rule: Option<u32>,
-    /// As they are written, without those of HTTP nothing is in this list.
+    /// Those that only HTTP has, as they are written.
     pub fields: Vec<String>,
     pub effect: &'static str,
 }

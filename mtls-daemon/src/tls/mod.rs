@@ -11,6 +11,7 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+mod subject;
 mod svid_rules;
 pub mod verify;
 

@@ -7,6 +7,7 @@ use x509_parser::oid_registry::OID_X509_EXT_KEY_USAGE;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
 
 use super::refusal::Refusal;
+use super::subject;
 use crate::identity::SpiffeId;
 
 /// How much of a name that is no SPIFFE ID reaches a log.
@@ -15,7 +16,7 @@ const SHOWN: usize = 120;
 /// What a leaf that keeps the rules says.
 pub(super) struct Leaf {
     pub(super) id: SpiffeId,
-    /// In RFC 4514 words; empty for Istio's SVIDs.
+    /// In the form of RFC 2253; empty for Istio's SVIDs.
     pub(super) subject: String,
     pub(super) dns_names: Vec<String>,
     pub(super) not_after: SystemTime,
@@ -37,7 +38,7 @@ pub(super) fn leaf(der: &[u8]) -> Result<Leaf, Refusal> {
         return Err(Refusal::NamesNotCritical(id));
     }
     Ok(Leaf {
-        subject: certificate.subject().to_string(),
+        subject: subject::rfc2253(certificate.subject()),
         dns_names: extensions.dns_names(),
         not_after: certificate.validity().not_after.to_datetime().into(),
         id,

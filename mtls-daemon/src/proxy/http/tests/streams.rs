@@ -112,7 +112,7 @@ where
     sender
 }
 
-async fn http2<B>(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<B>
+pub async fn http2<B>(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<B>
 where
     B: Body<Data = Bytes, Error = Infallible> + Unpin + 'static,
 {
@@ -161,7 +161,9 @@ fn ten_thousand_pipelined_requests_are_answered_in_order() {
         assert_eq!(*application.connections.borrow(), 1);
         let asked = setup.heard.asked.borrow();
         assert!(asked[9999].starts_with("GET /9999 "), "{}", asked[9999]);
-        assert_eq!(setup.heard.finished.borrow().len(), 10_000);
+        let finished = setup.heard.finished.borrow();
+        assert_eq!(finished.len(), 10_000);
+        assert!(finished.iter().all(|one| (one.code, one.flag) == (200, "-")), "{:?}", finished[0]);
     });
 }
 

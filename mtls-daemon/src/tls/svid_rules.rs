@@ -9,6 +9,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
 
 use super::refusal::Refusal;
+use super::subject;
 use crate::identity::SpiffeId;
 
 /// How much of a name that is no SPIFFE ID reaches a log.
@@ -21,7 +22,7 @@ pub(super) const MAX_CHAIN: usize = 16;
 /// What a leaf that keeps the rules says.
 pub(super) struct Leaf {
     pub(super) id: SpiffeId,
-    /// In RFC 4514 words; empty for Istio's SVIDs.
+    /// In the form of RFC 2253; empty for Istio's SVIDs.
     pub(super) subject: String,
     pub(super) dns_names: Vec<String>,
     pub(super) not_before: SystemTime,
@@ -92,7 +93,7 @@ fn read(der: &[u8]) -> Result<Leaf, Refusal> {
     };
     Ok(Leaf {
         not_critical,
-        subject: certificate.subject().to_string(),
+        subject: subject::rfc2253(certificate.subject()),
         dns_names: extensions.dns_names(),
         serial: certificate.serial.to_str_radix(16),
         not_before: certificate.validity().not_before.to_datetime().into(),

@@ -159,11 +159,11 @@ impl<'a> Line<'a> {
     }
 }
 
-fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
-fn key<S: Serializer>(workload: &&Workload, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn key<S: Serializer>(workload: &&Workload, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{}/{}", workload.namespace, workload.name))
 }
 

@@ -11,6 +11,8 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+mod subject;
+pub mod svid;
 mod svid_rules;
 pub mod verify;
 

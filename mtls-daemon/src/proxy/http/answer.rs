@@ -84,10 +84,12 @@ impl Body for Payload {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut *self {
             Self::Application { body, record } => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                 let flag = match &frame {
                     None => "-",
                     Some(Err(_)) => "UC",
+                    // Nobody asks again after the last one.
+                    Some(Ok(frame)) if frame.is_trailers() || body.is_end_stream() => "-",
                     Some(Ok(_)) => return Poll::Ready(frame),
                 };
                 if let Some(mut record) = record.take() {

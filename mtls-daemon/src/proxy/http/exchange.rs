@@ -33,15 +33,13 @@ pub struct Exchange<'a> {
     /// Of a request whose switch was not granted: the library leaves the stream here when the
     /// connection ends.
     not_switched: RefCell<Option<OnUpgrade>>,
-    /// What the application did to a request, if that was the connection's end.
-    failed: RefCell<Option<Failure>>,
 }
 
 impl<'a> Exchange<'a> {
     pub fn new(context: Context<'a>, link: Arc<Link>, spawner: Spawner<'a>, http2: bool) -> Self {
         let backend = Backend::new(spawner.clone());
-        let (tunnels, not_switched, failed) = Default::default();
-        Self { context, backend, link, spawner, http2, tunnels, not_switched, failed }
+        let (tunnels, not_switched) = Default::default();
+        Self { context, backend, link, spawner, http2, tunnels, not_switched }
     }
 
     pub fn tunnels(&self) -> bool {
@@ -63,9 +61,6 @@ impl<'a> Exchange<'a> {
 
     /// How the connection ended.
     pub fn outcome(&self, result: hyper::Result<()>) -> Result<(), Failure> {
-        if let Some(failure) = self.failed.take() {
-            return Err(failure);
-        }
         if let Some(refusal) = self.link.refusal() {
             return Err(Failure::HttpRefused(refusal.reason));
         }

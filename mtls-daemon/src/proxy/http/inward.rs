@@ -29,16 +29,21 @@ impl Inward {
 
 /// Closed until the application says `100 Continue`: asking for the body is what tells the client.
 struct Gate {
-    open: oneshot::Receiver<()>,
+    /// None: there is an answer already, and the body is not wanted.
+    open: Option<oneshot::Receiver<()>>,
     limit: Pin<Box<Sleep>>,
 }
 
 impl Gate {
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match Pin::new(&mut self.open).poll(cx) {
-            // The sender is gone once there is an answer: the body is not wanted.
+        let Some(open) = &mut self.open else { return Poll::Pending };
+        match Pin::new(open).poll(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(()),
-            Poll::Ready(Err(_)) => return Poll::Pending,
+            // The sender goes when there is an answer.
+            Poll::Ready(Err(_)) => {
+                self.open = None;
+                return Poll::Pending;
+            }
             Poll::Pending => {}
         }
         self.limit.as_mut().poll(cx)
@@ -57,7 +62,7 @@ pub fn expect_continue(request: &mut Request<Inward>) {
             sender.send(()).ok();
         }
     });
-    request.body_mut().gate = Some(Gate { open, limit: Box::pin(sleep(EXPECTED)) });
+    request.body_mut().gate = Some(Gate { open: Some(open), limit: Box::pin(sleep(EXPECTED)) });
 }
 
 impl Body for Inward {

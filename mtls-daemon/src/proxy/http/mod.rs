@@ -27,7 +27,7 @@ mod answer;
 mod backend;
 pub mod detect;
 mod exchange;
-mod framing;
+pub mod framing;
 mod guard;
 pub mod head;
 mod inward;

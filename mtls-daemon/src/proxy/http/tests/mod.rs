@@ -5,3 +5,4 @@ mod forged;
 mod smuggled;
 mod streams;
 mod switched;
+mod unanswered;

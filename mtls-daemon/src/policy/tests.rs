@@ -320,7 +320,7 @@ fn a_slip_of_the_pen_is_told_with_what_was_meant() {
         (a("{mtls: {mode: }}"), missing("spec.mtls.mode")),
         (a("{selector: , mtls: {mode: STRICT}}"), missing("spec.selector")),
         (a(""), missing("spec")),
-        (a("{}").replace("spec:", "spce:"), unknown("spce", "did you mean spec?")),
+        (a("{}").replace("spec:", "spce:"), missing("spec")),
         (d("trafficPolcy: {}"), unknown("spec.trafficPolcy", "did you mean trafficPolicy?")),
         (d("trafficPolicy: {tsl: {}}"), unknown("spec.trafficPolicy.tsl", "did you mean tls?")),
         (d("trafficPolicy: {tls: }"), missing("spec.trafficPolicy.tls")),

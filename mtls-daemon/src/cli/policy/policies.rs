@@ -10,7 +10,7 @@ use crate::policy::authz::{Authorizations, AuthzSettings, RefusedPolicy};
 use crate::policy::error::Report;
 use crate::policy::metadata::Document;
 use crate::policy::parse::{Limits, documents};
-use crate::policy::{AuthorizationPolicy, Mode, PeerAuthentication, PeerAuthentications};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, PeerAuthentications};
 
 /// Objects of the two kinds that decide about connections. Other kinds in a row are somebody else's.
 #[derive(Debug, Default)]

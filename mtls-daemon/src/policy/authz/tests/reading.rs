@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::error::Code;
 use crate::policy::error::{Code, ConfigError};
 
 /// Errors of `foo/p` as `field [CODE]`, and whether the object is in force.

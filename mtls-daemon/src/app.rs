@@ -1,5 +1,7 @@
 //! The wiring: the only file that knows everyone.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -124,8 +126,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
-    let ca =
-        EmbeddedCa::open(&config.ca_dir, config.mesh.trust_domain.clone(), config.svid_lifetime)?;
+    let trust_domain = config.mesh.trust_domain.clone();
+    let ca = EmbeddedCa::open(&config.ca_dir, trust_domain, config.key_type, config.svid_lifetime)?;
     let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
 
     raise_descriptor_limit();
@@ -354,8 +356,9 @@ impl App {
                 last_error: state.last_error.clone(),
                 warnings: state.warnings.clone(),
             },
-            workloads: node.status().into_iter().map(workload_status).collect(),
-            svids: self.store.status().into_iter().map(svid_status).collect(),
+            workloads: node.status().into_iter().map(report::workload).collect(),
+            policies: report::policies(&self.shared.snapshot.load()),
+            svids: self.store.status().into_iter().map(report::svid).collect(),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
@@ -400,42 +403,4 @@ async fn serve_admin(admin: Admin, app: Arc<App>) {
     let readiness = app.readiness.clone();
     let state = admin::State { readiness, metrics, status: Box::new(move || app.status()) };
     admin.serve(Arc::new(state)).await;
-}
-
-fn workload_status(workload: node::WorkloadStatus) -> admin::status::WorkloadStatus {
-    let (state, reason) = match workload.state {
-        node::WorkloadState::Enrolled => (admin::status::WorkloadState::Enrolled, None),
-        node::WorkloadState::Pending(reason) => {
-            (admin::status::WorkloadState::Pending, Some(reason))
-        }
-        node::WorkloadState::Refused(reason) => {
-            (admin::status::WorkloadState::Refused, Some(reason))
-        }
-    };
-    let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
-    admin::status::WorkloadStatus {
-        workload: workload.workload,
-        identity: workload.identity.to_string(),
-        network_namespace: workload.network_namespace,
-        state,
-        reason,
-        addresses: workload.addresses,
-        ports: ports
-            .into_iter()
-            .filter_map(|(name, port)| Some((name.to_owned(), port?)))
-            .collect(),
-    }
-}
-
-fn svid_status(svid: crate::identity::SvidStatus) -> admin::status::SvidStatus {
-    let timestamp = |time: Option<SystemTime>| time.map(admin::status::timestamp);
-    admin::status::SvidStatus {
-        identity: svid.id.to_string(),
-        source: svid.source.to_owned(),
-        serial: svid.serial,
-        not_before: timestamp(svid.not_before),
-        not_after: timestamp(svid.not_after),
-        next_renewal: timestamp(svid.next_renewal),
-        last_error: svid.last_error,
-    }
 }

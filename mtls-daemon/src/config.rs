@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::bpf::Feature;
-use crate::identity::TrustDomain;
+use crate::identity::{KeyType, TrustDomain};
 use crate::mesh::snapshot::MeshSettings;
 use crate::proxy::HttpSettings;
 use crate::telemetry::{access, logs};
@@ -80,6 +80,7 @@ pub struct Config {
     pub detect_timeout: Duration,
     pub mtls_wait: Duration,
     pub svid_lifetime: Duration,
+    pub key_type: KeyType,
     /// None: metrics and readiness are not served over HTTP.
     pub http_address: Option<SocketAddr>,
     pub access_log: access::Sink,
@@ -107,6 +108,7 @@ impl TryFrom<RunArgs> for Config {
             detect_timeout: args.detect_timeout,
             mtls_wait: args.mtls_wait,
             svid_lifetime: args.svid_lifetime,
+            key_type: args.key_type,
             http_address: args.http_address.0,
             access_log: args.access_log,
             log_format: args.log_format,

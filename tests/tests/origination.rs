@@ -141,8 +141,8 @@ impl Outside {
         let mark = self.world.a().mark();
         let said = self.ping()?;
         ensure!(said.contains("PONG"), "{said} {}", self.world.a().words());
-        let line = self.world.a().logged(mark, "redis", |line| line["outcome"] == "ok")?;
-        ensure!(line["security"] == "originated_tls", "{line}");
+        let line = self.world.a().logged(mark, "redis", |line| line["direction"] == "outbound")?;
+        ensure!(line["security"] == "originated_tls" && line["bytes_received"] == 7, "{line}");
         let got = self.get(HOST, (VIRTUAL, GOOD).into())?;
         let expected = format!("client CN=client for {HOST}");
         ensure!(got.code == 200 && got.body == expected, "{got:?}");

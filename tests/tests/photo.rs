@@ -4,12 +4,12 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mtls_tests::bed::{PodSpec, Testbed};
 use mtls_tests::client::{Conversation, End, converse};
 use mtls_tests::curl::{Curl, get};
 use mtls_tests::mesh::{Mesh, Service};
-use mtls_tests::world::{SERVICE_PORT, TARGET_PORT, World};
+use mtls_tests::world::{SERVICE_PORT, TARGET_PORT, World, event};
 use serde_json::{Value, json};
 
 /// A port of the store that speaks no HTTP.
@@ -122,8 +122,19 @@ fn the_frontend_reaches_the_backend_and_never_the_datastore() -> Result<()> {
     let to = service("datastore", TCP_PORT);
     let talk = |from: &str| world.pod(from).inside(|| converse(to, "a photo"));
     ensure!(talk("photo-backend")?.worked(), "the backend");
+    let store = world.servers.last().context("the store")?;
+    event(store, 0, "closed")?;
+    let (mark, heard) = (world.a().mark(), store.stdout.len());
+    // A reset may come before connect() has looked.
     let denied = talk("photo-frontend")?;
-    ensure!(matches!(denied, Conversation::Ended(End::Broken | End::Clean)), "{denied:?}");
+    ensure!(!denied.worked() && denied != Conversation::Ended(End::Silent), "{denied:?}");
+    let line = world.a().logged(mark, "the frontend's", |line| {
+        let identity = line["source"]["identity"].as_str().unwrap_or_default();
+        line["direction"] == "inbound" && identity.ends_with("/sa/photo-frontend")
+    })?;
+    ensure!(line["outcome"] == "authorization_denied" && line["fault"] == "policy", "{line}");
+    let heard = store.stdout.json_after(heard);
+    ensure!(heard.is_empty(), "the store heard {heard:?}");
 
     world.change(|mesh| {
         mesh.remove("AuthorizationPolicy", "datastore-ns", "datastore");

@@ -4,6 +4,7 @@ mod cases;
 mod check;
 mod cleanup;
 pub mod exit;
+mod identity;
 mod policy;
 mod run;
 mod status;
@@ -44,6 +45,8 @@ enum Verb {
     /// Read a configuration directory as the daemon would, and print what is wrong with it
     #[command(after_help = exit::HELP)]
     Check(check::CheckArgs),
+    /// Parse and check SPIFFE IDs, SVIDs and trust bundles
+    Identity(identity::IdentityArgs),
     /// Ask the policy engine, without a daemon: what would it decide, and why
     #[command(after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
     Policy {
@@ -62,6 +65,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Status(args) => status::status(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Check(args) => check::check(args),
+        Verb::Identity(args) => identity::identity(args),
         Verb::Policy { verb } => policy::execute(verb),
     }
 }

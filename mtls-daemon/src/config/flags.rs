@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::NodeName;
 use super::http::HttpArgs;
 use crate::bpf::Feature;
-use crate::identity::TrustDomain;
+use crate::identity::{KeyType, TrustDomain};
 use crate::telemetry::{access, logs};
 
 /// Which daemon: several of them, with different node names, can share a host.
@@ -174,6 +174,18 @@ pub struct RunArgs {
         value_parser = svid_lifetime
     )]
     pub svid_lifetime: Duration,
+
+    /// Type of the keys that workloads get, and of the CA's own key when that is made
+    ///
+    /// A CA that is there keeps its key: to have RSA throughout, begin with it.
+    #[arg(
+        long,
+        env = "MTLS_KEY_TYPE",
+        value_name = "TYPE",
+        value_enum,
+        default_value = "ecdsa-p256"
+    )]
+    pub key_type: KeyType,
 
     /// Address of GET /metrics, /healthz/ready and /healthz/live, or off
     #[arg(

@@ -26,6 +26,9 @@ const AT_ONCE: usize = 16;
 /// Addresses of one name that count.
 const MOST: usize = 256;
 
+/// One answer, or why there is none.
+type Found = Result<BTreeSet<IpAddr>, String>;
+
 /// What is known of every name in use.
 #[derive(Default)]
 pub struct Names {
@@ -43,7 +46,7 @@ struct Known {
 }
 
 impl Known {
-    fn learn(&mut self, found: Result<BTreeSet<IpAddr>, String>) {
+    fn learn(&mut self, found: Found) {
         match found {
             Ok(addresses) => {
                 let now = Instant::now();
@@ -128,7 +131,7 @@ impl Names {
 
 /// Asks for all of `names`, at most [`AT_ONCE`] at a time, for as long as `limit`. The resolver
 /// cannot be interrupted: threads that still wait end by themselves.
-fn ask(names: Vec<Arc<str>>, limit: Duration) -> Vec<(Arc<str>, Result<BTreeSet<IpAddr>, String>)> {
+fn ask(names: Vec<Arc<str>>, limit: Duration) -> Vec<(Arc<str>, Found)> {
     let end = Instant::now() + limit;
     let mut missing: BTreeSet<Arc<str>> = names.iter().cloned().collect();
     let threads = names.len().min(AT_ONCE);
@@ -162,7 +165,7 @@ fn ask(names: Vec<Arc<str>>, limit: Duration) -> Vec<(Arc<str>, Result<BTreeSet<
     found
 }
 
-fn look_up(name: &str) -> Result<BTreeSet<IpAddr>, String> {
+fn look_up(name: &str) -> Found {
     let answer = (name, 0).to_socket_addrs().map_err(|error| error.to_string())?;
     let addresses = answer.map(|address| address.ip().to_canonical());
     // What means another host everywhere, or none, is no address of a service.

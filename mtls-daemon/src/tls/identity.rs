@@ -9,9 +9,11 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::hello::Http;
 use super::provider::{VERSIONS, provider};
+use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
 use super::{HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
@@ -37,16 +39,14 @@ impl TlsIdentity {
     pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
-        let leaf = svid.chain.first().ok_or_else(|| own(format!("{id} has no certificate")))?;
-        let facts = svid_rules::leaf(leaf)
+        let facts = svid_rules::chain(&svid.chain)
+            .and_then(Leaf::strict)
             .map_err(|refusal| own(format!("the certificate for {id}: {refusal}")))?;
         if facts.id != id {
             return Err(own(format!("the certificate for {id} is {}'s", facts.id)));
         }
-        let unusable = |error: rustls::Error| own(format!("the key of {id}: {error}"));
-        let key = any_supported_type(&svid.key).map_err(unusable)?;
-        let certified = CertifiedKey::new(svid.chain.clone(), key);
-        certified.keys_match().map_err(unusable)?;
+        let certified = certified(&svid.chain, &svid.key)
+            .map_err(|error| own(format!("the key of {id}: {error}")))?;
         let certificate = Arc::new(SingleCertAndKey::from(certified));
         let verifier = SvidVerifier::new(bundles)?;
         Ok(Arc::new(Self {
@@ -97,6 +97,16 @@ impl fmt::Debug for TlsIdentity {
             .field("serial", &self.serial)
             .finish_non_exhaustive()
     }
+}
+
+/// The chain with its key, if the key is the leaf's.
+pub(super) fn certified(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'_>,
+) -> Result<CertifiedKey, rustls::Error> {
+    let certified = CertifiedKey::new(chain.to_vec(), any_supported_type(key)?);
+    certified.keys_match()?;
+    Ok(certified)
 }
 
 /// The server's side by the application protocol that it answers.

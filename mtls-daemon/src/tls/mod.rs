@@ -12,6 +12,7 @@ pub mod provider;
 mod refusal;
 pub mod replay;
 mod subject;
+pub mod svid;
 mod svid_rules;
 pub mod verify;
 

@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroize;
 
 use super::CaError;
-use crate::identity::{SpiffeId, Svid, TrustDomain};
+use crate::identity::{KeyType, SpiffeId, Svid, TrustDomain};
 use crate::tls::provider::random_bytes;
 
 /// As Istio's self-signed root: ten years.
@@ -31,9 +31,10 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new ECDSA P-256 root for `trust_domain`, valid for ten years; its certificate also as PEM.
+    /// A new root for `trust_domain`, valid for ten years; its certificate also as PEM.
     pub fn generate(
         trust_domain: &TrustDomain,
+        key_type: KeyType,
         now: SystemTime,
     ) -> Result<(Self, String), CaError> {
         let mut params = CertificateParams::default();
@@ -45,7 +46,7 @@ impl Authority {
         let not_after = whole_seconds(now + ROOT_LIFETIME);
         params.not_after = not_after;
         params.serial_number = Some(serial()?.1);
-        let key = KeyPair::generate().map_err(sign)?;
+        let key = key_type.generate().map_err(sign)?;
         let certificate = params.self_signed(&key).map_err(sign)?;
         let pem = certificate.pem();
         let organization = Some(trust_domain.to_string());
@@ -84,11 +85,12 @@ impl Authority {
         self.key.serialize_pem().into()
     }
 
-    /// A new P-256 key and its SVID for `id`, ending `lifetime` from now or with this CA,
-    /// whichever comes first. The profile is Istio's (critical key usage and URI SAN, no subject).
+    /// A new key and its SVID for `id`, ending `lifetime` from now or with this CA, whichever comes
+    /// first. The profile is Istio's (policy.md 6.2.9): critical key usage and URI SAN, no subject.
     pub fn issue(
         &self,
         id: &SpiffeId,
+        key_type: KeyType,
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Svid, CaError> {
@@ -118,7 +120,7 @@ impl Authority {
         params.serial_number = Some(serial_number);
 
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key).map_err(sign)?;
-        let mut key = KeyPair::generate().map_err(sign)?;
+        let mut key = key_type.generate().map_err(sign)?;
         let leaf = params.signed_by(&key, &issuer).map_err(sign)?;
         let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         key.zeroize();

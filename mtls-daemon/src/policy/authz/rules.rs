@@ -151,9 +151,8 @@ fn read_source(mut fields: Fields<'_>, report: &mut Report) -> Source {
     if source.fields().iter().all(|(_, values)| values.is_empty()) {
         error(report, "must not be empty: leave `from` out to ask nothing");
     }
-    if !source.service_accounts.is_empty()
-        && !(source.principals.is_empty() && source.namespaces.is_empty())
-    {
+    let otherwise_named = !source.principals.is_empty() || !source.namespaces.is_empty();
+    if otherwise_named && !source.service_accounts.is_empty() {
         error(report, "serviceAccounts cannot be set with namespaces or principals");
     }
     source

@@ -61,9 +61,12 @@ struct Question {
     remote: Option<IpAddr>,
     destination: SocketAddr,
     sni: Option<String>,
-    /// Method, host, path, headers. None: not HTTP.
-    http: Option<(String, String, String, Vec<(String, String)>)>,
+    /// None: not HTTP.
+    http: Option<Http>,
 }
+
+/// Method, host, path, headers.
+type Http = (String, String, String, Vec<(String, String)>);
 
 struct Fields<'h>(&'h [(String, String)]);
 

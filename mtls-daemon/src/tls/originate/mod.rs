@@ -7,7 +7,7 @@ mod files;
 mod verify;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -46,7 +46,7 @@ impl Originations {
     /// called before rules are in force.
     pub fn prepare<'s>(&self, settings: impl Iterator<Item = &'s TlsSettings>) {
         let wanted = settings.filter(|settings| settings.credential_name.is_none());
-        let wanted: Vec<Sources> = wanted.map(Sources::of).collect();
+        let wanted: HashSet<Sources> = wanted.map(Sources::of).collect();
         self.read(|stamps| {
             stamps.retain(|known, _| wanted.contains(known));
             for sources in wanted {

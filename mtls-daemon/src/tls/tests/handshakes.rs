@@ -37,11 +37,15 @@ async fn both_sides_know_each_other_and_bytes_pass() {
 
 #[tokio::test]
 async fn the_embedded_ca_makes_what_we_accept() {
-    let (authority, _) = Authority::generate(&domain("cluster.local"), SystemTime::now()).unwrap();
+    let (authority, _) =
+        Authority::generate(&domain("cluster.local"), KeyType::default(), SystemTime::now())
+            .unwrap();
     let anchors = vec![authority.certificate().clone()];
     let bundles = [Bundle { trust_domain: domain("cluster.local"), anchors }];
     let make = |uri| {
-        let svid = authority.issue(&id(uri), Duration::from_secs(60), SystemTime::now()).unwrap();
+        let svid = authority
+            .issue(&id(uri), KeyType::default(), Duration::from_secs(60), SystemTime::now())
+            .unwrap();
         TlsIdentity::new(&svid, &bundles).unwrap()
     };
     let (client, server) = (make(CLIENT), make(SERVER));

@@ -211,8 +211,8 @@ fn http1_server() -> hyper::server::conn::http1::Builder {
         .header_read_timeout(None)
         .max_headers(head::MAX_HEADERS + 1)
         .preserve_header_case(true)
-        .auto_date_header(false)
-        .pipeline_flush(true);
+        .auto_date_header(false);
+    // Never `pipeline_flush`: behind a request that waits, it keeps the whole answer in memory.
     server
 }
 

@@ -130,6 +130,7 @@ impl Inbound<'_> {
         let shared = &self.worker.shared;
         let counted = Counted { traffic: Arc::default(), tally };
         let connect = || -> Connecting<'_> { Box::pin(self.reach_application()) };
+        let in_flight = self.place.requests(&settled.parties);
         let authorize = Policies { shared, parties: &settled.parties };
         shared.telemetry.opened(flow);
         let context = http::Context {
@@ -144,6 +145,7 @@ impl Inbound<'_> {
             connect: &connect,
             connected: application.into(),
             report: Rc::new(shared.telemetry.requests(flow)),
+            in_flight,
             traffic: counted.traffic.clone(),
             head_time: shared.timeouts.head,
         };

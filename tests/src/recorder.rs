@@ -38,7 +38,8 @@ impl Seen {
 
 #[derive(Default)]
 struct State {
-    streams: Vec<TcpStream>,
+    /// None: ended.
+    streams: Vec<Option<TcpStream>>,
     requests: Vec<Seen>,
     /// Of whatever protocol.
     bytes: u64,
@@ -73,12 +74,16 @@ impl Recorder {
                 let Ok(kept) = stream.try_clone() else { break };
                 let number = {
                     let mut state = lock(&shared);
-                    state.streams.push(kept);
+                    state.streams.push(Some(kept));
                     state.streams.len() - 1
                 };
                 let shared = shared.clone();
-                // How a connection ends is its client's to judge.
-                std::thread::spawn(move || converse(number, stream, &shared).ok());
+                std::thread::spawn(move || {
+                    // How a connection ends is its client's to judge.
+                    converse(number, stream, &shared).ok();
+                    // The last handle: now it is closed, or reset.
+                    lock(&shared).streams[number] = None;
+                });
             }
         });
         Ok(Self { listener, state })
@@ -117,7 +122,7 @@ impl Drop for Recorder {
     fn drop(&mut self) {
         // Its threads end with their sockets.
         SockRef::from(&self.listener).shutdown(Shutdown::Both).ok();
-        for stream in &lock(&self.state).streams {
+        for stream in lock(&self.state).streams.iter().flatten() {
             stream.shutdown(Shutdown::Both).ok();
         }
     }

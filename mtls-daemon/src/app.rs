@@ -16,8 +16,9 @@ use crate::drain::{self, Signals};
 use crate::identity::SvidStore;
 use crate::identity::ca::CaError;
 use crate::identity::source::embedded::EmbeddedCa;
-use crate::mesh::Snapshot;
+use crate::mesh::Accepted;
 use crate::node::{self, Busy, Node, NodeLock};
+use crate::policy::error::Code;
 use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
@@ -122,7 +123,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let node_name = config.node.as_str().to_owned();
     let names = Arc::new(Names::default());
-    let Loaded { snapshot, warnings, fingerprint } =
+    let loaded =
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
@@ -172,12 +173,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(store.run());
     let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
-    let generation = snapshot.generation;
-    app.clone().accept(snapshot, warnings).await?;
+    let generation = loaded.snapshot.generation;
+    let (fingerprint, accepted) = (loaded.fingerprint, loaded.accepted.clone());
+    app.clone().accept(loaded).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
     tokio::spawn(names.clone().follow(RESOLVE));
-    tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint));
+    tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint, accepted));
     app.clone().answer_readiness();
     start.met();
     tokio::spawn(async move { reported.report(REPORT).await });
@@ -230,11 +232,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl App {
     /// Puts a good configuration in force. Not on the runtime: it waits for the kernel.
-    async fn accept(
-        self: Arc<Self>,
-        snapshot: Snapshot,
-        warnings: Vec<crate::policy::error::ConfigError>,
-    ) -> Result<(), RunError> {
+    async fn accept(self: Arc<Self>, loaded: Loaded) -> Result<(), RunError> {
+        let Loaded { snapshot, warnings, errors, .. } = loaded;
+        for error in &errors {
+            tracing::error!("{error}");
+        }
+        let last_error = (!errors.is_empty()).then(|| LoadError(errors.clone()).to_string());
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         for warning in &warnings {
             tracing::warn!("{warning}");
@@ -250,8 +253,9 @@ impl App {
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
         *lock(&self.state) =
-            ConfigState { generation, loaded_at: SystemTime::now(), last_error: None, warnings };
-        self.shared.telemetry.metrics.config_accepted(generation);
+            ConfigState { generation, loaded_at: SystemTime::now(), last_error, warnings };
+        let refused = errors.iter().filter(|error| error.code == Code::Refused).count();
+        self.shared.telemetry.metrics.config_in_force(generation, refused, errors.is_empty());
         tracing::info!(generation, "configuration in force");
         Ok(())
     }
@@ -262,6 +266,7 @@ impl App {
         names: Arc<Names>,
         generation: u64,
         fingerprint: files::Fingerprint,
+        accepted: Arc<Accepted>,
     ) {
         let (sender, mut changes) = mpsc::unbounded_channel();
         let watching = files::watch(
@@ -271,6 +276,7 @@ impl App {
             names,
             generation,
             fingerprint,
+            accepted,
             move |change| {
                 // The receiver is in this very function.
                 sender.send(change).ok();
@@ -279,8 +285,8 @@ impl App {
         let applying = async {
             while let Some(change) = changes.recv().await {
                 match change {
-                    Ok(Loaded { snapshot, warnings, .. }) => {
-                        if let Err(error) = self.clone().accept(snapshot, warnings).await {
+                    Ok(loaded) => {
+                        if let Err(error) = self.clone().accept(loaded).await {
                             tracing::error!(%error, "a good configuration is not whole in force yet");
                             lock(&self.state).last_error = Some(error.to_string());
                             self.shared.telemetry.metrics.config_refused();

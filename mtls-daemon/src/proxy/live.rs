@@ -96,7 +96,8 @@ impl InTheClear {
                         return match tls {
                             ClientTls::Plaintext { .. } => Ok(()),
                             ClientTls::IstioMutual { because, .. }
-                            | ClientTls::Originate { because, .. } => Err(because.to_string()),
+                            | ClientTls::Originate { because, .. }
+                            | ClientTls::Refused { because } => Err(because.to_string()),
                         };
                     }
                 }

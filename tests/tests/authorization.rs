@@ -31,7 +31,7 @@ struct Town {
     store: Recorder,
     other: Recorder,
     disabled: Recorder,
-    _depot: Recorder,
+    depot: Recorder,
 }
 
 const CLIENTS: [&str; 3] = ["front", "batch", "stranger"];
@@ -83,7 +83,7 @@ fn town() -> Result<Town> {
         Recorder::start(depot, PORT)?,
     );
     world.start(|spec| spec)?;
-    Ok(Town { world, store, other, disabled, _depot: depot })
+    Ok(Town { world, store, other, disabled, depot })
 }
 
 /// A denied client's connection ends, or it may be reset before connect() has looked.
@@ -372,12 +372,6 @@ fn policies_count_where_their_namespace_says_and_some_only_take_notes() -> Resul
     town.without_policy("istio-system")?;
 
     // A dry run is evaluated and noted.
-    let object = |name: &str, annotations: &str, spec: &str| {
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, \
-             namespace: stock{annotations}}}\nspec: {spec}\n"
-        )
-    };
     let dry = ", annotations: {istio.io/dry-run: 'true'}";
     let deny = "{action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}";
     write(&town.world, "policy.yaml", &object("dry", dry, deny))?;
@@ -397,5 +391,54 @@ fn policies_count_where_their_namespace_says_and_some_only_take_notes() -> Resul
     ensure!(noted["policy"] == "AuthorizationPolicy stock/audit" && noted["rule"] == 0, "{line}");
     let line = town.check_allowed("front", PORT)?;
     ensure!(line["authorization"].is_null(), "{line}");
+    Ok(())
+}
+
+/// An AuthorizationPolicy of the store's namespace, as it is written in a file.
+fn object(name: &str, annotations: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, \
+         namespace: stock{annotations}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn a_policy_that_cannot_be_enforced_denies_what_it_selects_and_nothing_else() -> Result<()> {
+    let town = town()?;
+    let mut depot = town.open("front", town.to("depot", PORT))?;
+    let refused = [
+        // Nobody asks an external authorizer.
+        ("custom", "action: CUSTOM, provider: {name: ask}, rules: [{}]"),
+        ("broken", "rules: [{from: [{source: {ipBlocks: [nonsense]}}]}]"),
+        ("misspelt", "action: DENNY, rules: [{}]"),
+    ];
+    for (name, spec) in refused {
+        let store = town.open("front", town.to("store", PORT))?;
+        let mark = town.world.b().process.stderr.len();
+        let spec = format!("{{selector: {{matchLabels: {{app: store}}}}, {spec}}}");
+        write(&town.world, "policy.yaml", &object(name, "", &spec))?;
+        check_ended(name, store, Instant::now())?;
+        for client in CLIENTS {
+            let policy = format!("stock/{name}");
+            let line = town.check_denied(client, PORT, &policy, &Value::Null)?;
+            let reason = line["authorization"]["reason"].as_str().unwrap_or_default();
+            ensure!(reason.contains("what it selects is denied"), "{line}");
+        }
+        // It is said where an operator looks.
+        town.world.b().said(mark, "the refusal", |line| {
+            line.contains("policy.yaml:1") && line.contains(&format!("stock/{name}"))
+        })?;
+        let text = status(town.world.b(), "text")?;
+        let line = text.lines().find(|line| line.starts_with(&format!("stock/{name}")));
+        let line = line.with_context(|| format!("no line of {name} in:\n{text}"))?;
+        ensure!(line.contains("denie"), "{line}");
+        // Nobody else has to suffer.
+        let heard = town.depot.connections();
+        ensure!(town.talk("batch", town.to("depot", PORT))?.worked(), "{name}");
+        ensure!(town.depot.connections() == heard + 1);
+        ping(&mut depot, name)?;
+        changed(&town.world, || town.world.mesh.remove_file("policy.yaml"))?;
+        town.check_allowed("stranger", PORT).with_context(|| name.to_owned())?;
+    }
     Ok(())
 }

@@ -34,7 +34,6 @@ impl Members {
         self.by_address.get(&address).map(|index| &self.list[*index])
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
     pub fn build(
         entries: &[WorkloadEntry],
         node_workloads: &[NodeWorkloadEntry],

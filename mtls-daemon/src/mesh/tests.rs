@@ -508,20 +508,6 @@ spec: {networkNamespace: /var/run/netns/server, workloadEntries: [server, server
 }
 
 #[test]
-fn two_workloads_never_share_a_name() {
-    let renamed = MESH.replace(
-        "metadata: {name: client, namespace: full}\nspec: {node: a",
-        "metadata: {name: plain, namespace: full}\nspec: {node: a",
-    );
-    let errors = refused(&[&renamed]);
-    assert!(
-        errors[0].contains("NodeWorkload full/plain: metadata.name: two workloads"),
-        "{errors:?}"
-    );
-    assert!(errors[0].contains("[E_CONFLICT]"), "{errors:?}");
-}
-
-#[test]
 fn rule_2_1_3_any_name_of_a_service_may_carry_its_rule_and_names_have_no_case() {
     let named = MESH.replace(
         "hosts: [server.full.svc.cluster.local]",

@@ -127,7 +127,7 @@ fn read_peers(fields: &mut Fields<'_>, report: &mut Report) -> Option<Mode> {
     let Some(peers) = fields.take(report, "peers") else { return Some(Mode::Disable) };
     let mut found = Some(Mode::Disable);
     for peer in peers.list(report) {
-        let Some(mut method) = peer.fields(report) else { return None };
+        let mut method = peer.fields(report)?;
         found = match method.take_or_null("mtls") {
             Some(None) => Some(Mode::Strict),
             Some(Some(mtls)) => read_mode(&mtls, report),

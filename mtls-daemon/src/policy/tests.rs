@@ -430,7 +430,7 @@ fn hostile_yaml_is_refused_clearly() {
     });
     for (yaml, code) in [
         (laughs, Code::YamlLimit),
-        ("a: ".to_owned() + &"[".repeat(5000), Code::YamlSyntax),
+        ("a: ".to_owned() + &"[".repeat(5000), Code::YamlLimit),
         ((0..200).map(|i| format!("{}a:\n", " ".repeat(i))).collect(), Code::YamlLimit),
         ("a: 1\na: 2\n".to_owned(), Code::YamlSyntax),
         ("a: *nothing\n".to_owned(), Code::YamlSyntax),

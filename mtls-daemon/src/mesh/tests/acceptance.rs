@@ -141,6 +141,20 @@ fn an_address_that_is_taken_stays_with_who_had_it() {
 }
 
 #[test]
+fn two_workloads_never_share_a_name() {
+    let renamed = MESH.replace(
+        "metadata: {name: client, namespace: full}\nspec: {node: a",
+        "metadata: {name: plain, namespace: full}\nspec: {node: a",
+    );
+    let errors = refused(&[&renamed]);
+    assert!(
+        errors[0].contains("NodeWorkload full/plain: metadata.name: two workloads"),
+        "{errors:?}"
+    );
+    assert!(errors[0].contains("[E_CONFLICT]"), "{errors:?}");
+}
+
+#[test]
 fn an_enrolled_workload_stays_enrolled_when_its_entry_is_broken_or_goes() {
     let first = again(None, &[("m", MESH)]);
     let gone =

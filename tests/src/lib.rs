@@ -19,7 +19,7 @@
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
 //! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
-//! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
+//! | [`demo`] | what `mtls-demo` prints |
 #![forbid(unsafe_code)]
 
 pub mod admin;

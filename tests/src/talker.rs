@@ -1,7 +1,7 @@
 //! A client that writes HTTP/1.1 by hand, on a connection that it keeps: what curl would not send.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 
@@ -36,14 +36,18 @@ impl Talker {
         Ok(Self(BufReader::new(pod.inside(|| client::connect(to))?)))
     }
 
-    pub fn stream(&mut self) -> &mut TcpStream {
-        self.0.get_mut()
+    /// No more is sent.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub fn end(&self) -> Result<()> {
+        self.0.get_ref().shutdown(Shutdown::Write).context("the end of what is sent")
     }
 
     /// # Errors
     /// When the connection has ended.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
-        self.stream().write_all(bytes.as_ref()).context("sending")
+        self.0.get_mut().write_all(bytes.as_ref()).context("sending")
     }
 
     /// A GET without a body, and its answer.
@@ -119,8 +123,16 @@ impl Talker {
     /// When it does not come.
     pub fn echo(&mut self, text: &str) -> Result<()> {
         self.send(text)?;
-        let back = self.exactly(text.len())?;
-        ensure!(back == text, "another echo: {back:?}");
+        self.hear(text)
+    }
+
+    /// Reads `text`.
+    ///
+    /// # Errors
+    /// When it does not come, or others do.
+    pub fn hear(&mut self, text: &str) -> Result<()> {
+        let came = self.exactly(text.len())?;
+        ensure!(came == text, "{text:?} should have come: {came:?}");
         Ok(())
     }
 

@@ -419,10 +419,8 @@ fn upgrades_trailers_and_uploads_pass_and_a_silent_server_is_503() -> Result<()>
         ensure!(answer.code == 101, "{client}: {answer:?}");
         ensure!(answer.head.to_ascii_lowercase().contains("upgrade: websocket"), "{answer:?}");
         talker.send("and late\n")?;
-        let mut back = [0; 15];
-        std::io::Read::read_exact(talker.stream(), &mut back).context("the tunnel's echo")?;
-        ensure!(&back == b"early and late\n", "{client}: {:?}", String::from_utf8_lossy(&back));
-        talker.stream().shutdown(std::net::Shutdown::Write)?;
+        talker.hear("early and late\n").with_context(|| client.to_owned())?;
+        talker.end()?;
         let (rest, end) = talker.rest()?;
         ensure!((rest.as_str(), end) == ("", End::Clean), "{client}: {rest:?} {end:?}");
 

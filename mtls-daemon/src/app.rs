@@ -9,11 +9,13 @@ use tokio::sync::mpsc;
 use crate::admin::{self, Admin, AdminError, Readiness};
 use crate::bpf::{BpfError, Kernel};
 use crate::cli::Exit;
-use crate::config::Config;
+use crate::config::{Config, IdentitySource};
 use crate::drain::{self, Signals};
-use crate::identity::SvidStore;
 use crate::identity::ca::CaError;
 use crate::identity::source::embedded::EmbeddedCa;
+use crate::identity::source::istio_ca::{self, IstioCa};
+use crate::identity::source::{SourceError, SvidSource};
+use crate::identity::{Revocations, SvidStore};
 use crate::mesh::Snapshot;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::proxy::{Shared, Timeouts, Workers};
@@ -46,6 +48,8 @@ pub enum RunError {
     Privilege(#[from] node::privilege::PrivilegeError),
     #[error(transparent)]
     Ca(#[from] CaError),
+    #[error("the CA cannot be asked: {0}")]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Admin(#[from] AdminError),
     #[error("{what}: {error}")]
@@ -63,6 +67,7 @@ impl RunError {
             | Self::Busy(_)
             | Self::Privilege(_)
             | Self::Ca(_)
+            | Self::Source(_)
             | Self::Admin(_)
             | Self::Io { .. } => Exit::Failure,
         }
@@ -119,9 +124,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load(&config.config_dir, &node_name, &config.mesh, 1).map_err(|error| {
             RunError::Config { dir: config.config_dir.display().to_string(), error }
         })?;
-    let ca =
-        EmbeddedCa::open(&config.ca_dir, config.mesh.trust_domain.clone(), config.svid_lifetime)?;
-    let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
+    let revocations = Revocations::new(None);
+    let (source, server) = identity_source(&config, &revocations)?;
+    let store = SvidStore::new(source, config.mesh.trust_domain_aliases.clone());
 
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
@@ -160,7 +165,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         started: SystemTime::now(),
         config,
     });
-    tokio::spawn(store.run());
+    tokio::spawn(store.clone().run());
+    if let Some(server) = server {
+        let renew = move || store.renew_all();
+        tokio::spawn(server.follow(istio_ca::poll::INTERVAL, renew));
+    }
     let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
     let generation = snapshot.generation;
@@ -184,6 +193,34 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tracing::warn!("the last access log lines could not be written");
     }
     Ok(())
+}
+
+/// Where SVIDs come from; a server is also followed for revocations and new roots.
+fn identity_source(
+    config: &Config,
+    revocations: &Arc<Revocations>,
+) -> Result<(Arc<dyn SvidSource>, Option<Arc<IstioCa>>), RunError> {
+    let trust_domain = config.mesh.trust_domain.clone();
+    match &config.identity {
+        IdentitySource::Embedded => {
+            let ca = EmbeddedCa::open(&config.ca_dir, trust_domain, config.svid_lifetime)?;
+            Ok((Arc::new(ca), None))
+        }
+        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster } => {
+            let settings = istio_ca::Settings {
+                address: address.clone(),
+                server_name: server_name.clone(),
+                root_file: root_file.clone(),
+                credential: credential.clone(),
+                cluster: cluster.clone(),
+                trust_domain,
+                lifetime: config.svid_lifetime,
+                state_dir: config.state_dir.clone(),
+            };
+            let server = Arc::new(IstioCa::new(settings, revocations.clone())?);
+            Ok((server.clone(), Some(server)))
+        }
+    }
 }
 
 /// A relayed connection takes two descriptors, and the limit that login shells and service managers

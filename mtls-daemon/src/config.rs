@@ -2,9 +2,11 @@
 //! as values.
 
 mod flags;
+mod identity;
 mod node_name;
 
 pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use identity::{IdentityArgs, IdentitySource, SourceKind};
 pub use node_name::{NodeName, NodeNameError};
 
 use std::net::SocketAddr;
@@ -38,6 +40,8 @@ pub enum ConfigError {
          certificates may have"
     )]
     Alias(TrustDomain),
+    #[error("this node's name makes no SPIFFE ID: {0}; give another with --node")]
+    NodeIdentity(crate::identity::SpiffeIdError),
     #[error("{0}")]
     LogLevel(String),
 }
@@ -68,6 +72,7 @@ pub struct Config {
     /// `<run-dir>/<node>/admin.sock`.
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
+    pub identity: IdentitySource,
     pub mesh: MeshSettings,
     pub workers: NonZeroUsize,
     pub detect_timeout: Duration,
@@ -87,6 +92,7 @@ impl TryFrom<RunArgs> for Config {
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         let NodePaths { node, run_dir, admin_socket, .. } = args.node.try_into()?;
         Ok(Self {
+            identity: args.identity.source(&node)?,
             config_dir: args.config_dir,
             ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
             state_dir: args.state_dir,

@@ -2,6 +2,8 @@
 
 pub mod bundle;
 pub mod ca;
+pub mod node;
+pub mod revocations;
 pub mod slot;
 pub mod source;
 pub mod spiffe_id;
@@ -9,6 +11,8 @@ pub mod store;
 pub mod svid;
 
 pub use bundle::Bundle;
+pub use node::NodeName;
+pub use revocations::Revocations;
 pub use slot::{IdentitySlot, SvidStatus};
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use store::SvidStore;

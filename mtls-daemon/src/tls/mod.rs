@@ -1,6 +1,7 @@
 //! TLS 1.3 with SPIFFE identities, both directions. The only place that names rustls.
 
 pub mod accept;
+pub mod authority;
 pub mod connect;
 pub mod error;
 mod handshake;
@@ -9,6 +10,7 @@ pub mod identity;
 pub mod provider;
 mod refusal;
 pub mod replay;
+pub mod statement;
 mod svid_rules;
 pub mod verify;
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Incoming;
 use hyper::http::{Request, Response};
@@ -17,6 +17,7 @@ use tonic::server::NamedService;
 use tower_service::Service;
 
 use super::issue::Ca;
+use super::issued;
 use super::service::{Connection, Services};
 use crate::grpc::istio_v1_auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use crate::grpc::mtls_ca_v1::node_service_server::NodeServiceServer;
@@ -32,6 +33,9 @@ const LONGEST_HEADERS: u32 = 32 * 1024;
 const PING: Duration = Duration::from_secs(30);
 /// How soon a change in the CA's files takes effect.
 const REFRESH: Duration = Duration::from_secs(1);
+
+/// How often what has expired is forgotten.
+const COMPACT: Duration = Duration::from_secs(3600);
 
 type Istio = IstioCertificateServiceServer<Services>;
 type Node = NodeServiceServer<Services>;
@@ -69,10 +73,22 @@ pub async fn serve(ca: Arc<Ca>, listener: TcpListener, stop: impl Future<Output 
 
 async fn refresh(ca: &Arc<Ca>) {
     let mut failed = None;
+    let mut compacted = Instant::now();
     loop {
         tokio::time::sleep(REFRESH).await;
+        let compact = compacted.elapsed() > COMPACT;
+        if compact {
+            compacted = Instant::now();
+        }
         let ca = ca.clone();
-        let refreshed = tokio::task::spawn_blocking(move || ca.refresh(SystemTime::now())).await;
+        let refresh = move || {
+            let now = SystemTime::now();
+            if compact {
+                issued::compact(ca.directory(), now)?;
+            }
+            ca.refresh(now)
+        };
+        let refreshed = tokio::task::spawn_blocking(refresh).await;
         let error = match refreshed {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),

@@ -11,23 +11,31 @@ pub const INTERVAL: Duration = Duration::from_secs(5);
 /// What a poll brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Polled {
-    /// SVIDs have to be issued anew, with the new roots.
+    /// It was the first to bring new roots.
     pub roots: bool,
     pub revocations: bool,
 }
 
 impl IstioCa {
-    /// Asks every `interval`, and calls `on_roots` whenever the CA's roots changed. Ends by itself only
-    /// if the CA has no such service (istiod).
+    /// Asks every `interval`, and calls `on_roots` whenever the CA's roots changed, whichever answer
+    /// brought them. Never ends.
     pub async fn follow(self: Arc<Self>, interval: Duration, on_roots: impl Fn()) {
+        let roots = async {
+            loop {
+                self.trust.changed().await;
+                on_roots();
+            }
+        };
+        tokio::join!(self.poll_for_ever(interval), roots);
+    }
+
+    /// Ends only if the CA has no such service (istiod).
+    async fn poll_for_ever(&self, interval: Duration) {
         let mut failed = false;
         loop {
             let polled = tokio::time::timeout(ANSWER, self.poll()).await;
             match polled.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
                 Ok(Some(polled)) => {
-                    if polled.roots {
-                        on_roots();
-                    }
                     if polled.revocations {
                         let number = self.revocations.current().map(|list| list.number());
                         tracing::info!(number, "a new revocation list");
@@ -35,7 +43,7 @@ impl IstioCa {
                     failed = false;
                 }
                 Ok(None) => {
-                    tracing::info!("this CA has no revocation list and tells of no new roots");
+                    tracing::info!("this CA has no revocation list, and tells of new roots late");
                     return;
                 }
                 Err(error) => {

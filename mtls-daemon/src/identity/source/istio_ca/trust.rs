@@ -8,6 +8,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 use crate::identity::ca::files;
 
@@ -16,6 +17,8 @@ pub(super) struct Trust {
     learned: PathBuf,
     /// One writer at a time.
     writing: Mutex<()>,
+    /// The CA said something new, whoever was told.
+    changed: Notify,
 }
 
 /// What the CA said, and which file that rests on: who puts another file there starts anew.
@@ -28,7 +31,7 @@ struct Learned {
 impl Trust {
     pub(super) fn new(file: &Path, state_dir: &Path) -> Self {
         let learned = state_dir.join("ca-roots.json");
-        Self { file: file.to_owned(), learned, writing: Mutex::new(()) }
+        Self { file: file.to_owned(), learned, writing: Mutex::new(()), changed: Notify::new() }
     }
 
     /// PEM.
@@ -41,19 +44,14 @@ impl Trust {
     }
 
     pub(super) fn anchors(&self) -> Result<Vec<CertificateDer<'static>>, String> {
-        let roots: Result<Vec<_>, _> =
-            CertificateDer::pem_slice_iter(self.roots()?.as_bytes()).collect();
-        let roots = roots.map_err(|error| format!("{}: {error}", self.file.display()))?;
-        if roots.is_empty() {
-            return Err(format!("{} has no certificate", self.file.display()));
-        }
-        Ok(roots)
+        certificates(&self.roots()?).map_err(|error| format!("{} {error}", self.file.display()))
     }
 
     /// Over a connection that was verified with what was trusted before. True: it is news.
     pub(super) fn learn(&self, roots: &str) -> Result<bool, String> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.roots()? == roots {
+        // The certificates, not the text: somebody may have written the file by hand.
+        if certificates(roots)? == self.anchors()? {
             return Ok(false);
         }
         let (_, file_sha256) = self.read_file()?;
@@ -61,7 +59,13 @@ impl Trust {
         let json = serde_json::to_vec(&learned).map_err(|error| error.to_string())?;
         files::write_private(&self.learned, &json).map_err(|error| error.to_string())?;
         tracing::info!("the CA's roots changed");
+        self.changed.notify_one();
         Ok(true)
+    }
+
+    /// Resolves when something was learned since the last time. For one listener.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     fn read_file(&self) -> Result<(String, String), String> {
@@ -75,6 +79,15 @@ impl Trust {
         let text = files::read_private(&self.learned).ok()??;
         serde_json::from_str(&text).ok()
     }
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let roots = roots.map_err(|error| format!("is no PEM: {error}"))?;
+    if roots.is_empty() {
+        return Err("has no certificate".to_owned());
+    }
+    Ok(roots)
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ impl Address {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
+    pub const LOOPBACK4: Self = Self::from_v4(u32::from_ne_bytes([127, 0, 0, 1]));
+    pub const LOOPBACK6: Self = Self { words: [0, 0, 0, 1_u32.to_be()] };
+
     /// 127.0.0.0/8, ::1, and the unspecified addresses, which connect() takes for loopback.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
@@ -64,6 +67,7 @@ impl From<Address> for core::net::IpAddr {
 ///
 /// Lives in `CLIENT_DESTINATION` (the application's socket), crosses in `FLOWS`, ends in
 /// `ACCEPTED_DESTINATION` (the daemon's accepted socket), where the daemon reads it by descriptor.
+/// In `APPLICATION_LEGS` it is the client that an application is to see.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Destination {
@@ -97,9 +101,22 @@ pub struct Flow {
     pub _padding: u32,
 }
 
+/// A connection that the daemon makes to an application from a loopback address, where the kernel does
+/// not tell `sk_lookup` programs the interface. What it leads to is the client, as a [`Destination`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct LegKey {
+    pub slot: u32,
+    /// The daemon's own port, host byte order. No two of its connections in a namespace share one.
+    pub port: u16,
+    /// 1: from ::1, 0: from 127.0.0.1.
+    pub ipv6: u16,
+}
+
 const _: () = {
     assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
     assert!(size_of::<Destination>() == 20);
     assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
     assert!(size_of::<Flow>() == 32);
+    assert!(size_of::<LegKey>() == 8);
 };

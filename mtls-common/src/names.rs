@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate. The object carries it (as the size of the map `ABI`), the
 /// pinned maps lie in a directory named after it: a daemon never reads another version's entries.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Mark of the daemon's connections to the application, and through `tcp_fwmark_accept` of the
 /// application's ends of them: their replies to the client's address come back over `lo`. It is

@@ -87,7 +87,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::flow::{Address, Destination, Flow, FlowKey};
+    use crate::flow::{Address, Destination, Flow, FlowKey, LegKey};
 
     macro_rules! plain {
         ($($name:ty),+) => {$(
@@ -96,7 +96,7 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    plain!(Address, Destination, Flow, FlowKey);
+    plain!(Address, Destination, Flow, FlowKey, LegKey);
     plain!(super::Workload, super::OutboundKey, super::InboundKey, super::OwnAddressKey);
     plain!(super::ListenerTag);
 }

@@ -20,6 +20,7 @@ use crate::mesh::Snapshot;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
+use crate::source::names::Names;
 use crate::telemetry::{Direction, Telemetry, access};
 
 /// How often namespaces that came or went are looked for.
@@ -28,8 +29,11 @@ const TICK: Duration = Duration::from_secs(1);
 /// after about two minutes).
 const FLOW_LIFETIME: Duration = Duration::from_secs(180);
 const HANDSHAKE: Duration = Duration::from_secs(10);
+const REQUEST_HEAD: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(10);
 const IDENTITY: Duration = Duration::from_secs(5);
+/// How often names of hosts outside the mesh are resolved again.
+const RESOLVE: Duration = Duration::from_secs(5);
 /// How often a start that takes long says what it waits for.
 const REPORT: Duration = Duration::from_secs(10);
 /// For the last access log lines.
@@ -120,10 +124,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let _state_lock = NodeLock::take(&config.state_dir)?;
 
     let node_name = config.node.as_str().to_owned();
+    let names = Arc::new(Names::default());
     let Loaded { snapshot, warnings, fingerprint } =
-        files::load(&config.config_dir, &node_name, &config.mesh, 1).map_err(|error| {
-            RunError::Config { dir: config.config_dir.display().to_string(), error }
-        })?;
+        files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
+            |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
+        )?;
     let revocations = Revocations::new(None);
     let (source, server) = identity_source(&config, &revocations)?;
     let store = SvidStore::new(source, config.mesh.trust_domain_aliases.clone());
@@ -131,7 +136,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
     refuse_without_sock_destroy()?;
-    let mut kernel = Kernel::open(&config.node.pin_name())?;
+    let mut kernel = Kernel::open(&config.node.pin_name(), &config.without_kernel_feature)?;
     kernel.follow_log();
 
     let telemetry = Telemetry::new(&node_name, &config.access_log)
@@ -142,9 +147,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         mtls: config.mtls_wait,
         handshake: HANDSHAKE,
         connect: CONNECT,
+        head: REQUEST_HEAD,
         identity: IDENTITY,
     };
-    let shared = Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, watch);
+    let shared =
+        Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, config.http.clone(), watch);
     let shared = Arc::new(shared);
     let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
     let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;
@@ -176,7 +183,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     app.clone().accept(snapshot, warnings).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
-    tokio::spawn(app.clone().follow_files(node_name, generation, fingerprint));
+    tokio::spawn(names.clone().follow(RESOLVE));
+    tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint));
     app.clone().answer_readiness();
     start.met();
     tokio::spawn(async move { reported.report(REPORT).await });
@@ -203,7 +211,12 @@ fn identity_source(
     let trust_domain = config.mesh.trust_domain.clone();
     match &config.identity {
         IdentitySource::Embedded => {
-            let ca = EmbeddedCa::open(&config.ca_dir, trust_domain, config.svid_lifetime)?;
+            let ca = EmbeddedCa::open(
+                &config.ca_dir,
+                trust_domain,
+                config.key_type,
+                config.svid_lifetime,
+            )?;
             Ok((Arc::new(ca), None))
         }
         IdentitySource::IstioCa { address, server_name, root_file, credential, cluster } => {
@@ -214,6 +227,7 @@ fn identity_source(
                 credential: credential.clone(),
                 cluster: cluster.clone(),
                 trust_domain,
+                key_type: config.key_type,
                 lifetime: config.svid_lifetime,
                 state_dir: config.state_dir.clone(),
             };
@@ -268,7 +282,12 @@ impl App {
         }
         let generation = snapshot.generation;
         let app = self.clone();
-        tokio::task::spawn_blocking(move || lock(&app.node).apply(Arc::new(snapshot)))
+        let apply = move || {
+            // Before the rules are in force, so that their first connection finds the files read.
+            app.shared.originations.prepare(snapshot.originations());
+            lock(&app.node).apply(Arc::new(snapshot))
+        };
+        tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
         *lock(&self.state) =
@@ -281,6 +300,7 @@ impl App {
     async fn follow_files(
         self: Arc<Self>,
         node: String,
+        names: Arc<Names>,
         generation: u64,
         fingerprint: files::Fingerprint,
     ) {
@@ -289,6 +309,7 @@ impl App {
             self.config.config_dir.clone(),
             node,
             self.config.mesh.clone(),
+            names,
             generation,
             fingerprint,
             move |change| {
@@ -326,6 +347,7 @@ impl App {
             interval.tick().await;
             let app = self.clone();
             let ticked = tokio::task::spawn_blocking(move || {
+                app.shared.originations.refresh();
                 let mut node = lock(&app.node);
                 node.tick()?;
                 node.sweep_flows(FLOW_LIFETIME)
@@ -380,6 +402,13 @@ impl App {
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
+                without: node
+                    .kernel()
+                    .features()
+                    .missing()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {

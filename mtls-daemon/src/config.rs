@@ -2,10 +2,12 @@
 //! as values.
 
 mod flags;
+mod http;
 mod identity;
 mod node_name;
 
 pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use http::HttpArgs;
 pub use identity::{IdentityArgs, IdentitySource, SourceKind};
 pub use node_name::{NodeName, NodeNameError};
 
@@ -15,8 +17,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::identity::TrustDomain;
+use crate::bpf::Feature;
+use crate::identity::{KeyType, TrustDomain};
 use crate::mesh::snapshot::MeshSettings;
+use crate::proxy::HttpSettings;
 use crate::telemetry::{access, logs};
 
 /// Longest path of a Unix socket: `sun_path` is 108 bytes with its final NUL.
@@ -74,10 +78,14 @@ pub struct Config {
     pub ca_dir: PathBuf,
     pub identity: IdentitySource,
     pub mesh: MeshSettings,
+    pub http: HttpSettings,
+    /// What is not to be used of this kernel.
+    pub without_kernel_feature: Vec<Feature>,
     pub workers: NonZeroUsize,
     pub detect_timeout: Duration,
     pub mtls_wait: Duration,
     pub svid_lifetime: Duration,
+    pub key_type: KeyType,
     /// None: metrics and readiness are not served over HTTP.
     pub http_address: Option<SocketAddr>,
     pub access_log: access::Sink,
@@ -100,10 +108,13 @@ impl TryFrom<RunArgs> for Config {
             run_dir,
             admin_socket,
             mesh: args.mesh.try_into()?,
+            http: args.http.into(),
+            without_kernel_feature: args.without_kernel_feature,
             workers: args.workers.unwrap_or_else(cpus),
             detect_timeout: args.detect_timeout,
             mtls_wait: args.mtls_wait,
             svid_lifetime: args.svid_lifetime,
+            key_type: args.key_type,
             http_address: args.http_address.0,
             access_log: args.access_log,
             log_format: args.log_format,

@@ -18,3 +18,4 @@ pub mod proxy;
 pub mod source;
 pub mod telemetry;
 pub mod tls;
+pub mod untrusted;

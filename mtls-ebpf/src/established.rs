@@ -15,11 +15,14 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Flow, FlowKey};
+use mtls_common::flow::{Address, Flow, FlowKey, LegKey};
 use mtls_common::workload::ListenerTag;
 
 use crate::field;
-use crate::maps::{ACCEPTED_DESTINATION, CLIENT_DESTINATION, FLOWS, LISTENER_TAG, count};
+use crate::maps::{
+    ACCEPTED_DESTINATION, APPLICATION_LEGS, CLIENT_DESTINATION, FLOWS, LISTENER_TAG, count,
+    has_ingress_ifindex, leg, slot,
+};
 
 const AF_INET: u32 = 2;
 const TCP_SYN_SENT: u32 = 2;
@@ -83,7 +86,12 @@ fn withdraw(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 /// port could not.
 #[inline(always)]
 fn take(ctx: &SockOpsContext, sk: *mut bpf_sock) {
-    let Some(tag) = LISTENER_TAG.get(sk) else { return };
+    let Some(tag) = LISTENER_TAG.get(sk) else {
+        if !has_ingress_ifindex() {
+            show_client(ctx, sk);
+        }
+        return;
+    };
     if tag.direction != ListenerTag::OUTBOUND {
         return;
     }
@@ -100,6 +108,23 @@ fn take(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(flow) = (unsafe { FLOWS.get(key) }).copied() else { return };
     ACCEPTED_DESTINATION.set(sk, flow.destination);
     let _ = FLOWS.remove(key);
+}
+
+/// An application has a connection that the daemon made from loopback: its getpeername, and what its
+/// accept answers, show the client. The socket cannot be accepted before this has run: it is locked.
+#[inline(always)]
+fn show_client(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let (_, _, remote, remote_port) = tuple(ctx.ops);
+    if remote != Address::LOOPBACK4 && remote != Address::LOOPBACK6 {
+        return;
+    }
+    // SAFETY: the helper takes this program type's context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let Some(slot) = slot(cookie) else { return };
+    let key = LegKey { slot, port: remote_port, ipv6: (!remote.is_v4()).into() };
+    let Some(client) = leg(key) else { return };
+    CLIENT_DESTINATION.set(sk, client);
+    let _ = APPLICATION_LEGS.remove(key);
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
 use aya_ebpf::programs::SkLookupContext;
 use mtls_common::event::Decision;
-use mtls_common::flow::Address;
+use mtls_common::flow::{Address, LegKey};
 use mtls_common::names::{MAX_WORKERS, MAX_WORKLOADS, listener_index};
 use mtls_common::workload::{InboundKey, Workload, bypass};
 
@@ -50,9 +50,7 @@ pub fn lookup(ctx: &SkLookupContext) -> bool {
         return drop(Decision::InboundRefused);
     }
 
-    // Only lo itself shows as this interface: the pod's own loopback traffic, and the daemon's
-    // connection to the application, which is bound to it.
-    if syn.interface == LOOPBACK_INTERFACE {
+    if is_over_loopback(lookup, slot, &syn) {
         count(Decision::InboundLocal);
         return true;
     }
@@ -77,6 +75,25 @@ pub fn lookup(ctx: &SkLookupContext) -> bool {
     select(ctx, slot, workload, &syn, true)
 }
 
+/// The pod's own loopback traffic, and the daemon's connection to the application.
+#[inline(always)]
+fn is_over_loopback(lookup: *mut bpf_sk_lookup, slot: u32, syn: &Syn) -> bool {
+    if maps::has_ingress_ifindex() {
+        // Only lo itself shows as this interface; the daemon's connection is bound to it.
+        return field!(lookup, ingress_ifindex) == LOOPBACK_INTERFACE;
+    }
+    // Nothing from outside has a loopback address: such packets are dropped as they come in (the daemon
+    // enrols no namespace in which `route_localnet` would let them through).
+    if syn.local.is_loopback() {
+        return true;
+    }
+    let loopback = if syn.ipv6 { Address::LOOPBACK6 } else { Address::LOOPBACK4 };
+    // What else comes from there is the way of the pod's own call of a service that it serves itself:
+    // that one is the daemon's to take.
+    let key = LegKey { slot, port: syn.remote_port, ipv6: syn.ipv6.into() };
+    syn.remote == loopback && maps::leg(key).is_some()
+}
+
 struct Syn {
     ipv6: bool,
     local: Address,
@@ -84,7 +101,6 @@ struct Syn {
     /// Local port, host byte order.
     port: u16,
     remote_port: u16,
-    interface: u32,
 }
 
 impl Syn {
@@ -103,7 +119,6 @@ impl Syn {
             remote,
             port: field!(lookup, local_port) as u16,
             remote_port: u16::from_be(field!(lookup, remote_port)),
-            interface: field!(lookup, ingress_ifindex),
         }
     }
 }

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
 use aya_ebpf::macros::btf_map;
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Destination, Flow, FlowKey};
+use mtls_common::flow::{Address, Destination, Flow, FlowKey, LegKey};
 use mtls_common::names::{ABI_VERSION, LISTENERS_PER_WORKLOAD, MAX_WORKLOADS};
 use mtls_common::workload::{InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload};
 
@@ -58,6 +58,12 @@ pub static LISTENERS: SockMap<{ (MAX_WORKLOADS * LISTENERS_PER_WORKLOAD) as usiz
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 131072, SPARSE> = HashMap::new();
 
+/// The daemon's connections to applications that come from loopback, and the client of each. Written by
+/// the daemon before it connects, read by sk_lookup, taken by sock_ops at the application's accept. Empty
+/// where sk_lookup knows the interface.
+#[btf_map]
+pub static APPLICATION_LEGS: HashMap<LegKey, Destination, 131072, SPARSE> = HashMap::new();
+
 /// The daemon's own sockets and their role, by socket. Written by the daemon, by descriptor, before
 /// connect: no pod can, whatever its capabilities.
 #[btf_map]
@@ -68,7 +74,8 @@ pub static OWN_SOCKETS: SocketStorage<u32, SPARSE> = SocketStorage::new();
 pub static LISTENER_TAG: SocketStorage<ListenerTag, { SPARSE | CLONE }> = SocketStorage::new();
 
 /// What an application's redirected socket asked for. Written by connect; read by sock_ops,
-/// getpeername and getsockname; gone with the socket.
+/// getpeername and getsockname; gone with the socket. On an application's accepted socket (written by
+/// sock_ops, from `APPLICATION_LEGS`) the client that getpeername shows.
 #[btf_map]
 pub static CLIENT_DESTINATION: SocketStorage<Destination, SPARSE> = SocketStorage::new();
 
@@ -100,6 +107,24 @@ pub fn workload(slot: u32) -> Option<&'static Workload> {
 pub fn slot(netns_cookie: u64) -> Option<u32> {
     // SAFETY: as in `workload`; the value is copied at once.
     unsafe { ENROLLED.get(netns_cookie) }.copied()
+}
+
+/// Whether sk_lookup programs know the interface that a SYN came in by (Linux 5.17). Set by the daemon
+/// when it loads the programs, in rodata: where it is 0 the verifier never follows a branch that needs it.
+#[unsafe(no_mangle)]
+static HAS_INGRESS_IFINDEX: u32 = 1;
+
+#[inline(always)]
+pub fn has_ingress_ifindex() -> bool {
+    // SAFETY: a constant of this instance, volatile so that the loader's value is read.
+    unsafe { core::ptr::read_volatile(&raw const HAS_INGRESS_IFINDEX) != 0 }
+}
+
+/// The client of the daemon's connection from loopback that `key` names.
+#[inline(always)]
+pub fn leg(key: LegKey) -> Option<Destination> {
+    // SAFETY: as in `workload`; the value is copied at once.
+    unsafe { APPLICATION_LEGS.get(key) }.copied()
 }
 
 #[inline(always)]

@@ -21,8 +21,6 @@ const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 const LOOPBACK_INTERFACE: u32 = 1;
-const LOOPBACK4: Address = Address::from_v4(u32::from_ne_bytes([127, 0, 0, 1]));
-const LOOPBACK6: Address = Address { words: [0, 0, 0, 1_u32.to_be()] };
 
 #[inline(always)]
 pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
@@ -73,7 +71,7 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
     let bound_device = field!(sk, bound_dev_if);
     let listener = if bound_device == 0 || bound_device == LOOPBACK_INTERFACE {
         // (a v4-mapped destination of an IPv6 socket stays mapped)
-        if ipv4 { LOOPBACK4 } else { LOOPBACK6 }
+        if ipv4 { Address::LOOPBACK4 } else { Address::LOOPBACK6 }
     } else {
         // Bound to a device, the socket has no route to loopback, but one to its own address.
         let own = if ipv4 { workload.address4 } else { workload.address6 };

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::wait::patience;
+
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Status code and body.
@@ -20,7 +22,7 @@ pub type Answer = (u16, String);
 pub fn get_unix(socket: &Path, path: &str) -> Result<Answer> {
     let stream =
         UnixStream::connect(socket).with_context(|| format!("connecting {}", socket.display()))?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(patience(LIMIT)))?;
     get(stream, path)
 }
 
@@ -29,9 +31,9 @@ pub fn get_unix(socket: &Path, path: &str) -> Result<Answer> {
 /// # Errors
 /// When nobody answers there.
 pub fn get_tcp(address: SocketAddr, path: &str) -> Result<Answer> {
-    let stream = TcpStream::connect_timeout(&address, LIMIT)
+    let stream = TcpStream::connect_timeout(&address, patience(LIMIT))
         .with_context(|| format!("connecting {address}"))?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(patience(LIMIT)))?;
     get(stream, path)
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::apps::{Meter, Noise};
+use crate::wait::patience;
 
 /// How long a client waits for anything.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -46,8 +47,8 @@ impl End {
 /// # Errors
 /// When the connection fails.
 pub fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream =
-        TcpStream::connect_timeout(&to, LIMIT).with_context(|| format!("connecting {to}"))?;
+    let stream = TcpStream::connect_timeout(&to, patience(LIMIT))
+        .with_context(|| format!("connecting {to}"))?;
     limited(stream)
 }
 
@@ -64,13 +65,15 @@ pub fn socket(to: SocketAddr, protocol: Option<Protocol>) -> Result<Socket> {
 /// # Errors
 /// When the connection fails.
 pub fn connect_socket(socket: Socket, to: SocketAddr) -> Result<TcpStream> {
-    socket.connect_timeout(&to.into(), LIMIT).with_context(|| format!("connecting {to}"))?;
+    socket
+        .connect_timeout(&to.into(), patience(LIMIT))
+        .with_context(|| format!("connecting {to}"))?;
     limited(socket.into())
 }
 
 fn limited(stream: TcpStream) -> Result<TcpStream> {
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(patience(LIMIT)))?;
+    stream.set_write_timeout(Some(patience(LIMIT)))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -94,7 +97,7 @@ pub fn ping(stream: &mut TcpStream, text: &str) -> Result<()> {
 pub fn read_to_end(stream: &mut TcpStream) -> Result<(Vec<u8>, End)> {
     let mut all = Vec::new();
     let mut bytes = [0; 1 << 16];
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + patience(LIMIT);
     loop {
         match stream.read(&mut bytes) {
             Ok(0) => return Ok((all, End::Clean)),
@@ -181,7 +184,7 @@ pub fn converse(to: SocketAddr, text: &str) -> Result<Conversation> {
         Err(_) => return Ok(Conversation::NoConnection),
     };
     let mut stream = limited(stream)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(patience(Duration::from_secs(5))))?;
     if let Err(error) = stream.write_all(text.as_bytes()) {
         return Ok(Conversation::Ended(End::of(error)?));
     }

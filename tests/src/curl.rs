@@ -1,12 +1,14 @@
 //! Real curl, as a process of a pod.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::bed::Pod;
 use crate::process::output;
+use crate::wait::patience;
 
 /// What curl made of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +38,26 @@ impl Curl {
 /// # Errors
 /// When curl is not installed. Its failures are results.
 pub fn curl(pod: &Pod, host: &str, to: SocketAddr, path: &str, canary: &str) -> Result<Curl> {
+    get(pod, host, to.port(), to, path, canary)
+}
+
+/// The same for a URL with another port than that of `to`.
+///
+/// # Errors
+/// As [`curl`].
+pub fn get(
+    pod: &Pod,
+    host: &str,
+    port: u16,
+    to: SocketAddr,
+    path: &str,
+    canary: &str,
+) -> Result<Curl> {
     let mut command = pod.place.command("curl")?;
-    let port = to.port();
-    let address = match to {
-        SocketAddr::V4(v4) => v4.ip().to_string(),
-        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
-    };
-    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
-    command.args(["--resolve", &format!("{host}:{port}:{address}")]);
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time"]);
+    command.arg(patience(Duration::from_secs(15)).as_secs().to_string());
+    // `to` has brackets where it is IPv6.
+    command.args(["--connect-to", &format!("{host}:{port}:{to}")]);
     command.args(["--header", &format!("X-Canary: {canary}")]);
     command.args(["--write-out", "\n%{http_code}", &format!("http://{host}:{port}{path}")]);
     let output = output(command)?;

@@ -241,6 +241,16 @@ impl Daemon {
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
     }
 
+    /// Whether the daemon does without a feature of newer kernels.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn does_without(&self, feature: &str) -> Result<bool> {
+        let status = self.status()?;
+        let missing = status["kernel"]["without"].as_array();
+        Ok(missing.is_some_and(|missing| missing.iter().any(|it| it == feature)))
+    }
+
     /// How many connections the kernel programs decided so (`outbound_redirected`, ...).
     ///
     /// # Errors

@@ -20,6 +20,9 @@ use crate::{cgroup, netns, process};
 /// One directory per living testbed: its configuration, state, sockets.
 pub const DIRECTORY: &str = "/run/mtls-tests";
 
+/// For what would be slow on a disk. Everything in it that bears a prefix is a testbed's.
+const MEMORY: &str = "/dev/shm";
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// A prefix that no other testbed on this machine has.
@@ -58,8 +61,9 @@ pub fn exclusively() -> Result<Flock<File>> {
 /// Everything left that bears a prefix of ours, by prefix.
 fn prefixes() -> Vec<String> {
     let mut found = Vec::new();
-    let places = [Some(PathBuf::from(DIRECTORY)), Some(netns::DIRECTORY.into()), cgroup::root()];
-    for place in places.into_iter().flatten() {
+    let directories = [DIRECTORY, MEMORY, netns::DIRECTORY].map(PathBuf::from).map(Some);
+    let places = directories.into_iter().chain([cgroup::root()]);
+    for place in places.flatten() {
         for name in names_in(&place) {
             if owner(&name).is_some() {
                 found.push(prefix_of(&name).to_owned());
@@ -117,6 +121,7 @@ pub fn remains(prefix: &str) -> Vec<String> {
     };
     look("network namespace", Path::new(netns::DIRECTORY));
     look("directory", Path::new(DIRECTORY));
+    look("directory", Path::new(MEMORY));
     if let Some(root) = cgroup::root() {
         look("cgroup", &root);
     }
@@ -161,12 +166,18 @@ pub fn remove(prefix: &str) -> Result<()> {
         let _ = fs::remove_file(&path);
     }
     let cgroup = cgroup::root().map_or(Ok(()), |root| cgroup::remove(&root.join(prefix)));
-    let files = match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    pins.and(cgroup)?;
-    files.with_context(|| format!("removing {}", directory.display()))
+    let in_memory =
+        names_in(Path::new(MEMORY)).into_iter().filter(|name| prefix_of(name) == prefix);
+    let mut files = Ok(());
+    for directory in in_memory.map(|name| Path::new(MEMORY).join(name)).chain([directory]) {
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                files = Err(error).with_context(|| format!("removing {}", directory.display()));
+            }
+            _ => {}
+        }
+    }
+    pins.and(cgroup).and(files)
 }
 
 /// Kills every process whose network namespace is one of `spaces`.
@@ -181,6 +192,16 @@ fn kill_inside(spaces: &[String]) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// A directory in memory for the testbed with `prefix`; removed with everything else of it.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn in_memory(prefix: &str, name: &str) -> Result<PathBuf> {
+    let path = Path::new(MEMORY).join(format!("{prefix}-{name}"));
+    fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+    Ok(path)
 }
 
 /// Where a testbed notes the nodes whose daemons it started: one empty file each.

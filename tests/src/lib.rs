@@ -14,6 +14,10 @@
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
+//! | [`late`] | a peer of the mesh whose ClientHello comes late |
+//! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
+//! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
+//! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
 //! | [`demo`] | the matrices, shared by `mtls-demo` and the test of the same name |
 #![forbid(unsafe_code)]
 
@@ -25,14 +29,19 @@ pub mod client;
 pub mod curl;
 pub mod daemon;
 pub mod demo;
+pub mod late;
 pub mod leftovers;
 pub mod lines;
+pub mod mariadb;
 pub mod mesh;
 pub mod netns;
 pub mod openssl;
 pub mod packet;
 pub mod process;
+pub mod servers;
+pub mod smtp;
 pub mod wait;
+pub mod walkthrough;
 pub mod wire;
 pub mod world;
 pub mod yaml;
@@ -41,5 +50,6 @@ pub use bed::{Node, Pod, PodSpec, Testbed};
 pub use daemon::{Daemon, DaemonSpec};
 pub use mesh::Mesh;
 pub use wait::{eventually, until};
+pub use walkthrough::Town;
 pub use wire::Capture;
 pub use world::World;

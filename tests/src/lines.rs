@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use serde_json::Value;
 
+use crate::wait::patience;
+
 /// Lines of one stream, growing until it ends.
 #[derive(Clone, Default)]
 pub struct Lines(Arc<Shared>);
@@ -68,6 +70,7 @@ impl Lines {
         what: &str,
         mut pick: impl FnMut(&str) -> Option<T>,
     ) -> Result<T> {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         let mut next = mark;
         let mut state = self.lock();

@@ -79,6 +79,25 @@ impl Mesh {
         self
     }
 
+    /// The objects that differ from those of `before`, as lines of YAML; those that are gone by name.
+    pub fn changes_since(&self, before: &Self) -> Vec<String> {
+        let gone = before.objects.keys().filter(|key| !self.objects.contains_key(key));
+        let mut lines: Vec<String> =
+            gone.map(|(kind, name)| format!("# deleted: {kind} {name}")).collect();
+        for (key, object) in &self.objects {
+            if before.objects.get(key) != Some(object) {
+                lines.push("---".into());
+                lines.extend(yaml::document(object).lines().map(str::to_owned));
+            }
+        }
+        lines
+    }
+
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: &str) -> usize {
+        self.objects.keys().filter(|(of, _)| of == kind).count()
+    }
+
     /// A member of the mesh (`mtls`), or a known non-member: one WorkloadEntry an address.
     /// `labels` gets `app` and, for members, the label that says it speaks mTLS.
     pub fn workload(

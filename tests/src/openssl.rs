@@ -94,6 +94,26 @@ pub fn serve(pod: &Pod, port: u16, pair: &Pair) -> Result<Process> {
     Ok(server)
 }
 
+/// `curl https://<name>` from `pod`, connected to `to`, which trusts the application's certificate
+/// alone: curl's exit code, and all that it printed.
+///
+/// # Errors
+/// When curl is not installed. Its failures are results.
+pub fn https(pod: &Pod, to: SocketAddr, name: &str, trust: &Pair) -> Result<(i32, String)> {
+    let mut command = pod.place.command("curl")?;
+    let port = to.port();
+    let address = match to {
+        SocketAddr::V4(v4) => v4.ip().to_string(),
+        SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+    };
+    command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]);
+    command.args(["--resolve", &format!("{name}:{port}:{address}")]);
+    command.arg("--cacert").arg(&trust.certificate).arg(format!("https://{name}:{port}/"));
+    let output = output(command)?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ok((output.status.code().context("curl was killed")?, text))
+}
+
 /// What `openssl s_client` saw.
 #[derive(Debug)]
 pub struct Seen {
@@ -107,10 +127,22 @@ impl Seen {
     /// # Errors
     /// When there is none.
     pub fn certificate(&self) -> Result<String> {
+        self.x509(&["-subject", "-issuer", "-ext", "subjectAltName"])
+    }
+
+    /// The server's certificate, as `openssl x509 -text` prints it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn text_of_certificate(&self) -> Result<String> {
+        self.x509(&["-text"])
+    }
+
+    fn x509(&self, arguments: &[&str]) -> Result<String> {
         let begin = self.text.find("-----BEGIN CERTIFICATE-----");
         let begin = begin.with_context(|| format!("no certificate in: {}", self.text))?;
         let mut command = Command::new("openssl");
-        command.args(["x509", "-noout", "-subject", "-issuer", "-ext", "subjectAltName"]);
+        command.args(["x509", "-noout"]).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let mut stdin = child.stdin.take().context("stdin is piped")?;

@@ -92,15 +92,31 @@ impl World {
     ) -> Result<Self> {
         let mut world = Self::without_daemons(more)?;
         configure(&mut world.mesh, &world.bed);
-        world.mesh.write()?;
+        world.start(run)?;
+        Ok(world)
+    }
+
+    /// Other pods than the shared topology's, with their configuration, neither written nor run.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn of(pods: &[PodSpec], configure: impl FnOnce(&Testbed) -> Mesh) -> Result<Self> {
+        let bed = Testbed::new(pods)?;
+        let mesh = configure(&bed);
+        Ok(Self { servers: Vec::new(), daemons: Vec::new(), mesh, bed })
+    }
+
+    /// Writes the configuration, and runs both nodes' daemons until they are ready.
+    ///
+    /// # Errors
+    /// When one does not become ready.
+    pub fn start(&mut self, run: impl Fn(DaemonSpec) -> DaemonSpec) -> Result<()> {
+        self.mesh.write()?;
         // Both at once, as on two machines: the shared CA is made by one of them.
         for index in 0..2 {
-            world.daemons.push(run(DaemonSpec::new(&world.bed, index)).spawn()?);
+            self.daemons.push(run(DaemonSpec::new(&self.bed, index)).spawn()?);
         }
-        for daemon in &mut world.daemons {
-            daemon.ready()?;
-        }
-        Ok(world)
+        self.daemons.iter_mut().try_for_each(Daemon::ready)
     }
 
     /// Everything but the daemons; the configuration is prepared, and not yet written.
@@ -117,9 +133,7 @@ impl World {
             PodSpec::new(1, "httpbin-legacy", 23),
         ];
         pods.extend_from_slice(more);
-        let bed = Testbed::new(&pods)?;
-        let mesh = shared_mesh(&bed);
-        let mut world = Self { servers: Vec::new(), daemons: Vec::new(), mesh, bed };
+        let mut world = Self::of(&pods, shared_mesh)?;
         for name in ["httpbin-full", "httpbin-partial", "plain-partial", "httpbin-legacy"] {
             world.serve(name, "http", TARGET_PORT)?;
         }

@@ -83,8 +83,13 @@ fn a_mark_that_a_pod_sets_exempts_it_from_nothing() -> Result<()> {
     world.serve("httpbin-full", "echo", PORT)?;
     let capture = Capture::start(world.node(0))?;
     let client = world.pod("sleep-full");
-    let marks = marks_in(&world.pod("httpbin-full").netns)?;
-    ensure!(!marks.is_empty(), "the daemon's mark is in the rules of an enrolled pod");
+    let mut marks = marks_in(&world.pod("httpbin-full").netns)?;
+    let needed = !world.b().does_without("ingress_ifindex")?;
+    ensure!(
+        marks.is_empty() != needed,
+        "the daemon's mark in the rules of an enrolled pod: {marks:?}"
+    );
+    marks.push(u32::from_be_bytes(*b"mtls"));
     for mark in marks {
         for to in [world.pod("httpbin-full").v4(PORT), To::Full.v4(PORT)] {
             // It may fail; it must not pass in the clear.

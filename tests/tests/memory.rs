@@ -12,6 +12,7 @@ use mtls_tests::World;
 use mtls_tests::apps::{Meter, Noise};
 use mtls_tests::client::{self, summary_of_noise};
 use mtls_tests::daemon::Daemon;
+use mtls_tests::wait::patience;
 use mtls_tests::world::To;
 use serde_json::Value;
 
@@ -58,7 +59,7 @@ fn receive(mut stream: TcpStream) -> Result<Value> {
 
 /// Waits until the sender gets no further, and says how far it got.
 fn blocked(sent: &AtomicU64) -> Result<u64> {
-    let deadline = Instant::now() + client::LIMIT / 2;
+    let deadline = Instant::now() + patience(client::LIMIT / 2);
     let (mut last, mut since) = (0, Instant::now());
     while since.elapsed() < STILL || last == 0 {
         ensure!(Instant::now() < deadline, "the sender is never blocked; it has sent {last}");
@@ -81,8 +82,8 @@ fn pair(world: &World, to: SocketAddr) -> Result<(TcpStream, TcpStream)> {
         client.write_all(b"!")?;
         let (mut server, _) = accepted.join().expect("no panic")?;
         server.read_exact(&mut [0])?;
-        server.set_read_timeout(Some(client::LIMIT))?;
-        server.set_write_timeout(Some(client::LIMIT))?;
+        server.set_read_timeout(Some(patience(client::LIMIT)))?;
+        server.set_write_timeout(Some(patience(client::LIMIT)))?;
         Ok((client, server))
     })
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, converse, ping};
 use mtls_tests::daemon::Daemon;
 use mtls_tests::demo::SLEEP;
+use mtls_tests::wait::patience;
 use mtls_tests::world::{To, serve};
 use mtls_tests::{Capture, World};
 
@@ -41,7 +42,7 @@ fn no_request_fails_while_svids_are_renewed_and_an_open_connection_lives_on() ->
     let (mut clients, mut servers) = (BTreeSet::new(), BTreeSet::new());
     let mut requests = 0;
     while clients.len() < 3 || servers.len() < 3 || started.elapsed() < LIFETIME * 3 / 2 {
-        ensure!(started.elapsed() < Duration::from_secs(40), "{clients:?} {servers:?}");
+        ensure!(started.elapsed() < patience(Duration::from_secs(40)), "{clients:?} {servers:?}");
         clients.insert(serial(world.a(), SLEEP)?);
         servers.insert(serial(world.b(), HTTPBIN)?);
         let talk = client.inside(|| converse(To::Full.v4(PORT), "canary of a new one"))?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, connect_socket, ping, socket};
+use mtls_tests::wait::patience;
 use mtls_tests::world::{To, serve};
 use mtls_tests::{Capture, Pod, World};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -77,7 +78,7 @@ fn tcp_fast_open_by_sendto() -> Result<()> {
     for to in [To::Full.v4(PORT), To::Full.v6(PORT)] {
         world.pod("sleep-full").inside(|| {
             let socket = socket(to, None)?;
-            socket.set_read_timeout(Some(client::LIMIT))?;
+            socket.set_read_timeout(Some(patience(client::LIMIT)))?;
             let text = b"canary-fast-open";
             // connect() is never called: the first sendto is it.
             let sent = socket.send_to_with_flags(text, &SockAddr::from(to), libc::MSG_FASTOPEN)?;

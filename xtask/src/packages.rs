@@ -46,7 +46,21 @@ pub const TEST: &[Package] = &[
     package("util-linux", "setpriv", "to enter namespaces; ends programs with their starter"),
     package("curl", "curl", "the client of the demo and the tests"),
     package("openssl", "openssl", "a TLS peer that shares no code with the daemon"),
+    package("redis-server", "redis-server", "a server that requires client certificates"),
+    package("redis-tools", "redis-cli", "its client, which speaks plaintext"),
+    package("nginx-light", "/usr/sbin/nginx", "a web server that requires client certificates"),
     package("procps", "sysctl", "to read and set the network's settings"),
+];
+
+/// For the tests alone: applications whose traffic the daemon carries.
+pub const APPLICATIONS: &[Package] = &[
+    package("mariadb-server-core", "mariadbd", "a database whose server speaks first"),
+    package("mariadb-client-core", "mariadb", "and its client"),
+    package(
+        "python3-aiosmtpd",
+        "/usr/lib/python3/dist-packages/aiosmtpd",
+        "a mail server, which speaks first",
+    ),
 ];
 
 /// For `vm`: the emulator, and a shell inside the guest.
@@ -120,10 +134,30 @@ impl Package {
     }
 }
 
+/// Servers come with their packages and are started by the tests alone: the file that forbids
+/// packages to start them is put in place for the time of the installation, unless there is one.
+const NOT_STARTED: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" || exit 1
+fi
+apt-get "$@"
+"#;
+
 fn apt_get(names: &[&str]) -> Result<Command> {
-    let mut command = privileged("apt-get")?;
+    let mut command = privileged("sh")?;
     command
-        .args(["install", "--yes", "-qq", "--no-install-recommends", "--no-remove"])
+        .args([
+            "-c",
+            NOT_STARTED,
+            "apt-get",
+            "install",
+            "--yes",
+            "-qq",
+            "--no-install-recommends",
+            "--no-remove",
+        ])
         .args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"])
         .args(names);
     Ok(command)

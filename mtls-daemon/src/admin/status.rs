@@ -98,6 +98,9 @@ pub struct KernelStatus {
     /// not tell (before Linux 5.16).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub instructions: BTreeMap<String, u32>,
+    /// Features of newer kernels that this one is worked without (docs/kernels.md).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
     /// Connections by what the programs decided.
     pub decisions: BTreeMap<String, u64>,
 }

@@ -39,6 +39,7 @@ fn status() -> Status {
         kernel: KernelStatus {
             programs: BTreeMap::new(),
             instructions: BTreeMap::new(),
+            without: Vec::new(),
             decisions: BTreeMap::from([("redirected".into(), 7)]),
         },
         connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },

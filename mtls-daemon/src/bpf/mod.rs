@@ -7,6 +7,7 @@
 
 mod error;
 mod events;
+mod feature;
 mod link;
 mod mounts;
 mod object;
@@ -27,6 +28,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 pub use error::BpfError;
+pub use feature::{Feature, Features};
 pub use sockets::SocketMaps;
 pub use tables::{Bypasses, Tables};
 
@@ -44,6 +46,7 @@ pub struct Kernel {
     object: Cow<'static, [u8]>,
     cgroup: OwnedFd,
     ebpf: Ebpf,
+    features: Features,
     pub tables: Tables,
 }
 
@@ -98,13 +101,14 @@ fn make_directory(path: &Path) -> Result<(), BpfError> {
 
 impl Kernel {
     /// Loads the programs and opens the node's maps. Nothing is attached or changed yet: links that
-    /// an earlier daemon left keep its programs until [`Self::attach_cgroup`].
-    pub fn open(node: &str) -> Result<Self, BpfError> {
+    /// an earlier daemon left keep its programs until [`Self::attach_cgroup`]. Features in `without` are
+    /// not used, whether the kernel has them or not.
+    pub fn open(node: &str, without: &[Feature]) -> Result<Self, BpfError> {
         raise_memlock();
         let cgroup = mounts::cgroup_root()?;
         let pins = Pins::new(&mounts::bpffs()?, node);
         let is_new = !pins.node.exists();
-        let opened = Self::open_at(pins.clone(), cgroup);
+        let opened = Self::open_at(pins.clone(), cgroup, Features::all_but(without));
         if opened.is_err() && is_new {
             // Nothing is attached: what was pinned on the way here is of no use to anybody.
             let _ = fs::remove_dir_all(&pins.node);
@@ -113,19 +117,30 @@ impl Kernel {
         opened
     }
 
-    fn open_at(pins: Pins, cgroup: OwnedFd) -> Result<Self, BpfError> {
+    fn open_at(pins: Pins, cgroup: OwnedFd, mut features: Features) -> Result<Self, BpfError> {
         make_directory(&pins.maps)?;
         make_directory(&pins.links)?;
         let claim = pins.claim()?;
         let object = object::bytes()?;
-        let mut ebpf = object::load(&object, &pins.maps, PROBED_SLOT)?;
-        object::check_abi(&ebpf)?;
-        for program in object::CGROUP_PROGRAMS {
-            object::verify(&mut ebpf, program)?;
+        let load = |features| object::load_verified(&object, &pins.maps, PROBED_SLOT, features);
+        let ebpf = match load(features) {
+            Err(error) if features.ingress_ifindex && error.is_without_ingress_ifindex() => {
+                features.ingress_ifindex = false;
+                load(features)?
+            }
+            result => result?,
+        };
+        for feature in features.missing() {
+            tracing::warn!(%feature, "doing without a feature of newer kernels (docs/kernels.md)");
         }
-        object::verify_lookup(&mut ebpf)?;
-        let tables = Tables::open(&pins.maps)?;
-        Ok(Self { pins, _claim: claim, object, cgroup, ebpf, tables })
+        let mut tables = Tables::open(&pins.maps)?;
+        tables.forget_legs()?;
+        Ok(Self { pins, _claim: claim, object, cgroup, ebpf, features, tables })
+    }
+
+    /// What this kernel has of what can be done without.
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Reads the programs' log lines into the daemon's log. Needs a runtime.
@@ -135,7 +150,7 @@ impl Kernel {
 
     /// Handles for one runtime thread.
     pub fn socket_maps(&self) -> Result<SocketMaps, BpfError> {
-        SocketMaps::open(&self.pins.maps)
+        SocketMaps::open(&self.pins.maps, self.features)
     }
 
     /// Attaches the cgroup programs, or gives the pinned links of an earlier daemon these ones. To
@@ -185,7 +200,7 @@ impl Kernel {
         netns_cookie: u64,
         slot: u32,
     ) -> Result<(), BpfError> {
-        let mut instance = object::load(&self.object, &self.pins.maps, slot)?;
+        let mut instance = object::load(&self.object, &self.pins.maps, slot, self.features)?;
         let program = object::verify_lookup(&mut instance)?;
         let failed = |error| BpfError::Program { program: object::LOOKUP_PROGRAM.into(), error };
         let pin_path = self.pins.namespace_link(netns_cookie);

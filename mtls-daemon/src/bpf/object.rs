@@ -9,7 +9,7 @@ use aya::programs::{CgroupSockAddr, Program, ProgramError, SkLookup, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use mtls_common::names::ABI_VERSION;
 
-use super::BpfError;
+use super::{BpfError, Features};
 
 static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mtls-ebpf.o"));
 
@@ -28,6 +28,7 @@ pub const MAPS: &[&str] = &[
     "INBOUND",
     "LISTENERS",
     "FLOWS",
+    "APPLICATION_LEGS",
     "OWN_SOCKETS",
     "LISTENER_TAG",
     "CLIENT_DESTINATION",
@@ -85,14 +86,32 @@ pub fn bytes() -> Result<Cow<'static, [u8]>, BpfError> {
 }
 
 /// Loads the object with its maps pinned below `maps`; maps that are pinned there already are
-/// shared. `slot` is written into the namespace program.
-pub fn load(bytes: &[u8], maps: &Path, slot: u32) -> Result<Ebpf, BpfError> {
+/// shared. `slot` is written into the namespace program, `features` into those that use them.
+pub fn load(bytes: &[u8], maps: &Path, slot: u32, features: Features) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, maps.join(name));
     }
+    let has_ingress_ifindex = u32::from(features.ingress_ifindex);
     loader.override_global("SLOT", &slot, true);
+    loader.override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true);
     loader.load(bytes).map_err(unloadable)
+}
+
+/// The same, with every program passed to the verifier.
+pub fn load_verified(
+    bytes: &[u8],
+    maps: &Path,
+    slot: u32,
+    features: Features,
+) -> Result<Ebpf, BpfError> {
+    let mut ebpf = load(bytes, maps, slot, features)?;
+    check_abi(&ebpf)?;
+    for program in CGROUP_PROGRAMS {
+        verify(&mut ebpf, program)?;
+    }
+    verify_lookup(&mut ebpf)?;
+    Ok(ebpf)
 }
 
 /// Maps whose kind not every kernel has: a map that cannot be made comes before every program.
@@ -202,8 +221,8 @@ fn lacks_feature(error: &io::Error, log: &str) -> bool {
 /// How the verifier refuses a field of the context, which is also how one that is not there yet looks.
 const CONTEXT: &str = "invalid bpf_context access";
 
-/// sk_lookup programs had no `ingress_ifindex` at first.
-const INTERFACE: (&str, &str) = ("the interface of arrival in sk_lookup programs", "5.17");
+/// sk_lookup programs had no `ingress_ifindex` at first. The daemon can do without.
+pub const INTERFACE: (&str, &str) = ("the interface of arrival in sk_lookup programs", "5.17");
 
 fn lacks_interface(program: &str, log: &str) -> bool {
     program == LOOKUP_PROGRAM && log.contains(CONTEXT)

@@ -11,7 +11,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use ipnet::IpNet;
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Flow, FlowKey};
+use mtls_common::flow::{Address, Destination, Flow, FlowKey, LegKey};
 use mtls_common::names::{self, listener_index};
 use mtls_common::workload::{
     InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload, bypass,
@@ -48,8 +48,10 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 
     fn remove(&mut self, key: &K) -> Result<(), BpfError> {
         match self.map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(BpfError::Map { map: self.name, error }),
+            Err(error) if !is_absent(&error) => {
+                return Err(BpfError::Map { map: self.name, error });
+            }
+            _ => {}
         }
         self.rows.remove(key);
         Ok(())
@@ -74,11 +76,21 @@ pub struct Tables {
     listeners: SockMap<MapData>,
     listener_tag: SkStorage<MapData, ListenerTag>,
     flows: HashMap<MapData, FlowKey, Flow>,
+    legs: HashMap<MapData, LegKey, Destination>,
     decisions: PerCpuArray<MapData, u64>,
 }
 
 fn map_error(map: &'static str) -> impl Fn(MapError) -> BpfError {
     move |error| BpfError::Map { map, error }
+}
+
+/// Whether it says that there is no such key: a lookup and a removal say it in different words.
+pub(super) fn is_absent(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
 }
 
 impl Tables {
@@ -99,6 +111,8 @@ impl Tables {
             listener_tag: SkStorage::try_from(Map::SkStorage(pinned("LISTENER_TAG")?))
                 .map_err(map_error("LISTENER_TAG"))?,
             flows: HashMap::try_from(Map::HashMap(pinned("FLOWS")?)).map_err(map_error("FLOWS"))?,
+            legs: HashMap::try_from(Map::HashMap(pinned("APPLICATION_LEGS")?))
+                .map_err(map_error("APPLICATION_LEGS"))?,
             decisions: PerCpuArray::try_from(Map::PerCpuArray(pinned("DECISIONS")?))
                 .map_err(map_error("DECISIONS"))?,
         })
@@ -294,11 +308,28 @@ impl Tables {
             .collect();
         for key in &stale {
             match self.flows.remove(key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(BpfError::Map { map: "FLOWS", error }),
+                // Taken by its connection meanwhile.
+                Err(error) if !is_absent(&error) => {
+                    return Err(BpfError::Map { map: "FLOWS", error });
+                }
+                _ => {}
             }
         }
         Ok(stale.len())
+    }
+
+    /// Removes what an earlier daemon announced and did not come to make. Before this one has workers.
+    pub(super) fn forget_legs(&mut self) -> Result<(), BpfError> {
+        let stale: Vec<LegKey> = self.legs.keys().filter_map(Result::ok).collect();
+        for key in &stale {
+            match self.legs.remove(key) {
+                Err(error) if !is_absent(&error) => {
+                    return Err(BpfError::Map { map: "APPLICATION_LEGS", error });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What the kernel programs decided so far, since the maps were made.

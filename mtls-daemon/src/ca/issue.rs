@@ -16,8 +16,9 @@ use super::revoke::{self, Held};
 use super::signing::{Signing, Source, pem_of};
 use super::state::Watched;
 use super::{Refusal, StateDir, csr, issued, roots, seconds, token};
+use crate::identity::KeyType;
 use crate::identity::ca::sealed::SealingKey;
-use crate::identity::ca::{CaError, KeyType, Signed, Subject};
+use crate::identity::ca::{CaError, Signed, Subject};
 use crate::identity::{NodeName, SpiffeId, TrustDomain};
 
 /// Requests that wait for a processor; one more is told to come back.

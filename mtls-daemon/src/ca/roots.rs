@@ -16,10 +16,11 @@ use zeroize::Zeroizing;
 
 use super::seconds;
 use super::state::{StateDir, Turn};
+use crate::identity::KeyType;
 use crate::identity::TrustDomain;
 use crate::identity::ca::files;
 use crate::identity::ca::sealed::{self, SealingKey};
-use crate::identity::ca::{Authority, CaError, KeyType};
+use crate::identity::ca::{Authority, CaError};
 
 pub const FILE: &str = "roots.json";
 
@@ -94,7 +95,7 @@ pub fn make(
     if roots.roots.is_empty() {
         let name = add(&turn, &mut roots, Phase::Signing, trust_domain, key_type, sealing, now)?;
         turn.write(FILE, &roots)?;
-        tracing::info!(root = name, %trust_domain, %key_type, "made a new root");
+        tracing::info!(root = name, %trust_domain, ?key_type, "made a new root");
         return Ok(());
     }
     let Some(sealing) = sealing else { return Ok(()) };
@@ -119,7 +120,7 @@ fn add(
     sealing: Option<&SealingKey>,
     now: SystemTime,
 ) -> Result<String, CaError> {
-    let (authority, pem) = Authority::generate_with(trust_domain, key_type, now)?;
+    let (authority, pem) = Authority::generate(trust_domain, key_type, now)?;
     roots.made += 1;
     let name = format!("root-{}", roots.made);
     let key = authority.key_pem();

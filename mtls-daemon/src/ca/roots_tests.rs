@@ -23,9 +23,9 @@ fn sealing(place: &tempfile::TempDir, name: &str, byte: u8) -> SealingKey {
 fn a_root_is_made_once_and_is_private() {
     let (_place, directory) = directory();
     let now = SystemTime::now();
-    make(&directory, &domain(), KeyType::P256, None, now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     let first = load(&directory, None, now).unwrap();
-    make(&directory, &domain(), KeyType::P256, None, now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     let again = load(&directory, None, now).unwrap();
     assert_eq!(first.anchors, again.anchors);
     assert_eq!(first.anchors, [first.authority.certificate().clone()]);
@@ -43,7 +43,7 @@ fn a_sealed_key_needs_its_file() {
     let (place, directory) = directory();
     let now = SystemTime::now();
     let key = sealing(&place, "kek", 1);
-    make(&directory, &domain(), KeyType::P256, Some(&key), now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, Some(&key), now).unwrap();
     let text = std::fs::read_to_string(directory.path("root-1.key")).unwrap();
     assert!(!text.contains("PRIVATE KEY"), "{text}");
     assert!(load(&directory, Some(&key), now).is_ok());
@@ -56,10 +56,10 @@ fn a_sealed_key_needs_its_file() {
 fn a_plain_key_is_sealed_when_a_file_is_given() {
     let (place, directory) = directory();
     let now = SystemTime::now();
-    make(&directory, &domain(), KeyType::P256, None, now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     let before = load(&directory, None, now).unwrap().anchors;
     let key = sealing(&place, "kek", 1);
-    make(&directory, &domain(), KeyType::P256, Some(&key), now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, Some(&key), now).unwrap();
     let text = std::fs::read_to_string(directory.path("root-1.key")).unwrap();
     assert!(!text.contains("PRIVATE KEY"), "{text}");
     assert_eq!(load(&directory, Some(&key), now).unwrap().anchors, before);
@@ -69,16 +69,16 @@ fn a_plain_key_is_sealed_when_a_file_is_given() {
 fn a_rotation_takes_three_steps_in_order() {
     let (_place, directory) = directory();
     let now = SystemTime::now();
-    make(&directory, &domain(), KeyType::P256, None, now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     let anchors = || load(&directory, None, now).unwrap().anchors;
     let [old] = &anchors()[..] else { panic!("one root") };
     let old = old.clone();
 
     assert!(matches!(switch(&directory, true, now), Err(StepError::Order(_))));
     assert!(matches!(retire(&directory, true, now), Err(StepError::Order(_))));
-    prepare(&directory, &domain(), KeyType::P384, None, now).unwrap();
+    prepare(&directory, &domain(), KeyType::EcdsaP384, None, now).unwrap();
     assert!(matches!(
-        prepare(&directory, &domain(), KeyType::P256, None, now),
+        prepare(&directory, &domain(), KeyType::EcdsaP256, None, now),
         Err(StepError::Order(_))
     ));
     let both = anchors();
@@ -99,9 +99,9 @@ fn a_rotation_takes_three_steps_in_order() {
 fn a_step_waits_until_clients_have_renewed() {
     let (_place, directory) = directory();
     let now = SystemTime::now();
-    make(&directory, &domain(), KeyType::P256, None, now).unwrap();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     note_lifetime(&directory.turn().unwrap(), Duration::from_secs(3600)).unwrap();
-    prepare(&directory, &domain(), KeyType::P256, None, now).unwrap();
+    prepare(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     let soon = now + Duration::from_secs(1800);
     let error = switch(&directory, false, soon).unwrap_err().to_string();
     assert!(error.contains("30m ago") && error.contains("30m more"), "{error}");

@@ -16,9 +16,9 @@ use crate::identity::ca::sealed::SealingKey;
 use crate::identity::ca::{Authority, CaError, Subject, files};
 use crate::identity::node::ca_id;
 use crate::identity::revocations::SIGNED_PREFIX;
-use crate::identity::{Bundle, TrustDomain};
+use crate::identity::{Bundle, KeyType, TrustDomain};
 use crate::tls::authority::AuthorityServer;
-use crate::tls::statement;
+use crate::tls::svid::verify_svid;
 
 /// Istio's names in a directory of `cacerts`.
 const CERTIFICATE: &str = "ca-cert.pem";
@@ -80,11 +80,12 @@ impl Signing {
         let name =
             |role| ca_id(trust_domain, role).map_err(|error| CaError::Sign(error.to_string()));
         let (server_id, statement_id) = (name("server")?, name("revocations")?);
-        let svid = authority.issue_named(Subject { id: &server_id, dns_names }, lifetime, now)?;
+        let subject = Subject { id: &server_id, dns_names };
+        let svid = authority.issue_named(subject, KeyType::default(), lifetime, now)?;
         // Here at the latest a chain that does not lead to the roots shows.
-        statement::check_chain(&svid.chain, &anchors, &server_id, now)
-            .map_err(|why| CaError::Sign(format!("what this CA signs is not trusted: {why}")))?;
         let bundle = Bundle { trust_domain: trust_domain.clone(), anchors: anchors.clone() };
+        verify_svid(&svid.chain, std::slice::from_ref(&bundle), Some(&[server_id]), now)
+            .map_err(|why| CaError::Sign(format!("what this CA signs is not trusted: {why}")))?;
         let server = AuthorityServer::new(&svid, &bundle)
             .map_err(|error| CaError::Sign(error.to_string()))?;
         let left = svid.not_after.duration_since(now).unwrap_or_default();

@@ -109,7 +109,7 @@ pub(super) fn run(
     for list in table.lists {
         for row in file.top.get(*list).and_then(Value::as_array).into_iter().flatten() {
             let answered = answer(list, &file, row);
-            print(&line(row, &answered))?;
+            print(&line_of(json!(name(row)), &answered))?;
             tally.add(table, row, &answered);
         }
     }
@@ -133,9 +133,10 @@ fn name(row: &Value) -> &str {
     row.get("name").and_then(Value::as_str).unwrap_or_default()
 }
 
-fn line(row: &Value, answered: &anyhow::Result<Answer>) -> String {
+/// The line that a row called `name` is answered with.
+pub(in crate::cli) fn line_of(name: Value, answered: &anyhow::Result<Answer>) -> String {
     let mut line = Map::new();
-    line.insert("name".to_owned(), json!(name(row)));
+    line.insert("name".to_owned(), name);
     match answered {
         Ok(answer) => {
             line.insert("result".to_owned(), answer.result.clone());

@@ -3,8 +3,8 @@
 use std::fmt;
 
 /// The exit codes, for `--help`.
-pub(super) const HELP: &str = "Exit codes: 0 ok; 1 failure; 2 usage; 64 bad configuration; 69 a \
-     kernel feature is missing; 73 another daemon holds this node's name or directories";
+pub(super) const HELP: &str = "Exit codes: 0 ok; 1 failure; 2 usage; 64 bad configuration; 65 \
+     policy lint found errors; 69 a kernel feature is missing; 73 another daemon holds this node's name or directories";
 
 /// How the process ends. The numbers from 64 on are those of sysexits.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum Exit {
     Usage = 2,
     /// EX_USAGE: the configuration, or a flag that is well formed and cannot be.
     Config = 64,
+    /// EX_DATAERR: `policy lint` found errors (or warnings, with `--deny-warnings`).
+    Findings = 65,
     /// EX_UNAVAILABLE: the kernel lacks something.
     Kernel = 69,
     /// EX_CANTCREAT: another daemon holds this node's name or its state directory.
@@ -76,8 +78,16 @@ mod tests {
 
     #[test]
     fn the_numbers_never_change() {
-        let exits = [Exit::Ok, Exit::Failure, Exit::Usage, Exit::Config, Exit::Kernel, Exit::Busy];
-        assert_eq!(exits.map(|exit| exit as u8), [0, 1, 2, 64, 69, 73]);
+        let exits = [
+            Exit::Ok,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::Config,
+            Exit::Findings,
+            Exit::Kernel,
+            Exit::Busy,
+        ];
+        assert_eq!(exits.map(|exit| exit as u8), [0, 1, 2, 64, 65, 69, 73]);
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod cases;
 mod check;
 mod cleanup;
 pub mod exit;
+mod identity;
+mod policy;
 mod run;
 mod status;
 mod table;
@@ -47,6 +49,14 @@ enum Verb {
     /// Read a configuration directory as the daemon would, and print what is wrong with it
     #[command(after_help = exit::HELP)]
     Check(check::CheckArgs),
+    /// Parse and check SPIFFE IDs, SVIDs and trust bundles
+    Identity(identity::IdentityArgs),
+    /// Ask the policy engine, without a daemon: what would it decide, and why
+    #[command(after_help = exit::HELP, subcommand_required = true, arg_required_else_help = true)]
+    Policy {
+        #[command(subcommand)]
+        verb: policy::Verb,
+    },
 }
 
 /// Does what the command line says.
@@ -60,6 +70,8 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Ca(verb) => ca::ca(verb),
         Verb::Check(args) => check::check(args),
+        Verb::Identity(args) => identity::identity(args),
+        Verb::Policy { verb } => policy::execute(verb),
     }
 }
 

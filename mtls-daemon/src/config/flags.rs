@@ -11,7 +11,9 @@ use clap::{ArgAction, Args};
 use ipnet::IpNet;
 
 use super::NodeName;
-use crate::identity::TrustDomain;
+use super::http::HttpArgs;
+use crate::bpf::Feature;
+use crate::identity::{KeyType, TrustDomain};
 use crate::telemetry::{access, logs};
 
 /// Which daemon: several of them, with different node names, can share a host.
@@ -122,6 +124,20 @@ pub struct RunArgs {
     #[arg(long, env = "MTLS_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub http: HttpArgs,
+
+    /// Do as on a kernel that lacks this (repeatable; comma-separated in the environment). For tests:
+    /// docs/kernels.md
+    #[arg(
+        long,
+        hide = true,
+        env = "MTLS_WITHOUT_KERNEL_FEATURE",
+        value_name = "FEATURE",
+        value_delimiter = ','
+    )]
+    pub without_kernel_feature: Vec<Feature>,
+
     /// Threads that relay connections [default: one per CPU]
     #[arg(long, env = "MTLS_WORKERS", value_name = "N")]
     pub workers: Option<NonZeroUsize>,
@@ -158,6 +174,18 @@ pub struct RunArgs {
         value_parser = svid_lifetime
     )]
     pub svid_lifetime: Duration,
+
+    /// Type of the keys that workloads get, and of the CA's own key when that is made
+    ///
+    /// A CA that is there keeps its key: to have RSA throughout, begin with it.
+    #[arg(
+        long,
+        env = "MTLS_KEY_TYPE",
+        value_name = "TYPE",
+        value_enum,
+        default_value = "ecdsa-p256"
+    )]
+    pub key_type: KeyType,
 
     /// Address of GET /metrics, /healthz/ready and /healthz/live, or off
     #[arg(

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::source::embedded::EmbeddedCa;
-use super::{IdentitySlot, SpiffeId, SvidStore, TrustDomain};
+use super::{IdentitySlot, KeyType, SpiffeId, SvidStore, TrustDomain};
 use crate::tls::accept::{ServerStream, accept};
 use crate::tls::connect::{ClientStream, connect};
 use crate::tls::{HandshakeError, Replay};
@@ -42,7 +42,7 @@ async fn handshake(
     let theirs = server.current().expect("the server is never without an SVID");
     let expected: Arc<[SpiffeId]> = Arc::new([server.id().clone()]);
     let (connected, accepted) =
-        tokio::join!(connect(near, &ours, &expected, SNI), accept(Replay::new(far), &theirs));
+        tokio::join!(connect(near, &ours, &expected, SNI), accept(Replay::new(far), &theirs, None));
     let ((near, _, _), (far, peer, _)) = (connected?, accepted?);
     assert_eq!(peer.id(), client.id());
     let serials = [ours.serial().to_owned(), theirs.serial().to_owned()];
@@ -65,7 +65,13 @@ where
 async fn no_handshake_fails_across_renewals_and_an_open_connection_survives_them() {
     let directory = tempfile::tempdir().unwrap();
     let domain = TrustDomain::parse("cluster.local").unwrap();
-    let ca = EmbeddedCa::open(&directory.path().join("ca"), domain.clone(), LIFETIME).unwrap();
+    let ca = EmbeddedCa::open(
+        &directory.path().join("ca"),
+        domain.clone(),
+        KeyType::default(),
+        LIFETIME,
+    )
+    .unwrap();
     let store = SvidStore::new(Arc::new(ca), Vec::new());
     let slot = |account| store.slot(&SpiffeId::istio(&domain, "full", account).unwrap());
     let (client, server) = (slot("client"), slot("server"));

@@ -8,7 +8,7 @@ use rustls_pki_types::PrivateKeyDer;
 
 use super::ca::Authority;
 use super::source::{SourceError, SvidSource};
-use super::{Bundle, SpiffeId, Svid, SvidStore, TrustDomain};
+use super::{Bundle, KeyType, SpiffeId, Svid, SvidStore, TrustDomain};
 use crate::tls::TlsIdentity;
 
 /// So many bytes of a key in a row are no accident.
@@ -52,8 +52,11 @@ fn domain() -> TrustDomain {
 }
 
 fn svid() -> (Svid, Bundle) {
-    let (authority, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
-    let svid = authority.issue(&id(), Duration::from_secs(60), SystemTime::now()).unwrap();
+    let (authority, _) =
+        Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
+    let svid = authority
+        .issue(&id(), KeyType::default(), Duration::from_secs(60), SystemTime::now())
+        .unwrap();
     let anchors = vec![authority.certificate().clone()];
     (svid, Bundle { trust_domain: domain(), anchors })
 }

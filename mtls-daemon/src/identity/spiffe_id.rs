@@ -1,4 +1,4 @@
-//! SPIFFE IDs and trust domains (SPIFFE-ID §2): parsed once, canonical form only.
+//! SPIFFE IDs (SPIFFE-ID §2): parsed once, canonical form only.
 //!
 //! Upper case in the scheme or the trust domain is refused, never folded: Istio and go-spiffe do
 //! the same, and two spellings of one identity would be two identities to every string comparison.
@@ -9,21 +9,25 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::istio::IstioIdentity;
+use super::trust_domain::{self, MAX_TRUST_DOMAIN, TrustDomain};
+
 const SCHEME: &str = "spiffe://";
+const NAMESPACE: &str = "/ns/";
+const ACCOUNT: &str = "/sa/";
 
 /// SPIFFE-ID §2.3: longest ID that must be supported, and that should be made.
 const MAX_ID: usize = 2048;
 
-/// SPIFFE-ID §2.3: longest trust domain name.
-const MAX_TRUST_DOMAIN: usize = 255;
-
-/// A trust domain name, for example `cluster.local`.
+/// A SPIFFE ID, for example `spiffe://cluster.local/ns/foo/sa/web`, parsed once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TrustDomain(Arc<str>);
-
-/// A SPIFFE ID, for example `spiffe://cluster.local/ns/foo/sa/web`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId(Arc<str>);
+pub struct SpiffeId {
+    text: Arc<str>,
+    /// Where the path begins. Like `account`, it follows from the text.
+    path: u16,
+    /// Where the service account begins, if this is an identity of Istio's form.
+    account: Option<u16>,
+}
 
 /// Why a text is not a SPIFFE ID or not a trust domain name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +44,8 @@ pub enum SpiffeIdError {
     TrustDomainTooLong,
     #[error("the SPIFFE ID is longer than {MAX_ID} bytes")]
     TooLong,
+    #[error("the path does not begin with '/'")]
+    LeadingSlash,
     #[error("the path ends with '/'")]
     TrailingSlash,
     #[error("the path has an empty segment")]
@@ -54,36 +60,45 @@ pub enum SpiffeIdError {
     Name { what: &'static str, value: String, why: &'static str },
 }
 
-impl TrustDomain {
-    /// Parses a bare name such as `cluster.local` (SPIFFE-ID §2.1). Names need not look like DNS.
-    pub fn parse(name: &str) -> Result<Self, SpiffeIdError> {
-        check_trust_domain(name)?;
-        Ok(Self(name.into()))
-    }
-
-    /// Parses a name from configuration, where Istio allows '@' and reads it as '.' (trust domains
-    /// made from a cloud service account have one).
-    pub fn configured(name: &str) -> Result<Self, SpiffeIdError> {
-        Self::parse(&name.replace('@', "."))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl SpiffeId {
     /// Parses the canonical form. An ID without a path parses: it names a trust domain itself, and
     /// can be no workload's.
     pub fn parse(id: &str) -> Result<Self, SpiffeIdError> {
         let rest = id.strip_prefix(SCHEME).ok_or(SpiffeIdError::Scheme)?;
         let (domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        check_trust_domain(domain)?;
+        trust_domain::check(domain)?;
         check_path(path)?;
+        let position = |at: usize| u16::try_from(at).map_err(|_| SpiffeIdError::TooLong);
         if id.len() > MAX_ID {
             return Err(SpiffeIdError::TooLong);
         }
-        Ok(Self(id.into()))
+        let account = match IstioIdentity::parse(id) {
+            Some(istio) => Some(position(id.len() - istio.service_account.len())?),
+            None => None,
+        };
+        Ok(Self { path: position(id.len() - path.len())?, account, text: id.into() })
+    }
+
+    /// An ID from a trust domain and its path, which is empty or begins with '/'.
+    pub fn from_path(trust_domain: &TrustDomain, path: &str) -> Result<Self, SpiffeIdError> {
+        if !path.is_empty() && !path.starts_with('/') {
+            return Err(SpiffeIdError::LeadingSlash);
+        }
+        Self::parse(&format!("{SCHEME}{trust_domain}{path}"))
+    }
+
+    /// An ID from a trust domain and the segments of its path, none of which can add another.
+    pub fn from_segments<'s>(
+        trust_domain: &TrustDomain,
+        segments: impl IntoIterator<Item = &'s str>,
+    ) -> Result<Self, SpiffeIdError> {
+        let mut id = format!("{SCHEME}{trust_domain}");
+        for segment in segments {
+            check_segment("the segment", segment)?;
+            id.push('/');
+            id.push_str(segment);
+        }
+        Self::parse(&id)
     }
 
     /// `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`: the identity Istio gives a
@@ -100,25 +115,38 @@ impl SpiffeId {
 
     /// The whole ID with its scheme.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// The name between the scheme and the path.
     pub fn trust_domain(&self) -> &str {
-        self.split().0
+        &self.text[SCHEME.len()..usize::from(self.path)]
     }
 
     /// From the first '/' after the trust domain on; empty if there is none.
     pub fn path(&self) -> &str {
-        self.split().1
+        &self.text[usize::from(self.path)..]
+    }
+
+    /// Whether it is this trust domain's: its own ID, or that of anything in it.
+    pub fn is_member_of(&self, trust_domain: &TrustDomain) -> bool {
+        self.trust_domain() == trust_domain.as_str()
+    }
+
+    /// What it says, if its path is `/ns/<namespace>/sa/<service account>`.
+    pub fn istio_identity(&self) -> Option<IstioIdentity<'_>> {
+        let account = usize::from(self.account?);
+        let namespace = usize::from(self.path) + NAMESPACE.len()..account - ACCOUNT.len();
+        Some(IstioIdentity {
+            trust_domain: self.trust_domain(),
+            namespace: &self.text[namespace],
+            service_account: &self.text[account..],
+        })
     }
 
     /// Namespace and service account, if the path is `/ns/<namespace>/sa/<service account>`.
     pub fn istio_parts(&self) -> Option<(&str, &str)> {
-        let rest = self.path().strip_prefix("/ns/")?;
-        let (namespace, rest) = rest.split_once('/')?;
-        let account = rest.strip_prefix("sa/")?;
-        (!account.contains('/')).then_some((namespace, account))
+        self.istio_identity().map(|istio| (istio.namespace, istio.service_account))
     }
 
     /// The same path in another trust domain: what an alias of a trust domain means. Fails only if
@@ -126,24 +154,6 @@ impl SpiffeId {
     pub fn with_trust_domain(&self, trust_domain: &TrustDomain) -> Result<Self, SpiffeIdError> {
         Self::parse(&format!("{SCHEME}{trust_domain}{}", self.path()))
     }
-
-    fn split(&self) -> (&str, &str) {
-        let rest = &self.0[SCHEME.len()..];
-        rest.split_at(rest.find('/').unwrap_or(rest.len()))
-    }
-}
-
-fn check_trust_domain(name: &str) -> Result<(), SpiffeIdError> {
-    if name.is_empty() {
-        return Err(SpiffeIdError::NoTrustDomain);
-    }
-    if let Some(c) = name.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_')) {
-        return Err(SpiffeIdError::TrustDomainCharacter(c));
-    }
-    if name.len() > MAX_TRUST_DOMAIN {
-        return Err(SpiffeIdError::TrustDomainTooLong);
-    }
-    Ok(())
 }
 
 fn is_path_character(c: char) -> bool {
@@ -182,15 +192,6 @@ fn check_segment(what: &'static str, value: &str) -> Result<(), SpiffeIdError> {
     Err(SpiffeIdError::Name { what, value: value.to_owned(), why })
 }
 
-impl FromStr for TrustDomain {
-    type Err = SpiffeIdError;
-
-    /// As [`TrustDomain::configured`]: command lines are configuration.
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::configured(name)
-    }
-}
-
 impl FromStr for SpiffeId {
     type Err = SpiffeIdError;
 
@@ -199,39 +200,21 @@ impl FromStr for SpiffeId {
     }
 }
 
-impl AsRef<str> for TrustDomain {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
 impl AsRef<str> for SpiffeId {
     fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for TrustDomain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        &self.text
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl Serialize for TrustDomain {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        f.pad(&self.text)
     }
 }
 
 impl Serialize for SpiffeId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(&self.text)
     }
 }
 

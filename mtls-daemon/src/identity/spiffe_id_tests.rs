@@ -1,7 +1,7 @@
 use proptest::prelude::*;
-use serde_json::Value;
 
 use super::*;
+use crate::identity::istio;
 
 #[test]
 fn the_canonical_form_parses_into_its_parts() {
@@ -88,95 +88,60 @@ fn an_at_sign_in_a_configured_trust_domain_is_a_dot() {
     assert_eq!(TrustDomain::parse(name), Err(SpiffeIdError::TrustDomainCharacter('@')));
 }
 
-/// Cases collected from other implementations, when a folder of them is given.
 #[test]
-fn other_implementations_cases_agree() {
-    let Some(folder) = std::env::var_os("MTLS_CONFORMANCE") else {
-        eprintln!("MTLS_CONFORMANCE is not set: 0 rows");
-        return;
-    };
-    let read = |file: &str| -> Vec<Value> {
-        let path = std::path::Path::new(&folder).join(file);
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-        serde_json::from_str::<Value>(&text).unwrap()["cases"].as_array().unwrap().clone()
-    };
-    let mut rows = 0;
-    for row in read("spiffe-id.json") {
-        let input = row["input"].as_str().unwrap();
-        let parsed = SpiffeId::parse(input);
-        rows += 1;
-        if row.get("disputed").is_some() {
-            // Ours: upper case and more than 2048 bytes are refused.
-            assert!(parsed.is_err(), "{}", row["name"]);
-            continue;
-        }
-        assert_eq!(parsed.is_ok(), row["valid"].as_bool().unwrap(), "{}", row["name"]);
-        if let Ok(id) = parsed {
-            assert_eq!(id.trust_domain(), row["trust_domain"].as_str().unwrap());
-            assert_eq!(id.path(), row["path"].as_str().unwrap());
-        }
+fn parts_make_an_id_and_none_can_add_another() {
+    let domain = TrustDomain::parse("td").unwrap();
+    let path = |path| SpiffeId::from_path(&domain, path);
+    assert_eq!(path("").unwrap().as_str(), "spiffe://td");
+    assert_eq!(path("/a/b").unwrap().as_str(), "spiffe://td/a/b");
+    assert_eq!(path("a"), Err(SpiffeIdError::LeadingSlash));
+    assert_eq!(path("/"), Err(SpiffeIdError::TrailingSlash));
+    let segments =
+        |segments: &[&'static str]| SpiffeId::from_segments(&domain, segments.iter().copied());
+    assert_eq!(segments(&[]).unwrap().as_str(), "spiffe://td");
+    assert_eq!(segments(&["a", "b"]).unwrap(), path("/a/b").unwrap());
+    for segment in ["", ".", "..", "a/b", "/a", "a/", "%2f", "é"] {
+        assert!(matches!(segments(&["a", segment]), Err(SpiffeIdError::Name { .. })), "{segment}");
     }
-    for row in read("spiffe-trustdomain.json") {
-        // These rows also take a whole ID where a name is meant.
-        let input = row["input"].as_str().unwrap();
-        let parsed = match input.contains(":/") {
-            true => SpiffeId::parse(input).map(|id| id.trust_domain().to_owned()),
-            false => TrustDomain::parse(input).map(|domain| domain.as_str().to_owned()),
-        };
-        rows += 1;
-        let valid = row["valid"].as_bool().unwrap();
-        assert_eq!(parsed.is_ok(), valid, "{}", row["name"]);
-        if let Ok(domain) = parsed {
-            assert_eq!(domain, row["trust_domain"].as_str().unwrap(), "{}", row["name"]);
-        }
-    }
-    for row in read("istio-identity.json") {
-        rows += istio_row(&row);
-    }
-    eprintln!("{rows} rows");
 }
 
-fn istio_row(row: &Value) -> usize {
-    let text = |key: &str| row[key].as_str().unwrap();
-    let list = |key: &str| -> Vec<&str> {
-        row[key].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
-    };
-    match text("op") {
-        "parse_identity" => {
-            let id = SpiffeId::parse(text("input")).ok();
-            let parts = id.as_ref().and_then(|id| id.istio_parts());
-            let expected = row["expected"].as_object().map(|expected| {
-                (
-                    expected["namespace"].as_str().unwrap(),
-                    expected["service_account"].as_str().unwrap(),
-                )
-            });
-            assert_eq!(parts, expected, "{}", row["name"]);
-        }
-        "gen_uri" => {
-            let domain = TrustDomain::configured(text("trust_domain")).unwrap();
-            let id = SpiffeId::istio(&domain, text("namespace"), text("service_account")).unwrap();
-            assert_eq!(id.as_str(), text("expected"), "{}", row["name"]);
-        }
-        "expand_san" => {
-            let mut ids: Vec<SpiffeId> = Vec::new();
-            for san in list("san") {
-                let id = SpiffeId::parse(san).unwrap();
-                for domain in list("trust_domains") {
-                    if id.istio_parts().is_some() {
-                        let domain = TrustDomain::configured(domain).unwrap();
-                        ids.push(id.with_trust_domain(&domain).unwrap());
-                    }
-                }
-                ids.push(id);
-            }
-            ids.sort();
-            let got: Vec<&str> = ids.iter().map(SpiffeId::as_str).collect();
-            assert_eq!(got, list("expected"), "{}", row["name"]);
-        }
-        op => panic!("a row of an unknown kind: {op}"),
+#[test]
+fn a_member_is_of_exactly_this_trust_domain() {
+    let domain = TrustDomain::parse("td").unwrap();
+    let is_member = |id| SpiffeId::parse(id).unwrap().is_member_of(&domain);
+    assert!(is_member("spiffe://td") && is_member("spiffe://td/a"));
+    assert!(!is_member("spiffe://td.example/a") && !is_member("spiffe://t/td"));
+}
+
+/// Istio's parser is looser than ours, and nothing that ours takes is read in another way by it.
+#[test]
+fn istios_own_parser_is_looser() {
+    let parse = |id| IstioIdentity::parse(id).map(|it| (it.namespace, it.service_account));
+    assert_eq!(parse("spiffe://td/ns/a/sa/b"), Some(("a", "b")));
+    assert_eq!(parse("spiffe://td/ns//sa/"), Some(("", "")));
+    assert_eq!(parse("spiffe://T%d/ns/a b/sa/c"), Some(("a b", "c")));
+    for id in
+        ["td/ns/a/sa/b", "spiffe://td/ns/a/sa", "spiffe://td/ns/a/sa/b/", "spiffe://ns/a/sa/b"]
+    {
+        assert_eq!(parse(id), None, "{id}");
     }
-    1
+    assert!(SpiffeId::parse("spiffe://td/ns//sa/b").is_err());
+}
+
+#[test]
+fn names_are_expanded_by_aliases_if_they_are_of_istios_form() {
+    let aliases = ["old.example", "older.example"].map(|name| TrustDomain::parse(name).unwrap());
+    let expanded =
+        istio::expand(["spiffe://td/ns/a/sa/b", "spiffe://td/other", "web.example"], &aliases);
+    let expected = [
+        "spiffe://old.example/ns/a/sa/b",
+        "spiffe://older.example/ns/a/sa/b",
+        "spiffe://td/ns/a/sa/b",
+        "spiffe://td/other",
+        "web.example",
+    ];
+    assert_eq!(expanded.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    assert_eq!(istio::expand(["spiffe://td/ns/a/sa/b"], &[]).len(), 1);
 }
 
 proptest! {
@@ -196,6 +161,10 @@ proptest! {
         if let Ok(id) = SpiffeId::parse(&text) {
             prop_assert_eq!(format!("spiffe://{}{}", id.trust_domain(), id.path()), text);
             prop_assert!(TrustDomain::parse(id.trust_domain()).is_ok());
+            prop_assert_eq!(id.istio_identity(), IstioIdentity::parse(id.as_str()));
+            let segments = id.path().split('/').skip(1);
+            let domain = TrustDomain::parse(id.trust_domain()).unwrap();
+            prop_assert_eq!(SpiffeId::from_segments(&domain, segments).unwrap(), id.clone());
             if let Some((namespace, account)) = id.istio_parts() {
                 let domain = TrustDomain::parse(id.trust_domain()).unwrap();
                 prop_assert_eq!(SpiffeId::istio(&domain, namespace, account).unwrap(), id);

@@ -2,6 +2,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, mpsc};
 
 use super::*;
+use crate::identity::KeyType;
 use crate::identity::ca::Authority;
 use crate::identity::source::SourceError;
 use crate::identity::{Svid, TrustDomain};
@@ -24,7 +25,7 @@ impl SvidSource for Source {
             return Err(SourceError::Other("the CA is on holiday".to_owned()));
         }
         let lifetime = *self.lifetime.lock().unwrap();
-        Ok(self.authority.issue(id, lifetime, SystemTime::now())?)
+        Ok(self.authority.issue(id, KeyType::default(), lifetime, SystemTime::now())?)
     }
 
     fn bundle(&self) -> Result<Bundle, SourceError> {
@@ -46,7 +47,8 @@ fn id(account: &str) -> SpiffeId {
 }
 
 fn source(lifetime: Duration) -> (Arc<Source>, mpsc::Receiver<SpiffeId>) {
-    let (authority, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (authority, _) =
+        Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     let (asked, order) = mpsc::channel();
     let (lifetime, broken) = (Mutex::new(lifetime), AtomicBool::new(false));
     (Arc::new(Source { authority, lifetime, broken, asked }), order)

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::compile::{Direct, Policy, declares_http};
+use super::compile::{Direct, Policy, declared};
 use super::members::Members;
+use super::service_entry::ServiceEntry;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
 use super::{MeshSettings, Objects, Service, Snapshot};
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
-use crate::policy::{DestinationRules, PeerAuthentications};
+use crate::policy::{DestinationRules, PeerAuthentications, TlsMode};
 
 /// A snapshot and what looked odd on the way.
 #[derive(Debug)]
@@ -40,8 +42,13 @@ impl Snapshot {
             &mut errors,
             &mut warnings,
         );
-        let services =
-            services::build(&objects.service_entries, &members, &mut errors, &mut warnings);
+        let services = services::build(
+            &objects.service_entries,
+            &members,
+            &objects.names,
+            &mut errors,
+            &mut warnings,
+        );
         errors.extend(objects.errors);
         warnings.extend(objects.warnings);
         if !errors.is_empty() {
@@ -50,9 +57,25 @@ impl Snapshot {
         }
         let authentications =
             PeerAuthentications::new(&settings.root_namespace, objects.peer_authentications);
+        let aliases: Vec<String> =
+            settings.trust_domain_aliases.iter().map(ToString::to_string).collect();
+        let authorizations = Authorizations::new(
+            &AuthzSettings {
+                root_namespace: &settings.root_namespace,
+                trust_domain: settings.trust_domain.as_str(),
+                aliases: &aliases,
+            },
+            objects.authorization_policies,
+            objects.refused_policies,
+        );
         let rules = DestinationRules::new(&settings.root_namespace, objects.destination_rules);
-        let policy =
-            Policy { settings: &settings, authentications: &authentications, rules: &rules };
+        let policy = Policy {
+            settings: &settings,
+            authentications: &authentications,
+            authorizations: &authorizations,
+            rules: &rules,
+            subset: objects.subset.as_deref(),
+        };
         let mut answers = Answers::default();
         for member in &members.list {
             answers.direct.insert(member.address, policy.direct(&member.workload));
@@ -64,9 +87,11 @@ impl Snapshot {
             answers.services.push(policy.service(service, entry));
             add_service(&mut answers, index, service);
         }
+        warn_disagreements(&answers, &services, &mut warnings);
         answers.node_workloads = members.node_workloads;
         warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
-        let snapshot = Snapshot::new(generation, settings, authentications, answers);
+        let snapshot =
+            Snapshot::new(generation, settings, authentications, authorizations, answers);
         Ok(Built { snapshot, warnings })
     }
 }
@@ -95,7 +120,7 @@ fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
     }
 }
 
-/// Addresses that only services know, and the ports that services declare HTTP.
+/// Addresses that only services know, and what services declare about their ports.
 fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy: &Policy<'_>) {
     for endpoint in &service.endpoints {
         if endpoint.workload.is_none() {
@@ -107,8 +132,8 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
                 Some(known) if known.speaks_mtls != new.speaks_mtls => {
                     // Services disagree: mTLS, so that nothing goes out in plaintext by mistake.
                     if new.speaks_mtls == Some(true) {
-                        let http_ports = std::mem::take(&mut known.http_ports);
-                        *known = Direct { http_ports, ..new };
+                        let protocols = std::mem::take(&mut known.protocols);
+                        *known = Direct { protocols, ..new };
                     }
                     known.speaks_mtls = None;
                 }
@@ -123,9 +148,39 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
         };
         for address in addresses {
             if let Some(known) = direct.get_mut(address) {
-                let http = service.ports.iter().filter(|port| declares_http(port));
-                known.http_ports.extend(http.map(|port| target_port(endpoint, port)));
+                for port in &service.ports {
+                    let entry = known.protocols.entry(target_port(endpoint, port)).or_default();
+                    *entry = entry.with(declared(port));
+                }
             }
+        }
+    }
+}
+
+/// Connections to such an address are refused (policy.md 2.3).
+fn warn_disagreements(
+    answers: &Answers,
+    services: &[(Arc<Service>, &ServiceEntry)],
+    warnings: &mut Vec<ConfigError>,
+) {
+    for (address, found) in &answers.headless {
+        let target = |at: &HeadlessPort| {
+            let port = answers.services[at.service].common_plan().port(at.port)?;
+            Some(&port.targets(address.ip()).get(at.position)?.tls)
+        };
+        let Some((first, others)) = found.split_first() else { continue };
+        let Some(tls) = target(first) else { continue };
+        let differs = |at: &&HeadlessPort| target(at).is_some_and(|other| !tls.agrees_with(other));
+        for other in others.iter().filter(differs) {
+            let place = services[first.service].1.meta.origin.place();
+            warnings.push(services[other.service].1.meta.origin.error(
+                "spec.hosts",
+                Code::WarnSuspicious,
+                format!(
+                    "{address} is also of {place}, and the rules for the two disagree about TLS: \
+                         connections to it are refused; give the services addresses of their own"
+                ),
+            ));
         }
     }
 }
@@ -143,6 +198,8 @@ fn warn_policies(objects: &Objects, settings: &MeshSettings, warnings: &mut Vec<
     for rule in &objects.destination_rules {
         let top = rule.traffic.iter();
         let settings = top.flat_map(|t| t.tls.iter().chain(t.ports.values().flatten()));
+        // Towards servers outside the mesh they are names of any kind.
+        let settings = settings.filter(|tls| tls.mode == TlsMode::IstioMutual);
         let names = settings.flat_map(|tls| &tls.subject_alt_names);
         for name in names.filter(|name| SpiffeId::parse(name).is_err()) {
             warnings.push(rule.meta.origin.error(

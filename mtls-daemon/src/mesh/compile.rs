@@ -1,26 +1,33 @@
 //! Every answer of the data path made beforehand: services, policy and identities become targets
 //! whose TLS side is ready to be cloned.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::service_entry::ServiceEntry;
 use super::services::target_port;
-use super::{ClientTls, Endpoint, MeshSettings, Service, ServicePort, Workload, naming};
+use super::{
+    AskFor, ClientTls, Endpoint, MeshSettings, Origination, Service, ServicePort, Workload, naming,
+};
 use crate::identity::SpiffeId;
+use crate::policy::authz::{Authorizations, WorkloadAuthorization};
 use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
-    DestinationRules, EffectiveMode, Mode, PeerAuthentications, ResolvedRule, TlsMode, TlsSettings,
-    WorkloadModes,
+    DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
+    TlsMode, TlsSettings, WorkloadModes, auto,
 };
 
 /// What compilation reads.
 pub(super) struct Policy<'p> {
     pub settings: &'p MeshSettings,
     pub authentications: &'p PeerAuthentications,
+    pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
+    /// The subset that a route sends connections to. Nothing that is read here routes: only
+    /// questions from the command line name one.
+    pub subset: Option<&'p str>,
 }
 
 /// A service with its plans.
@@ -90,6 +97,24 @@ impl CompiledService {
             .map_or(&plans.otherwise, |(_, plan)| plan)
     }
 
+    /// What clients see of whom no rule speaks by name.
+    pub fn common_plan(&self) -> &ServicePlan {
+        &self.otherwise.otherwise
+    }
+
+    /// The settings by which some client originates TLS to it.
+    pub fn originations(&self) -> impl Iterator<Item = &TlsSettings> {
+        let plans = self.plans.values().chain([&self.otherwise]).flat_map(|plans| {
+            plans.selected.iter().map(|(_, plan)| plan).chain([&plans.otherwise])
+        });
+        let ports = plans.flat_map(|plan| &plan.ports);
+        let targets = ports.flat_map(|port| port.v4.iter().chain(&port.v6));
+        targets.filter_map(|target| match &target.tls {
+            ClientTls::Originate { origination, .. } => Some(&*origination.settings),
+            ClientTls::Plaintext { .. } | ClientTls::IstioMutual { .. } => None,
+        })
+    }
+
     pub fn visible_from(&self, namespace: &str) -> bool {
         self.export_to.visible_from(&self.service.namespace, namespace)
     }
@@ -101,13 +126,19 @@ impl ServicePlan {
     }
 }
 
-/// Whether HTTP is declared for a service port. An explicit protocol decides; without one the
-/// port's name does (`http-web`, `grpc`), as for a Kubernetes Service.
-pub(super) fn declares_http(port: &ServicePort) -> bool {
-    let name = if &*port.protocol == "UNSPECIFIED" { &port.name } else { &port.protocol };
-    let name = name.to_ascii_lowercase();
-    let first = name.split('-').next().unwrap_or_default();
-    matches!(first, "http" | "http2" | "grpc")
+/// What is declared about a service's port.
+pub(super) fn declared(port: &ServicePort) -> PortProtocol {
+    PortProtocol::declared(&port.protocol, &port.name, port.number)
+}
+
+/// The rule's `sni`, else the service's host, decides which server is asked for (policy.md 2.3).
+fn originate(service: &Service, settings: &Arc<TlsSettings>) -> Arc<Origination> {
+    let ask_for = match (&settings.sni, service.hosts.as_slice()) {
+        (Some(sni), _) => AskFor::Name(sni.clone()),
+        (None, [only]) if !only.starts_with('*') => AskFor::Name(only.clone()),
+        (None, hosts) => AskFor::HostOfRequest(hosts.into()),
+    };
+    Arc::new(Origination { settings: settings.clone(), ask_for })
 }
 
 impl Policy<'_> {
@@ -195,7 +226,7 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
-        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, None)?)));
+        let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
             return self.auto(Some(service), server, Some(number), sni);
         };
@@ -209,6 +240,10 @@ impl Policy<'_> {
                 expected: self.expected(settings, service, server),
                 sni: settings.sni.clone().unwrap_or_else(|| sni.clone()),
                 because: format!("{}: ISTIO_MUTUAL", rule.because).into(),
+            },
+            TlsMode::Simple | TlsMode::Mutual => ClientTls::Originate {
+                origination: originate(service, settings),
+                because: format!("{}: {}", rule.because, settings.mode.as_str()).into(),
             },
         }
     }
@@ -258,13 +293,17 @@ impl Policy<'_> {
             return plaintext("switched off (enable-auto-mtls)".to_owned());
         }
         if let Some(service) = service {
-            if service.external {
+            let inferred = auto::service_mode(
+                self.authentications,
+                &service.namespace,
+                service.external,
+                None,
+            );
+            let Some(inferred) = inferred else {
                 let host = service.hosts.first().map_or(&*service.name, |host| host);
                 return plaintext(format!("{host} is MESH_EXTERNAL"));
-            }
-            // Workload objects take no part in the service's mode (policy.md 2.4.1, 2.4.2).
-            let inferred = self.authentications.namespace_mode(&service.namespace);
-            if inferred.mode == Mode::Disable {
+            };
+            if !auto::applies(true, Some(inferred.mode)) {
                 return plaintext(format!("DISABLE by {}", inferred.because));
             }
         }
@@ -329,6 +368,13 @@ impl Policy<'_> {
         server: Server,
         sni: &Arc<str>,
     ) -> Direct {
+        let authorization = match &workload {
+            Some(workload) => {
+                self.authorizations.for_workload(&workload.namespace, &workload.labels)
+            }
+            // No workload of ours: never served here.
+            None => Arc::default(),
+        };
         let ports = server
             .modes
             .ports
@@ -340,7 +386,8 @@ impl Policy<'_> {
             ports,
             speaks_mtls: Some(server.speaks_mtls),
             modes: server.modes,
-            http_ports: BTreeSet::new(),
+            protocols: BTreeMap::new(),
+            authorization,
             workload,
         }
     }
@@ -354,8 +401,9 @@ pub(super) struct Direct {
     pub default: ClientTls,
     /// Ports whose mode is set by number.
     pub ports: BTreeMap<u16, ClientTls>,
-    /// Ports that some service declares HTTP.
-    pub http_ports: BTreeSet<u16>,
+    /// Ports that services declare something about.
+    pub protocols: BTreeMap<u16, PortProtocol>,
+    pub authorization: Arc<WorkloadAuthorization>,
     /// None: objects disagree.
     pub speaks_mtls: Option<bool>,
 }
@@ -367,5 +415,9 @@ impl Direct {
 
     pub fn mode(&self, port: u16) -> &EffectiveMode {
         self.modes.at(port)
+    }
+
+    pub fn protocol(&self, port: u16) -> PortProtocol {
+        self.protocols.get(&port).copied().unwrap_or_default()
     }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use super::plan::{InboundTable, OutboundRow};
+use super::snapshot::Headless;
 use super::{ClientTls, Snapshot, Workload};
-use crate::policy::Mode;
+use crate::policy::{Mode, PortProtocol};
 
 impl Snapshot {
     /// The kernel's outbound table for `client`: direct addresses that are in the clear by policy.
@@ -25,11 +26,13 @@ impl Snapshot {
             let mut ports: BTreeSet<u16> = direct.ports.keys().copied().collect();
             ports.extend(headless.get(address).into_iter().flatten());
             for port in ports {
-                let tls = match self.headless(client, SocketAddr::new(*address, port)) {
-                    Some((target, _)) => &target.tls,
-                    None => direct.tls(port),
+                let clear = match self.headless(client, SocketAddr::new(*address, port)) {
+                    Some(Headless::One(target, _)) => in_the_clear(&target.tls),
+                    // Refused, and so the daemon's.
+                    Some(Headless::Disagreeing(..)) => false,
+                    None => in_the_clear(direct.tls(port)),
                 };
-                if in_the_clear(tls) != untouched {
+                if clear != untouched {
                     rows.push(OutboundRow { address: *address, port, untouched: !untouched });
                 }
             }
@@ -41,32 +44,36 @@ impl Snapshot {
     /// The kernel's inbound table for `server`.
     pub fn inbound_table(&self, server: &Workload) -> InboundTable {
         let Some(direct) = self.compiled(server) else { return InboundTable::default() };
-        let untouched_by_default = self.untouched(direct.modes.default.mode, false);
+        // A bypass skips nothing that the daemon would do: authorization, or what HTTP needs.
+        if !direct.authorization.is_empty() {
+            return InboundTable::default();
+        }
+        let untouched_by_default = untouched(direct.modes.default.mode, PortProtocol::Auto);
         let mut ports: BTreeSet<u16> = direct.modes.ports.keys().copied().collect();
-        ports.extend(&direct.http_ports);
+        ports.extend(direct.protocols.keys());
         let exceptions = ports
             .into_iter()
             .filter(|port| {
-                let http = direct.http_ports.contains(port);
-                self.untouched(direct.mode(*port).mode, http) != untouched_by_default
+                let untouched = untouched(direct.mode(*port).mode, direct.protocol(*port));
+                untouched != untouched_by_default
             })
             .collect();
         InboundTable { untouched_by_default, exceptions }
     }
+}
 
-    /// Whether a port's inbound connections can bypass the daemon. Everything else that needs the
-    /// daemon on a port joins here: a bypass never skips authorization or header hygiene.
-    fn untouched(&self, mode: Mode, declared_http: bool) -> bool {
-        match mode {
-            Mode::Disable => !declared_http,
-            Mode::Permissive | Mode::Strict => false,
-        }
+/// Whether the inbound connections of a port that no AuthorizationPolicy concerns can bypass the
+/// daemon.
+fn untouched(mode: Mode, protocol: PortProtocol) -> bool {
+    match mode {
+        Mode::Disable => protocol != PortProtocol::Http,
+        Mode::Permissive | Mode::Strict => false,
     }
 }
 
 fn in_the_clear(tls: &ClientTls) -> bool {
     match tls {
         ClientTls::Plaintext { .. } => true,
-        ClientTls::IstioMutual { .. } => false,
+        ClientTls::IstioMutual { .. } | ClientTls::Originate { .. } => false,
     }
 }

@@ -148,6 +148,7 @@ impl Members {
                     namespace: object.meta.namespace.clone(),
                     name: object.meta.name.clone(),
                     network_namespace: object.network_namespace.clone(),
+                    forward_client_cert: object.forward_client_cert,
                     workload,
                 }));
             }

@@ -5,6 +5,7 @@ mod build;
 mod compile;
 mod kernel;
 mod members;
+pub mod names;
 pub mod naming;
 pub mod objects;
 pub mod plan;
@@ -18,7 +19,7 @@ pub mod workload;
 mod workload_entry;
 
 pub use objects::Objects;
-pub use plan::{ClientTls, InboundPlan, OutboundPlan, PeerKnowledge};
+pub use plan::{AskFor, ClientTls, InboundPlan, Origination, OutboundPlan, PeerKnowledge};
 pub use service::{Endpoint, Service, ServicePort};
 pub use snapshot::{MeshSettings, Snapshot};
 pub use workload::{NodeWorkload, Workload};

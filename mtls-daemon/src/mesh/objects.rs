@@ -1,9 +1,12 @@
 //! Every configuration object that was read, by kind, before they are put together.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use super::names::Answers;
 use super::service_entry::ServiceEntry;
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry};
+use crate::policy::authz::{AuthorizationPolicy, RefusedPolicy};
 use crate::policy::error::{Code, ConfigError, Origin, Report};
 use crate::policy::metadata::Document;
 use crate::policy::parse::{self, Limits};
@@ -22,9 +25,15 @@ pub struct Objects {
     pub node_workloads: Vec<NodeWorkloadEntry>,
     pub peer_authentications: Vec<PeerAuthentication>,
     pub destination_rules: Vec<DestinationRule>,
+    /// What is known of the names in `names_to_resolve`.
+    pub names: Answers,
+    pub authorization_policies: Vec<AuthorizationPolicy>,
+    pub refused_policies: Vec<RefusedPolicy>,
     /// One error refuses all objects.
     pub errors: Vec<ConfigError>,
     pub warnings: Vec<ConfigError>,
+    /// The subset that connections are routed to; see `Policy::subset`.
+    pub subset: Option<Arc<str>>,
     seen: HashMap<String, Origin>,
 }
 
@@ -50,6 +59,11 @@ impl Objects {
         self.warnings.append(&mut report.warnings);
     }
 
+    /// Hosts whose addresses are not written down.
+    pub fn names_to_resolve(&self) -> BTreeSet<Arc<str>> {
+        self.service_entries.iter().flat_map(ServiceEntry::names_to_resolve).cloned().collect()
+    }
+
     fn add_document(&mut self, node: &Node, report: &mut Report) {
         let Some(document) = Document::open(node, report) else { return };
         let line = node.line;
@@ -58,13 +72,13 @@ impl Objects {
             (NETWORKING, "WorkloadEntry" | "ServiceEntry" | "DestinationRule") => {
                 &["v1", "v1beta1", "v1alpha3"]
             }
-            (SECURITY, "PeerAuthentication") => &["v1", "v1beta1"],
+            (SECURITY, "PeerAuthentication" | "AuthorizationPolicy") => &["v1", "v1beta1"],
             (OURS, "NodeWorkload") => &["v1alpha1"],
             _ => {
                 let reason = format!(
                     "{group}/{} {kind} is not supported, and is refused so that nothing it says is \
                      silently left out; supported: WorkloadEntry, ServiceEntry, NodeWorkload, \
-                     PeerAuthentication, DestinationRule",
+                     PeerAuthentication, AuthorizationPolicy, DestinationRule",
                     document.version
                 );
                 report.error(line, "kind", Code::ObjectKind, reason);
@@ -92,6 +106,9 @@ impl Objects {
             "ServiceEntry" => self.service_entries.extend(ServiceEntry::read(&document, report)),
             "DestinationRule" => {
                 self.destination_rules.extend(DestinationRule::read(&document, report));
+            }
+            "AuthorizationPolicy" => {
+                self.authorization_policies.extend(AuthorizationPolicy::read(&document, report));
             }
             "PeerAuthentication" => {
                 self.peer_authentications.extend(PeerAuthentication::read(&document, report));

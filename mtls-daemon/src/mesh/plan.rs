@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::{Service, Workload};
 use crate::identity::SpiffeId;
-use crate::policy::EffectiveMode;
+use crate::policy::authz::WorkloadAuthorization;
+use crate::policy::{EffectiveMode, PortProtocol, TlsSettings};
 
 /// What to do with one outbound connection of an enrolled workload.
 #[derive(Debug, Clone)]
@@ -19,6 +20,9 @@ pub enum OutboundPlan {
         /// The workload at `address`, if the mesh knows it.
         workload: Option<Arc<Workload>>,
     },
+    /// Several services have their server at the address, and their rules want different TLS there:
+    /// whichever were chosen could send in the clear, or to the wrong server.
+    RulesDisagree { address: SocketAddr, service: Arc<Service>, others: Vec<Arc<Service>> },
     /// No endpoint of `service` is ready.
     NoEndpoint { service: Arc<Service> },
     /// The address is a service's, the port is not one of its ports.
@@ -43,14 +47,53 @@ pub enum ClientTls {
         sni: Arc<str>,
         because: Arc<str>,
     },
+    /// TLS for an application that speaks plaintext, to a server that need not be a workload:
+    /// SIMPLE and MUTUAL (policy.md 2.3).
+    Originate { origination: Arc<Origination>, because: Arc<str> },
+}
+
+impl ClientTls {
+    /// Whether connections may follow either of two rules. Where none originates TLS, the mesh's own
+    /// order of services decides.
+    pub(super) fn agrees_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Originate { origination: a, .. }, Self::Originate { origination: b, .. }) => {
+                a == b
+            }
+            (Self::Originate { .. }, _) | (_, Self::Originate { .. }) => false,
+            (
+                Self::Plaintext { .. } | Self::IstioMutual { .. },
+                Self::Plaintext { .. } | Self::IstioMutual { .. },
+            ) => true,
+        }
+    }
+}
+
+/// How TLS is originated to one service's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origination {
+    /// SIMPLE or MUTUAL.
+    pub settings: Arc<TlsSettings>,
+    pub ask_for: AskFor,
+}
+
+/// Where the server's name comes from: sent as SNI and, without `subjectAltNames`, to be proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskFor {
+    /// The rule's `sni`, or the service's only host.
+    Name(Arc<str>),
+    /// The service has several hosts, or a wildcard: the one that an HTTP request names. For
+    /// other protocols the first that is no wildcard.
+    HostOfRequest(Arc<[Arc<str>]>),
 }
 
 /// What to do with one inbound connection to a port of an enrolled workload.
 #[derive(Debug, Clone)]
 pub struct InboundPlan {
     pub mode: EffectiveMode,
-    /// The port is declared HTTP (by a service port's name or protocol).
-    pub declared_http: bool,
+    pub protocol: PortProtocol,
+    /// The AuthorizationPolicy objects that select the workload.
+    pub authorization: Arc<WorkloadAuthorization>,
 }
 
 /// What the snapshot knows about a connection's source. Sets how long first bytes are awaited,

@@ -20,6 +20,8 @@ pub struct Service {
     /// `location: MESH_EXTERNAL`: auto mTLS never applies.
     pub external: bool,
     pub subject_alt_names: Vec<String>,
+    /// Why no address of its hosts is known, where they are to be resolved.
+    pub unresolved: Option<Arc<str>>,
 }
 
 impl Service {

@@ -26,9 +26,31 @@ pub struct ServiceEntry {
     pub selector: Option<BTreeMap<String, String>>,
     pub export_to: ExportTo,
     pub subject_alt_names: Vec<String>,
+    pub resolution: Resolution,
+}
+
+/// Where endpoints come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// `endpoints` or `workloadSelector`.
+    Static,
+    /// `addresses` are the servers' own: each connection goes where the client sent it.
+    None,
+    /// The hosts' names.
+    Dns,
 }
 
 impl ServiceEntry {
+    /// Hosts whose addresses are not written down.
+    pub fn names_to_resolve(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.hosts.iter().filter(|_| self.resolution == Resolution::Dns)
+    }
+
+    /// Addresses that stand for the service and are no server's own.
+    pub fn virtual_addresses(&self) -> &[(IpAddr, u32)] {
+        if self.resolution == Resolution::None { &[] } else { &self.addresses }
+    }
+
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
         let mut fields = document.spec(report)?;
@@ -52,7 +74,8 @@ impl ServiceEntry {
             field.error(report, Code::FieldValue, "only one of workloadSelector and endpoints");
         }
         let has_endpoints = endpoints_field.is_some() || selector_field.is_some();
-        read_resolution(&mut fields, has_endpoints, report);
+        let resolution = read_resolution(&mut fields, has_endpoints, report);
+        check_resolution(resolution, &hosts, &addresses, report, fields.line);
         let export_to = ExportTo::read(fields.take(report, "exportTo"), &meta.namespace, report);
         let subject_alt_names = fields
             .take(report, "subjectAltNames")
@@ -69,6 +92,7 @@ impl ServiceEntry {
             selector,
             export_to,
             subject_alt_names,
+            resolution,
         })
     }
 }
@@ -189,30 +213,66 @@ fn read_selector(field: &Field<'_>, report: &mut Report) -> Option<BTreeMap<Stri
     Some(labels)
 }
 
-/// Endpoints come from the configuration alone, so only STATIC has a meaning; where endpoints or
-/// a selector are given it is the default.
-fn read_resolution(fields: &mut Fields<'_>, has_endpoints: bool, report: &mut Report) {
-    match fields.take(report, "resolution") {
-        Some(field) => match field.string(report) {
-            Some("STATIC") if !has_endpoints => {
-                field.error(report, Code::FieldValue, "STATIC needs endpoints or workloadSelector");
+/// Where endpoints or a selector are given, STATIC is the default, and DNS has nothing to resolve:
+/// they are addresses.
+fn read_resolution(
+    fields: &mut Fields<'_>,
+    has_endpoints: bool,
+    report: &mut Report,
+) -> Resolution {
+    let Some(field) = fields.take(report, "resolution") else {
+        if !has_endpoints {
+            report.error(
+                fields.line,
+                &format!("{}.endpoints", fields.path),
+                Code::FieldMissing,
+                "endpoints, workloadSelector or resolution is required",
+            );
+        }
+        return Resolution::Static;
+    };
+    match field.string(report) {
+        Some("STATIC") if !has_endpoints => {
+            field.error(report, Code::FieldValue, "STATIC needs endpoints or workloadSelector");
+        }
+        Some("STATIC") | None => {}
+        Some("DNS" | "DNS_ROUND_ROBIN") if has_endpoints => {}
+        Some("DNS" | "DNS_ROUND_ROBIN") => return Resolution::Dns,
+        Some("NONE") if has_endpoints => {
+            let reason = "NONE connects to the address that the client asked for: no endpoints";
+            field.error(report, Code::FieldValue, reason);
+        }
+        Some("NONE") => return Resolution::None,
+        Some("DYNAMIC_DNS") => {
+            let reason = "DYNAMIC_DNS is not supported: say DNS, with hosts without wildcards";
+            field.error(report, Code::Unsupported, reason);
+        }
+        Some(other) => {
+            field.error(report, Code::FieldValue, format!("{other:?} is no resolution"));
+        }
+    }
+    Resolution::Static
+}
+
+fn check_resolution(
+    resolution: Resolution,
+    hosts: &[Arc<str>],
+    addresses: &[(IpAddr, u32)],
+    report: &mut Report,
+    line: u32,
+) {
+    match resolution {
+        Resolution::Dns => {
+            for host in hosts.iter().filter(|host| host.starts_with('*')) {
+                let reason = format!("{host} is a wildcard, and DNS resolves names only");
+                report.error(line, "spec.hosts", Code::FieldValue, reason);
             }
-            Some("STATIC") | None => {}
-            Some(other @ ("NONE" | "DNS" | "DNS_ROUND_ROBIN" | "DYNAMIC_DNS")) => field.error(
-                report,
-                Code::Unsupported,
-                format!("{other} is not supported: list the endpoints and say STATIC"),
-            ),
-            Some(other) => {
-                field.error(report, Code::FieldValue, format!("{other:?} is no resolution"));
-            }
-        },
-        None if !has_endpoints => report.error(
-            fields.line,
-            &format!("{}.endpoints", fields.path),
-            Code::FieldMissing,
-            "endpoints or workloadSelector is required",
-        ),
-        None => {}
+        }
+        // Without addresses it would be every server's port.
+        Resolution::None if addresses.is_empty() => {
+            let reason = "NONE needs addresses here: say which servers are meant, or DNS";
+            report.error(line, "spec.addresses", Code::FieldMissing, reason);
+        }
+        Resolution::None | Resolution::Static => {}
     }
 }

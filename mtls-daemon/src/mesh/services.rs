@@ -1,11 +1,12 @@
 //! `ServiceEntry` objects to services with their endpoints resolved.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::members::{Member, Members};
-use super::service_entry::ServiceEntry;
+use super::names::Answers;
+use super::service_entry::{Resolution, ServiceEntry};
 use super::workload_entry::EndpointSpec;
 use super::{Endpoint, Service, ServicePort};
 use crate::policy::effective::selects;
@@ -15,11 +16,14 @@ use crate::policy::error::{Code, ConfigError};
 pub fn build<'e>(
     entries: &'e [ServiceEntry],
     members: &Members,
+    names: &Answers,
     errors: &mut Vec<ConfigError>,
     warnings: &mut Vec<ConfigError>,
 ) -> Vec<(Arc<Service>, &'e ServiceEntry)> {
-    let mut services: Vec<(Arc<Service>, &ServiceEntry)> =
-        entries.iter().map(|entry| (Arc::new(service(entry, members)), entry)).collect();
+    let mut services: Vec<(Arc<Service>, &ServiceEntry)> = entries
+        .iter()
+        .map(|entry| (Arc::new(service(entry, members, names, warnings)), entry))
+        .collect();
     services.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     check_addresses(&services, members, errors);
     for (service, entry) in &services {
@@ -35,7 +39,13 @@ pub fn build<'e>(
     services
 }
 
-fn service(entry: &ServiceEntry, members: &Members) -> Service {
+fn service(
+    entry: &ServiceEntry,
+    members: &Members,
+    names: &Answers,
+    warnings: &mut Vec<ConfigError>,
+) -> Service {
+    let mut unresolved = None;
     let endpoints = match &entry.selector {
         Some(selector) => members
             .list
@@ -44,17 +54,80 @@ fn service(entry: &ServiceEntry, members: &Members) -> Service {
             .filter(|m| selects(selector, &m.workload.labels))
             .map(of_member)
             .collect(),
-        None => entry.endpoints.iter().map(|spec| of_spec(spec, members)).collect(),
+        None => match entry.resolution {
+            Resolution::Static => {
+                entry.endpoints.iter().map(|spec| of_spec(spec, members)).collect()
+            }
+            // Each address is a server's own.
+            Resolution::None => {
+                entry.addresses.iter().map(|(address, _)| at(*address, members)).collect()
+            }
+            Resolution::Dns => {
+                let (endpoints, error) = resolved(entry, members, names, warnings);
+                unresolved = error;
+                endpoints
+            }
+        },
     };
     Service {
         namespace: entry.meta.namespace.clone(),
         name: entry.meta.name.clone(),
         hosts: entry.hosts.clone(),
-        addresses: entry.addresses.iter().map(|(address, _)| *address).collect(),
+        addresses: entry.virtual_addresses().iter().map(|(address, _)| *address).collect(),
         ports: entry.ports.clone(),
         endpoints,
         external: entry.external,
         subject_alt_names: entry.subject_alt_names.clone(),
+        unresolved,
+    }
+}
+
+/// What the hosts' names stand for. Without a virtual address clients resolve them as well, perhaps
+/// to what an earlier answer had; with one the daemon alone chooses.
+fn resolved(
+    entry: &ServiceEntry,
+    members: &Members,
+    names: &Answers,
+    warnings: &mut Vec<ConfigError>,
+) -> (Vec<Endpoint>, Option<Arc<str>>) {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let mut error = None;
+    for host in &entry.hosts {
+        let Some(answer) = names.get(host) else { continue };
+        let found = if entry.addresses.is_empty() { &answer.remembered } else { &answer.current };
+        let warn =
+            |reason: String| entry.meta.origin.error("spec.hosts", Code::WarnSuspicious, reason);
+        if let Some(why) = &answer.error {
+            warnings.push(warn(format!("{host} has no address: {why}")));
+            error = Some(why.clone());
+        }
+        for address in found {
+            if let Some(member) = members.at(*address) {
+                // Whoever answers for the name must not take over a workload's connections.
+                let place = member.origin.place();
+                warnings.push(warn(format!("{host} is {address}, left out: it is of {place}")));
+            } else if !addresses.contains(address) {
+                addresses.push(*address);
+            }
+        }
+    }
+    let endpoints = addresses.into_iter().map(|address| at(address, members)).collect();
+    (endpoints, error)
+}
+
+/// An endpoint of which only the address is known.
+fn at(address: IpAddr, members: &Members) -> Endpoint {
+    match members.at(address) {
+        Some(member) => of_member(member),
+        None => Endpoint {
+            address,
+            ports: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            service_account: None,
+            speaks_mtls: false,
+            ready: true,
+            workload: None,
+        },
     }
 }
 
@@ -111,7 +184,7 @@ fn check_addresses(
     }
     for (_, entry) in services {
         let origin = &entry.meta.origin;
-        for (position, (address, line)) in entry.addresses.iter().enumerate() {
+        for (position, (address, line)) in entry.virtual_addresses().iter().enumerate() {
             let mut conflict = |reason: String| {
                 let field = format!("spec.addresses[{position}]");
                 let mut error = origin.error(&field, Code::Conflict, reason);

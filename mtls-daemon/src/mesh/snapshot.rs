@@ -1,6 +1,6 @@
 //! The immutable state of the mesh that the data path reads.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use super::compile::{CompiledService, Direct, Target};
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
-use crate::policy::PeerAuthentications;
+use crate::policy::authz::Authorizations;
+use crate::policy::{PeerAuthentications, PortProtocol, TlsSettings, WorkloadModes};
 
 pub use super::build::Built;
 
@@ -31,6 +32,7 @@ pub struct Snapshot {
     pub generation: u64,
     pub settings: MeshSettings,
     authentications: PeerAuthentications,
+    authorizations: Authorizations,
     pub(super) answers: Answers,
     unknown: Arc<str>,
     unknown_in_range: Arc<str>,
@@ -60,27 +62,41 @@ pub(super) struct HeadlessPort {
     pub position: usize,
 }
 
+/// Who is meant by the address of a headless service's endpoint.
+pub(super) enum Headless<'s> {
+    One(&'s Target, &'s Arc<Service>),
+    /// The first, and those whose rules say something else.
+    Disagreeing(&'s Arc<Service>, Vec<Arc<Service>>),
+}
+
 impl Snapshot {
     /// Nothing known: what a daemon with an empty configuration serves.
     pub fn empty(settings: MeshSettings) -> Self {
         let authentications = PeerAuthentications::new(&settings.root_namespace, Vec::new());
-        Self::new(0, settings, authentications, Answers::default())
+        Self::new(0, settings, authentications, Authorizations::default(), Answers::default())
     }
 
     pub(super) fn new(
         generation: u64,
         settings: MeshSettings,
         authentications: PeerAuthentications,
+        authorizations: Authorizations,
         answers: Answers,
     ) -> Self {
         Self {
             generation,
             settings,
             authentications,
+            authorizations,
             answers,
             unknown: "unknown destination".into(),
             unknown_in_range: "unknown destination inside the mesh ranges".into(),
         }
+    }
+
+    /// The settings of every rule that originates TLS for some client.
+    pub fn originations(&self) -> impl Iterator<Item = &TlsSettings> {
+        self.answers.services.iter().flat_map(CompiledService::originations)
     }
 
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
@@ -143,8 +159,13 @@ impl Snapshot {
             }
         }
         let address = SocketAddr::new(address, destination.port());
-        if let Some((target, service)) = self.headless(client, address) {
-            return connect(target, Some(service.clone()));
+        match self.headless(client, address) {
+            Some(Headless::One(target, service)) => return connect(target, Some(service.clone())),
+            Some(Headless::Disagreeing(service, others)) => {
+                let service = service.clone();
+                return OutboundPlan::RulesDisagree { address, service, others };
+            }
+            None => {}
         }
         let (tls, workload) = match self.answers.direct.get(&address.ip()) {
             Some(direct) => (direct.tls(address.port()).clone(), direct.workload.clone()),
@@ -154,22 +175,28 @@ impl Snapshot {
     }
 
     /// The endpoint of a headless service at `address`, as `client`'s rules see it: of several
-    /// services the first that is exported to the client, by namespace and name.
-    pub(super) fn headless(
-        &self,
-        client: &Workload,
-        address: SocketAddr,
-    ) -> Option<(&Target, &Arc<Service>)> {
-        let (found, compiled) = self
-            .answers
-            .headless
-            .get(&address)?
-            .iter()
-            .map(|found| (found, &self.answers.services[found.service]))
-            .find(|(_, compiled)| compiled.visible_from(&client.namespace))?;
-        let port = compiled.plan(client).port(found.port)?;
-        let target = port.targets(address.ip()).get(found.position)?;
-        Some((target, &compiled.service))
+    /// services that are exported to the client the first, by namespace and name, unless TLS is to
+    /// be originated for one and not alike for the others.
+    pub(super) fn headless(&self, client: &Workload, address: SocketAddr) -> Option<Headless<'_>> {
+        let mut visible = self.answers.headless.get(&address)?.iter().filter_map(|found| {
+            let compiled = &self.answers.services[found.service];
+            if !compiled.visible_from(&client.namespace) {
+                return None;
+            }
+            let port = compiled.plan(client).port(found.port)?;
+            let target = port.targets(address.ip()).get(found.position)?;
+            Some((target, &compiled.service))
+        });
+        let (target, service) = visible.next()?;
+        let others: Vec<_> = visible
+            .filter(|(other, _)| !target.tls.agrees_with(&other.tls))
+            .map(|(_, service)| service.clone())
+            .collect();
+        if others.is_empty() {
+            Some(Headless::One(target, service))
+        } else {
+            Some(Headless::Disagreeing(service, others))
+        }
     }
 
     fn unknown_tls(&self, address: IpAddr) -> ClientTls {
@@ -178,17 +205,39 @@ impl Snapshot {
         ClientTls::Plaintext { because: because.clone() }
     }
 
+    /// Every mode of `server`: for the command line, which asks for no port in particular.
+    pub fn modes(&self, server: &Workload) -> WorkloadModes {
+        self.authentications.workload_modes(&server.namespace, &server.labels)
+    }
+
+    /// Whether some service has this port of `server`.
+    pub fn in_service(&self, server: &Workload, port: u16) -> bool {
+        self.compiled(server).is_some_and(|direct| direct.protocols.contains_key(&port))
+    }
+
     pub fn inbound(&self, server: &Workload, port: u16) -> InboundPlan {
         match self.compiled(server) {
             Some(direct) => InboundPlan {
                 mode: direct.mode(port).clone(),
-                declared_http: direct.http_ports.contains(&port),
+                protocol: direct.protocol(port),
+                authorization: direct.authorization.clone(),
             },
             // A workload of an older snapshot, still served: its policy as of now.
-            None => {
-                let modes = self.authentications.workload_modes(&server.namespace, &server.labels);
-                InboundPlan { mode: modes.at(port).clone(), declared_http: false }
-            }
+            None => self.inbound_of(&server.namespace, &server.labels, port),
+        }
+    }
+
+    /// What holds for a workload with these labels, whether or not there is one.
+    pub fn inbound_of(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u16,
+    ) -> InboundPlan {
+        InboundPlan {
+            mode: self.authentications.workload_modes(namespace, labels).at(port).clone(),
+            protocol: PortProtocol::Auto,
+            authorization: self.authorizations.for_workload(namespace, labels),
         }
     }
 

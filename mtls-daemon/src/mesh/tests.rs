@@ -8,6 +8,7 @@ use super::snapshot::Built;
 use super::*;
 use crate::identity::TrustDomain;
 use crate::policy::Mode;
+use crate::policy::PortProtocol;
 use crate::policy::error::ConfigError;
 use crate::policy::parse::Limits;
 
@@ -95,6 +96,7 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
     let client = snapshot.workload_at(client.parse().unwrap()).unwrap();
     let destination: SocketAddr = destination.parse().unwrap();
     match snapshot.outbound(client, destination, &mut |n| choice.min(n - 1)) {
+        OutboundPlan::RulesDisagree { .. } => "disagree".into(),
         OutboundPlan::NoEndpoint { .. } => "no-endpoint".into(),
         OutboundPlan::NoSuchPort { .. } => "no-port".into(),
         OutboundPlan::NotExported { .. } => "not-exported".into(),
@@ -104,6 +106,11 @@ fn answer_from(snapshot: &Snapshot, client: &str, destination: &str, choice: usi
         OutboundPlan::Connect { address, tls: ClientTls::IstioMutual { expected, .. }, .. } => {
             let ids: Vec<_> = expected.iter().map(|id| id.as_str()).collect();
             format!("mtls {address} {}", ids.join(" "))
+        }
+        OutboundPlan::Connect {
+            address, tls: ClientTls::Originate { origination, .. }, ..
+        } => {
+            format!("tls {address} {:?}", origination.ask_for)
         }
     }
 }
@@ -300,8 +307,8 @@ fn inbound_tables_bypass_only_disabled_ports_that_are_not_http() {
         let snapshot = build(&[MESH, &authn("full", spec)]);
         let workload = snapshot.workload_at(server).unwrap();
         assert_eq!(snapshot.inbound_table(workload), expected, "{spec}");
-        assert!(snapshot.inbound(workload, 80).declared_http);
-        assert!(!snapshot.inbound(workload, 9000).declared_http);
+        assert_eq!(snapshot.inbound(workload, 80).protocol, PortProtocol::Http);
+        assert_ne!(snapshot.inbound(workload, 9000).protocol, PortProtocol::Http);
     }
 }
 
@@ -476,7 +483,8 @@ spec: {networkNamespace: /var/run/netns/server, workloadEntries: [server, server
     let snapshot = build(&[MESH, second, &disable]);
     for address in ["10.0.0.2", "fd00::2"] {
         let server = snapshot.workload_at(address.parse().unwrap()).unwrap();
-        assert!(snapshot.inbound(server, 7000).declared_http, "{address}");
+        let protocol = snapshot.inbound(server, 7000).protocol;
+        assert_eq!(protocol, PortProtocol::Http, "{address}");
         assert_eq!(snapshot.inbound_table(server).exceptions, [80, 7000], "{address}");
     }
     // /var/run is /run: two claims on one namespace are seen as such.
@@ -545,7 +553,11 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
         ("address: 10.0.0.3", "address: '::'", "is the unspecified address"),
         ("10.96.0.1,", "255.255.255.255,", "spec.addresses[0]: 255.255.255.255 is the broadcast"),
         ("number: 8000", "number: 0", "spec.ports[0].number: 0 is not a port"),
-        ("resolution: STATIC", "resolution: DNS", "spec.resolution: DNS is not supported"),
+        (
+            "resolution: STATIC",
+            "resolution: DYNAMIC_DNS",
+            "spec.resolution: DYNAMIC_DNS is not supported",
+        ),
         (
             "address: 10.0.0.2, serviceAccount: server,",
             "address: 10.0.0.2,",
@@ -580,3 +592,4 @@ fn server_names_are_valid_dns_names() {
 }
 
 mod conformance;
+mod origination;

@@ -37,6 +37,9 @@ pub struct NodeWorkload {
     pub name: Arc<str>,
     /// Path of the network namespace, for example `/run/netns/web`.
     pub network_namespace: PathBuf,
+    /// HTTP applications in it are told who their client is, in X-Forwarded-Client-Cert
+    /// (policy.md 5.1).
+    pub forward_client_cert: bool,
     /// One workload, all of its addresses: the `WorkloadEntry` objects merged.
     pub workload: Arc<Workload>,
 }

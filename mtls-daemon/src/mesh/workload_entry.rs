@@ -119,6 +119,7 @@ pub struct NodeWorkloadEntry {
     /// None: every daemon that reads the object.
     pub node: Option<Arc<str>>,
     pub network_namespace: PathBuf,
+    pub forward_client_cert: bool,
     /// Names of `WorkloadEntry` objects in the same namespace, with their lines.
     pub workload_entries: Vec<(Arc<str>, u32)>,
 }
@@ -155,8 +156,27 @@ impl NodeWorkloadEntry {
                 list.error(report, Code::FieldValue, "must name at least one WorkloadEntry");
             }
         }
+        let forward = fields.take(report, "forwardClientCert").map(|f| read_forward(&f, report));
         fields.finish(report);
-        Some(Self { meta, node, network_namespace: network_namespace?, workload_entries })
+        Some(Self {
+            meta,
+            node,
+            network_namespace: network_namespace?,
+            forward_client_cert: forward.unwrap_or(true),
+            workload_entries,
+        })
+    }
+}
+
+fn read_forward(field: &Field<'_>, report: &mut Report) -> bool {
+    match field.text(report) {
+        Some("http") | None => true,
+        Some("off") => false,
+        Some(other) => {
+            let reason = format!("{other:?} is not one of http, off");
+            field.error(report, Code::FieldValue, reason);
+            true
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::Namespace;
+use super::leg::{self, Leg};
 use super::listeners::relayed;
 use super::ports::ClientPorts;
 use crate::bpf::SocketMaps;
@@ -47,9 +48,27 @@ pub async fn outbound(
     connect(socket, address).await
 }
 
-/// Towards the workload's own application, from the address of `client`: over `lo` (which alone the
-/// kernel side lets through), with a mark that brings the answers back there (`node::setup`).
-pub async fn application(
+/// Towards the workload's own application, which sees `client`'s address: from that very address where
+/// the kernel side can tell such a connection by its interface, else from loopback. What comes beside the
+/// connection is to be kept as long as it.
+pub async fn application<'a>(
+    namespace: &Namespace,
+    maps: &'a RefCell<SocketMaps>,
+    ports: &'a ClientPorts,
+    slot: u32,
+    client: SocketAddr,
+    address: SocketAddr,
+) -> Result<(TcpStream, Option<Leg<'a>>), DialError> {
+    if maps.borrow().announces_legs() {
+        let (stream, leg) = leg::application(namespace, maps, ports, slot, client, address).await?;
+        return Ok((stream, Some(leg)));
+    }
+    Ok((from_client(namespace, maps, ports, client, address).await?, None))
+}
+
+/// Over `lo` (which alone the kernel side lets through), with a mark that brings the answers back there
+/// (`node::setup`).
+async fn from_client(
     namespace: &Namespace,
     maps: &RefCell<SocketMaps>,
     ports: &ClientPorts,
@@ -97,14 +116,14 @@ pub async fn application_hairpin(
 }
 
 /// A port that fails has a connection to the same port of the workload, open or just closed.
-const PORTS_TO_TRY: usize = 64;
+pub(super) const PORTS_TO_TRY: usize = 64;
 
-fn is_taken(error: &io::Error) -> bool {
+pub(super) fn is_taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
 /// A socket inside `namespace`, known to the kernel side as the daemon's own.
-fn open(
+pub(super) fn open(
     namespace: &Namespace,
     maps: &RefCell<SocketMaps>,
     address: SocketAddr,
@@ -122,7 +141,7 @@ fn open(
     Ok(socket)
 }
 
-async fn connect(socket: Socket, address: SocketAddr) -> Result<TcpStream, DialError> {
+pub(super) async fn connect(socket: Socket, address: SocketAddr) -> Result<TcpStream, DialError> {
     TcpSocket::from_std_stream(socket.into()).connect(address).await.map_err(DialError::Connect)
 }
 

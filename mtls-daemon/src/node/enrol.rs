@@ -17,7 +17,7 @@ use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
 use crate::identity::{SpiffeId, SvidStore};
 use crate::mesh::{NodeWorkload, Snapshot};
-use crate::proxy::{Listening, Pod, Shared, Workers};
+use crate::proxy::{Current, Listening, Pod, Shared, Workers};
 
 /// How often a namespace is looked at after a change: a connection can be between its SYN and its
 /// accept while the first look is taken.
@@ -218,7 +218,8 @@ impl Node {
             .waiting
             .values()
             .filter(|(workload, state)| match state {
-                WorkloadState::Refused(_) => refused_too,
+                // Looked at while its namespace was going, it was refused for a reason that is gone, too.
+                WorkloadState::Refused(_) => refused_too || !workload.network_namespace.exists(),
                 _ => workload.network_namespace.exists(),
             })
             .map(|(workload, _)| workload.clone())
@@ -355,7 +356,7 @@ impl Node {
         self.kernel.refuse_foreign(place, namespace.path(), cookie)?;
         let slot = self.kernel.tables.slot_for(cookie)?;
         let earlier = self.kernel.tables.workload(slot).copied();
-        let prepared = setup::prepare(&namespace)?;
+        let prepared = setup::prepare(&namespace, self.kernel.features())?;
         let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), prepared, snapshot);
         if result.is_err() && earlier.is_none() {
             // Nothing was enrolled before, so nothing is opened by taking this back.
@@ -412,8 +413,8 @@ impl Node {
         }
         let pod = Arc::new(Pod::new(
             namespace.clone(),
-            wanted.workload.clone(),
-            self.store.slot(&wanted.workload.id),
+            slot,
+            self.current(wanted),
             outbound.port,
             inbound.port,
         ));
@@ -437,8 +438,18 @@ impl Node {
         Ok(())
     }
 
+    /// What its connections go by.
+    fn current(&self, wanted: &NodeWorkload) -> Current {
+        Current {
+            workload: wanted.workload.clone(),
+            identity: self.store.slot(&wanted.workload.id),
+            forward_client_cert: wanted.forward_client_cert,
+        }
+    }
+
     /// Same namespace, changed description.
     fn update(&mut self, key: &str, wanted: &Arc<NodeWorkload>) -> Result<(), BpfError> {
+        let connections = self.current(wanted);
         let Some(entry) = self.enrolled.get_mut(key) else { return Ok(()) };
         if let Some(current) = self.kernel.tables.workload(entry.slot).copied() {
             let changed = abi::Workload {
@@ -448,7 +459,7 @@ impl Node {
             };
             self.kernel.tables.set_workload(entry.slot, changed, &wanted.workload.addresses)?;
         }
-        entry.pod.replace(wanted.workload.clone(), self.store.slot(&wanted.workload.id));
+        entry.pod.replace(connections);
         entry.wanted = wanted.clone();
         entry.sweeps = SWEEPS;
         Ok(())

@@ -3,6 +3,7 @@
 
 pub mod dial;
 mod enrol;
+mod leg;
 mod listeners;
 mod lock;
 mod netns;
@@ -13,6 +14,7 @@ mod sweep;
 mod workload;
 
 pub use enrol::Node;
+pub use leg::Leg;
 pub use lock::{Busy, NodeLock};
 pub use netns::Namespace;
 pub use ports::ClientPorts;

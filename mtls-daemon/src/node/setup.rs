@@ -13,6 +13,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
 use super::Namespace;
+use crate::bpf::Features;
 
 const LOOPBACK_INTERFACE: u32 = 1;
 
@@ -22,6 +23,12 @@ pub enum SetupError {
     Io { what: String, namespace: String, error: io::Error },
     #[error("{what} in {namespace}: {error}")]
     Netlink { what: &'static str, namespace: String, error: rtnetlink::Error },
+    #[error(
+        "net.ipv4.conf.{interface}.route_localnet is on in {namespace}: packets from outside may have loopback addresses there, \
+         and on this kernel (before Linux 5.17: no ingress_ifindex in sk_lookup) those are how the daemon knows its own connections \
+         to the application. Set it to 0"
+    )]
+    RouteLocalnet { namespace: String, interface: String },
 }
 
 /// Sysctls, relative to /proc/sys/net, that make marked connections answer on `lo`. Without the
@@ -38,10 +45,19 @@ pub struct Prepared {
     pub changed: u32,
 }
 
-/// Prepares `namespace`. Safe to repeat.
-pub fn prepare(namespace: &Namespace) -> Result<Prepared, SetupError> {
+/// Prepares `namespace`. Safe to repeat. Where the daemon's connections to the application come from
+/// loopback (`node::leg`) they need neither marks nor routes, but the kernel's word that nothing else
+/// comes from there.
+pub fn prepare(namespace: &Namespace, features: Features) -> Result<Prepared, SetupError> {
     inside(namespace, |name| {
         let ipv6 = has_ipv6();
+        if !features.ingress_ifindex {
+            refuse_loopback_from_outside(name)?;
+            netlink(name, async |handle, failed| {
+                set_lo_up(&handle).await.map_err(failed("set lo up"))
+            })?;
+            return Ok(Prepared { ipv6, changed: 0 });
+        }
         let mut changed = 0;
         for (bit, sysctl) in SYSCTLS.iter().enumerate() {
             if (ipv6 || !sysctl.starts_with("ipv6/")) && set(name, sysctl, "1")? {
@@ -49,8 +65,7 @@ pub fn prepare(namespace: &Namespace) -> Result<Prepared, SetupError> {
             }
         }
         netlink(name, async |handle, failed| {
-            let up = LinkUnspec::new_with_index(LOOPBACK_INTERFACE).up().build();
-            handle.link().set(up).execute().await.map_err(failed("set lo up"))?;
+            set_lo_up(&handle).await.map_err(failed("set lo up"))?;
             for version in versions(ipv6) {
                 add_route(&handle, &version).await.map_err(failed("add the local route"))?;
                 add_rule(&handle, &version).await.map_err(failed("add the rule"))?;
@@ -82,6 +97,34 @@ pub fn restore(namespace: &Namespace, changed: u32) -> Result<(), SetupError> {
         }
         Ok(())
     })
+}
+
+/// With `route_localnet`, an interface takes in packets from and to loopback addresses (over IPv4; over
+/// IPv6 the kernel has no such thing).
+fn refuse_loopback_from_outside(namespace: &str) -> Result<(), SetupError> {
+    let failed = |error| SetupError::Io {
+        what: "read the interfaces' settings".into(),
+        namespace: namespace.to_owned(),
+        error,
+    };
+    for interface in std::fs::read_dir("/proc/sys/net/ipv4/conf").map_err(failed)? {
+        let interface = interface.map_err(failed)?;
+        let on =
+            std::fs::read_to_string(interface.path().join("route_localnet")).map_err(failed)?;
+        // Packets that arrive on lo itself come from within.
+        if interface.file_name() != "lo" && on.trim() != "0" {
+            return Err(SetupError::RouteLocalnet {
+                namespace: namespace.to_owned(),
+                interface: interface.file_name().to_string_lossy().into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn set_lo_up(handle: &Handle) -> Result<(), rtnetlink::Error> {
+    let up = LinkUnspec::new_with_index(LOOPBACK_INTERFACE).up().build();
+    handle.link().set(up).execute().await
 }
 
 /// Returns whether it had another value.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -32,8 +33,9 @@ pub struct Connection {
 /// by descriptor) and the application's ends of them (known by being their other end; a mark could
 /// be set by anybody). Returns what was destroyed.
 ///
-/// A connection that waits in the queue of the daemon's own listener is nobody's yet and cannot be
-/// told from the application's: it is destroyed as well, and its client tries again.
+/// A connection that nobody has accepted yet may wait in the queue of the daemon's own listener or of the
+/// application's: it is looked at again a little later. Whoever still has not accepted it then loses it,
+/// also the daemon; its client tries again.
 pub fn sweep(
     namespace: &Namespace,
     own_addresses: &[IpAddr],
@@ -43,59 +45,89 @@ pub fn sweep(
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
-        let mut found = Vec::new();
-        for family in [AF_INET, AF_INET6] {
-            found.extend(dump(&socket, family)?);
-        }
-        let listening: HashSet<u16> = found
-            .iter()
-            .filter(|socket| socket.header.state == TCP_LISTEN)
-            .map(|socket| socket.header.socket_id.source_port)
-            .collect();
-        let ephemeral = ephemeral_ports();
-        // Looked up after the dump: a socket of ours that is gone by now needs no protection.
-        let inodes = own_socket_inodes()?;
-        let ends = |entry: &InetResponse| {
-            let id = &entry.header.socket_id;
-            (
-                SocketAddr::new(id.source_address.to_canonical(), id.source_port),
-                SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
-            )
-        };
-        let is_own =
-            |entry: &InetResponse| entry.header.inode != 0 && inodes.contains(&entry.header.inode);
-        let own: HashSet<(SocketAddr, SocketAddr)> =
-            found.iter().filter(|entry| is_own(entry)).map(ends).collect();
         let mut destroyed = Vec::new();
-        let mut failed = None;
-        for entry in &found {
-            let (local, remote) = ends(entry);
-            // Where the application no longer listens, the port still tells.
-            let inbound = listening.contains(&local.port()) || !ephemeral.contains(&local.port());
-            let connection = Connection { local, remote, inbound };
-            let local_only = remote.ip().is_loopback() || own_addresses.contains(&remote.ip());
-            if matches!(entry.header.state, TCP_LISTEN | TCP_TIME_WAIT)
+        let queued = end(&socket, own_addresses, &conforms, None, &mut destroyed)?;
+        if !queued.is_empty() {
+            std::thread::sleep(QUEUED);
+            end(&socket, own_addresses, &conforms, Some(&queued), &mut destroyed)?;
+        }
+        Ok(destroyed)
+    })?
+}
+
+/// How long the daemon's workers have to accept what waits for them.
+const QUEUED: Duration = Duration::from_millis(200);
+
+/// One look at all connections. The first leaves those alone that nobody has accepted, and returns their
+/// cookies; the second is given them, and looks at no others.
+fn end(
+    socket: &Socket,
+    own_addresses: &[IpAddr],
+    conforms: impl Fn(&Connection) -> bool,
+    queued: Option<&HashSet<[u8; 8]>>,
+    destroyed: &mut Vec<Connection>,
+) -> io::Result<HashSet<[u8; 8]>> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        found.extend(dump(socket, family)?);
+    }
+    let mut waiting = HashSet::new();
+    let listening: HashSet<u16> = found
+        .iter()
+        .filter(|socket| socket.header.state == TCP_LISTEN)
+        .map(|socket| socket.header.socket_id.source_port)
+        .collect();
+    let ephemeral = ephemeral_ports();
+    // Looked up after the dump: a socket of ours that is gone by now needs no protection.
+    let inodes = own_socket_inodes()?;
+    let ends = |entry: &InetResponse| {
+        let id = &entry.header.socket_id;
+        (
+            SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+            SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+        )
+    };
+    let is_own =
+        |entry: &InetResponse| entry.header.inode != 0 && inodes.contains(&entry.header.inode);
+    let own: HashSet<(SocketAddr, SocketAddr)> =
+        found.iter().filter(|entry| is_own(entry)).map(ends).collect();
+    let mut failed = None;
+    for entry in &found {
+        let (local, remote) = ends(entry);
+        // Where the application no longer listens, the port still tells.
+        let inbound = listening.contains(&local.port()) || !ephemeral.contains(&local.port());
+        let connection = Connection { local, remote, inbound };
+        let local_only = remote.ip().is_loopback() || own_addresses.contains(&remote.ip());
+        if matches!(entry.header.state, TCP_LISTEN | TCP_TIME_WAIT)
                 || remote.port() == 0
                 || local_only
                 || is_own(entry)
                 // the application's end of a connection of the daemon's
                 || own.contains(&(remote, local))
                 || conforms(&connection)
-            {
+        {
+            continue;
+        }
+        let cookie = entry.header.socket_id.cookie;
+        match queued {
+            None if entry.header.inode == 0 => {
+                waiting.insert(cookie);
                 continue;
             }
-            match destroy(&socket, entry.header.family, entry.header.socket_id.clone()) {
-                Ok(true) => destroyed.push(connection),
-                Ok(false) => {}
-                // One that cannot be ended must not save those behind it.
-                Err(error) => failed = Some(error),
-            }
+            Some(queued) if !queued.contains(&cookie) => continue,
+            _ => {}
         }
-        match failed {
-            None => Ok(destroyed),
-            Some(error) => Err(error),
+        match destroy(socket, entry.header.family, entry.header.socket_id.clone()) {
+            Ok(true) => destroyed.push(connection),
+            Ok(false) => {}
+            // One that cannot be ended must not save those behind it.
+            Err(error) => failed = Some(error),
         }
-    })?
+    }
+    match failed {
+        None => Ok(waiting),
+        Some(error) => Err(error),
+    }
 }
 
 /// Ports that the namespace's own connections take.

@@ -1,15 +1,16 @@
 //! `DestinationRule`: how a client speaks TLS to a service (policy.md 2). Only its TLS parts are
-//! used; the others are reported as not used, and unknown ones refused: misspelt, TLS settings would
-//! silently be missing.
+//! used ([`TlsSettings`]); the others are reported as not used, and unknown ones refused: misspelt,
+//! TLS settings would silently be missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::client_tls::TlsSettings;
 use super::error::{Code, Report};
 use super::export::ExportTo;
 use super::field::{Field, Fields};
-use super::host;
 use super::metadata::{Document, ObjectMeta};
+use super::{host, traffic};
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,21 +40,6 @@ pub struct Subset {
     pub traffic: Option<TrafficPolicy>,
 }
 
-/// The modes that are supported. SIMPLE and MUTUAL are refused when read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsMode {
-    Disable,
-    IstioMutual,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsSettings {
-    pub mode: TlsMode,
-    pub sni: Option<Arc<str>>,
-    /// Replace the identities that secure naming expects (policy.md 2.5). Empty: not set.
-    pub subject_alt_names: Vec<Arc<str>>,
-}
-
 impl DestinationRule {
     /// Reads and validates (policy.md 2.1.5, 2.3).
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
@@ -77,8 +63,7 @@ impl DestinationRule {
             }
             export_to = ExportTo::Own;
         }
-        let traffic =
-            fields.take(report, "trafficPolicy").and_then(|f| read_traffic(&f, true, report));
+        let traffic = fields.take(report, "trafficPolicy").and_then(|f| read_traffic(&f, report));
         let subsets = fields
             .take(report, "subsets")
             .map(|field| read_subsets(&field, report))
@@ -120,7 +105,7 @@ fn read_subsets(field: &Field<'_>, report: &mut Report) -> Vec<Subset> {
         let name = fields.need(report, "name").and_then(|f| f.text(report));
         let labels = fields.take(report, "labels").map(|f| f.labels(report)).unwrap_or_default();
         let traffic_field = fields.take(report, "trafficPolicy");
-        let traffic = traffic_field.as_ref().and_then(|f| read_traffic(f, true, report));
+        let traffic = traffic_field.as_ref().and_then(|f| read_traffic(f, report));
         if let (Some(field), Some(policy)) = (&traffic_field, &traffic)
             && (policy.tls.is_some() || !policy.ports.is_empty())
         {
@@ -141,26 +126,19 @@ fn read_subsets(field: &Field<'_>, report: &mut Report) -> Vec<Subset> {
     subsets
 }
 
-/// What else Istio has in a traffic policy: it opens nothing.
-const NOT_TLS: [&str; 6] = [
-    "loadBalancer",
-    "connectionPool",
-    "outlierDetection",
-    "tunnel",
-    "proxyProtocol",
-    "retryBudget",
-];
-
-fn read_traffic(field: &Field<'_>, with_ports: bool, report: &mut Report) -> Option<TrafficPolicy> {
+fn read_traffic(field: &Field<'_>, report: &mut Report) -> Option<TrafficPolicy> {
     let mut fields = field.fields(report)?;
-    let tls = fields.take(report, "tls").and_then(|f| read_tls(&f, report)).map(Arc::new);
+    if fields.is_empty() {
+        field.error(report, Code::FieldValue, "must set something, or be left out");
+    }
+    let tls = read_settings(&mut fields, report);
     let mut ports = BTreeMap::new();
-    if with_ports && let Some(list) = fields.take(report, "portLevelSettings") {
+    if let Some(list) = fields.take(report, "portLevelSettings") {
         for item in list.list(report) {
             let Some(mut entry) = item.fields(report) else { continue };
             let port = entry.need(report, "port").and_then(|f| read_port_selector(&f, report));
-            let tls = entry.take(report, "tls").and_then(|f| read_tls(&f, report)).map(Arc::new);
-            entry.ignore(report, &NOT_TLS);
+            let tls = read_settings(&mut entry, report);
+            traffic::read_over(&mut entry, report);
             entry.finish(report);
             if let Some(port) = port
                 && ports.insert(port, tls).is_some()
@@ -169,9 +147,14 @@ fn read_traffic(field: &Field<'_>, with_ports: bool, report: &mut Report) -> Opt
             }
         }
     }
-    fields.ignore(report, &NOT_TLS);
+    traffic::read_over(&mut fields, report);
     fields.finish(report);
     Some(TrafficPolicy { tls, ports })
+}
+
+fn read_settings(fields: &mut Fields<'_>, report: &mut Report) -> Option<Arc<TlsSettings>> {
+    let field = fields.take(report, "tls")?;
+    TlsSettings::read(&field, report).map(Arc::new)
 }
 
 fn read_port_selector(field: &Field<'_>, report: &mut Report) -> Option<u16> {
@@ -179,87 +162,4 @@ fn read_port_selector(field: &Field<'_>, report: &mut Report) -> Option<u16> {
     let port = fields.need(report, "number").and_then(|f| f.port(report));
     fields.finish(report);
     port
-}
-
-fn read_tls(field: &Field<'_>, report: &mut Report) -> Option<TlsSettings> {
-    let mut fields = field.fields(report)?;
-    // Istio reads a missing mode as DISABLE: plaintext by omission is refused here.
-    let mode_field = fields.take(report, "mode");
-    let Some(mode_field) = mode_field else {
-        if fields.has("mode") {
-            return None;
-        }
-        field.error(
-            report,
-            Code::FieldMissing,
-            "mode is required: DISABLE for plaintext, ISTIO_MUTUAL for mesh mTLS",
-        );
-        return None;
-    };
-    let mode = match mode_field.string(report)? {
-        "DISABLE" => TlsMode::Disable,
-        "ISTIO_MUTUAL" => TlsMode::IstioMutual,
-        unsupported @ ("SIMPLE" | "MUTUAL") => {
-            mode_field.error(
-                report,
-                Code::Unsupported,
-                format!("{unsupported} is not supported yet, and is refused so that nothing is sent in plaintext instead"),
-            );
-            return None;
-        }
-        other => {
-            mode_field.error(
-                report,
-                Code::FieldValue,
-                format!("{other:?} is not one of DISABLE, SIMPLE, MUTUAL, ISTIO_MUTUAL"),
-            );
-            return None;
-        }
-    };
-    let settings = TlsSettings {
-        mode,
-        sni: fields.take(report, "sni").and_then(|f| read_sni(&f, report)),
-        subject_alt_names: fields
-            .take(report, "subjectAltNames")
-            .map(|f| f.texts(report).into_iter().map(|(_, text)| text.into()).collect())
-            .unwrap_or_default(),
-    };
-    if mode == TlsMode::IstioMutual {
-        refuse_certificate_fields(&mut fields, report);
-    }
-    fields.ignore(report, &CERTIFICATES);
-    fields.ignore(report, &["insecureSkipVerify"]);
-    fields.finish(report);
-    Some(settings)
-}
-
-fn read_sni(field: &Field<'_>, report: &mut Report) -> Option<Arc<str>> {
-    let text = field.string(report)?;
-    if text.is_empty() {
-        return None;
-    }
-    if !host::is_dns_name(text) {
-        field.error(report, Code::FieldValue, format!("{text:?} is not a DNS name"));
-        return None;
-    }
-    Some(text.into())
-}
-
-const CERTIFICATES: [&str; 5] =
-    ["clientCertificate", "privateKey", "caCertificates", "credentialName", "caCrl"];
-
-/// ISTIO_MUTUAL uses the mesh's certificates: naming others contradicts it (policy.md 2.3).
-fn refuse_certificate_fields(fields: &mut Fields<'_>, report: &mut Report) {
-    for name in CERTIFICATES {
-        if let Some(field) = fields.take(report, name)
-            && field.string(report).is_some_and(|text| !text.is_empty())
-        {
-            field.error(report, Code::FieldValue, "must be empty with ISTIO_MUTUAL");
-        }
-    }
-    if let Some(field) = fields.take(report, "insecureSkipVerify")
-        && field.boolean(report) == Some(true)
-    {
-        field.error(report, Code::FieldValue, "cannot be used with ISTIO_MUTUAL");
-    }
 }

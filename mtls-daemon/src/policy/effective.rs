@@ -73,6 +73,21 @@ impl PeerAuthentications {
         effective
     }
 
+    /// The objects that take part for a workload: the mesh's, the namespace's, and those that select
+    /// it, of which the oldest wins.
+    pub fn applying(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Vec<&PeerAuthentication> {
+        let selecting = self.workloads.get(namespace).into_iter().flatten();
+        self.mesh
+            .iter()
+            .chain(self.namespaces.get(namespace))
+            .chain(selecting.filter(|object| selects(&object.selector, labels)))
+            .collect()
+    }
+
     /// Modes of the workload with these labels: mesh, then namespace, then the oldest selecting
     /// object, each unless UNSET (policy.md 1.4).
     pub fn workload_modes(
@@ -94,11 +109,15 @@ impl PeerAuthentications {
         let ports = object
             .ports
             .iter()
-            .filter_map(|(port, mode)| {
-                mode.map(|mode| {
-                    let because = format!("{} (port {port})", object.meta.origin.object).into();
-                    (*port, EffectiveMode { mode, because })
-                })
+            .map(|(port, mode)| {
+                let effective = mode.map_or_else(
+                    || default.clone(),
+                    |mode| {
+                        let because = format!("{} (port {port})", object.meta.origin.object).into();
+                        EffectiveMode { mode, because }
+                    },
+                );
+                (*port, effective)
             })
             .collect();
         WorkloadModes { default, ports }

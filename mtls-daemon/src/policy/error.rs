@@ -36,6 +36,8 @@ pub enum Code {
     WarnEmpty,
     /// Warning: valid, and probably not what was meant.
     WarnSuspicious,
+    /// Warning: asks about a JWT, and none is validated.
+    WarnNoToken,
 }
 
 impl Code {
@@ -58,6 +60,7 @@ impl Code {
             Self::WarnIgnored => "W_FIELD_IGNORED",
             Self::WarnEmpty => "W_FIELD_EMPTY",
             Self::WarnSuspicious => "W_SUSPICIOUS",
+            Self::WarnNoToken => "W_NO_TOKEN",
         }
     }
 }

@@ -238,7 +238,7 @@ impl<'n> Field<'n> {
 }
 
 /// Addresses that mean something else on every host, or that no connection can go to.
-fn not_a_workloads(address: IpAddr) -> Option<&'static str> {
+pub fn not_a_workloads(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -319,6 +319,16 @@ impl<'n> Fields<'n> {
                 }
             }
         }
+    }
+
+    /// True if the mapping is written `{}`.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// True if the field is written without a value.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == name && entry.node.value == Value::Null)
     }
 
     /// True if the field is written, whatever its value.

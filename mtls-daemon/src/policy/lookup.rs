@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::destination_rule::{DestinationRule, Subset, TlsSettings, TrafficPolicy};
+use super::client_tls::TlsSettings;
+use super::destination_rule::{DestinationRule, Subset, TrafficPolicy};
 use super::effective::selects;
 use super::export::ExportTo;
 use super::host;

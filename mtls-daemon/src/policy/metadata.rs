@@ -16,6 +16,8 @@ pub struct ObjectMeta {
     pub labels: BTreeMap<String, String>,
     /// Whole seconds; None sorts first, so that objects without one compare by name.
     pub created: Option<SystemTime>,
+    /// The annotation `istio.io/dry-run`, as it is written.
+    pub dry_run: Option<Arc<str>>,
     pub origin: Origin,
 }
 
@@ -41,7 +43,8 @@ pub struct Document<'n> {
 
 /// Kinds that close something: a misspelt field would leave it open, so it refuses the object.
 /// Elsewhere objects of newer versions stay readable.
-const STRICT: [&str; 3] = ["PeerAuthentication", "NodeWorkload", "DestinationRule"];
+const STRICT: [&str; 4] =
+    ["PeerAuthentication", "NodeWorkload", "DestinationRule", "AuthorizationPolicy"];
 
 impl<'n> Document<'n> {
     /// Reads the envelope. Sets `report.object` for the findings that follow.
@@ -101,12 +104,25 @@ fn read_metadata(
     let labels = fields.take(report, "labels").map(|f| f.labels(report)).unwrap_or_default();
     let created =
         fields.take(report, "creationTimestamp").and_then(|field| timestamp(&field, report));
+    let dry_run = fields.take(report, "annotations").and_then(|f| dry_run(&f, kind, report));
     // Written by `kubectl get -o yaml`; nothing here depends on them.
-    for known in ["annotations", "uid", "resourceVersion", "generation", "managedFields"] {
+    for known in ["uid", "resourceVersion", "generation", "managedFields"] {
         fields.skip(known);
     }
     let origin = Origin { file: report.file.clone(), line, object: report.object.clone() };
-    Some(ObjectMeta { namespace, name, labels, created, origin })
+    Some(ObjectMeta { namespace, name, labels, created, dry_run, origin })
+}
+
+/// The one annotation that is read. On a kind that has no dry run it would be taken for one.
+fn dry_run(annotations: &Field<'_>, kind: &str, report: &mut Report) -> Option<Arc<str>> {
+    let entries = annotations.entries(report);
+    let (_, field) = entries.into_iter().find(|(key, _)| *key == "istio.io/dry-run")?;
+    if kind != "AuthorizationPolicy" {
+        let reason = format!("{kind} has no dry run: it would be in force all the same");
+        field.error(report, Code::FieldValue, reason);
+        return None;
+    }
+    field.string(report).map(Into::into)
 }
 
 /// An object's name: what Kubernetes allows as one, and safe in a SPIFFE ID's path.

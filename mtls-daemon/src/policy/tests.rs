@@ -157,9 +157,43 @@ fn rules_1_7_and_2_1_5_and_2_3_wrong_objects_are_refused_with_their_field() {
         (rule("x", "foo", "{}"), "spec.host", Code::FieldMissing),
         (d("subsets: [{name: ''}]"), "spec.subsets[0].name", Code::FieldValue),
         (tls("{}"), "spec.trafficPolicy.tls", Code::FieldMissing),
-        (tls("{mode: SIMPLE}"), "spec.trafficPolicy.tls.mode", Code::Unsupported),
-        (tls("{mode: MUTUAL}"), "spec.trafficPolicy.tls.mode", Code::Unsupported),
         (tls("{mode: NONE}"), "spec.trafficPolicy.tls.mode", Code::FieldValue),
+        (tls("{mode: MUTUAL, privateKey: k}"), "spec.trafficPolicy.tls", Code::FieldValue),
+        (tls("{mode: MUTUAL, clientCertificate: c}"), "spec.trafficPolicy.tls", Code::FieldValue),
+        (
+            tls("{mode: SIMPLE, credentialName: s, caCrl: c}"),
+            "spec.trafficPolicy.tls",
+            Code::FieldValue,
+        ),
+        (
+            tls("{mode: SIMPLE, insecureSkipVerify: true, caCertificates: c}"),
+            "spec.trafficPolicy.tls",
+            Code::FieldValue,
+        ),
+        (
+            tls("{mode: SIMPLE, insecureSkipVerify: true, credentialName: c}"),
+            "spec.trafficPolicy.tls",
+            Code::FieldValue,
+        ),
+        (
+            tls(
+                "{mode: MUTUAL, credentialName: c, insecureSkipVerify: true, subjectAltNames: [a]}",
+            ),
+            "spec.trafficPolicy.tls",
+            Code::FieldValue,
+        ),
+        (tls("{mode: SIMPLE, sni: 'a b'}"), "spec.trafficPolicy.tls.sni", Code::FieldValue),
+        (d("trafficPolicy: {}"), "spec.trafficPolicy", Code::FieldValue),
+        (
+            d("trafficPolicy: {connectionPool: {}}"),
+            "spec.trafficPolicy.connectionPool",
+            Code::FieldValue,
+        ),
+        (
+            d("trafficPolicy: {outlierDetection: {minHealthPercent: 101}}"),
+            "spec.trafficPolicy.outlierDetection.minHealthPercent",
+            Code::FieldValue,
+        ),
         (
             tls("{mode: ISTIO_MUTUAL, caCertificates: x}"),
             "spec.trafficPolicy.tls.caCertificates",
@@ -318,8 +352,8 @@ fn what_istio_knows_and_concerns_no_tls_is_a_warning() {
             rule(
                 "x",
                 "foo",
-                "{host: h, trafficPolicy: {loadBalancer: {warmup: {}}, connectionPool: {}, \
-                 outlierDetection: , tunnel: {}, proxyProtocol: {}, retryBudget: {}}}",
+                "{host: h, trafficPolicy: {loadBalancer: {warmup: {duration: 9s}}, \
+                 connectionPool: {tcp: {}}, outlierDetection: , tunnel: {}, proxyProtocol: {}, retryBudget: {}}}",
             ),
             6,
         ),
@@ -436,3 +470,34 @@ proptest! {
 
 mod conformance;
 pub(crate) mod rows;
+
+#[test]
+fn rule_2_3_simple_and_mutual_keep_what_they_say() {
+    let read_one = |tls: &str| {
+        let spec = format!("{{host: h, trafficPolicy: {{tls: {tls}}}}}");
+        let (_, rules, report) = read(&rule("x", "foo", &spec));
+        assert_eq!(report.errors, [], "{tls}");
+        let settings = rules[0].traffic.clone().unwrap().tls.unwrap();
+        (settings, report.warnings)
+    };
+    let (mutual, warnings) = read_one(
+        "{mode: MUTUAL, clientCertificate: /c, privateKey: /k, caCertificates: /a, caCrl: /r, \
+         sni: db.test, subjectAltNames: [a.test, 'spiffe://x/y'], credentialName: ''}",
+    );
+    assert_eq!(warnings, []);
+    let file = |text: &str| Some(text.into());
+    assert_eq!(mutual.mode, TlsMode::Mutual);
+    assert_eq!(mutual.client_certificate, file("/c"));
+    assert_eq!(mutual.private_key, file("/k"));
+    assert_eq!(mutual.ca_certificates, file("/a"));
+    assert_eq!(mutual.ca_crl, file("/r"));
+    assert_eq!(mutual.credential_name, None, "empty is absent");
+    assert_eq!(mutual.sni, file("db.test"));
+    assert_eq!(mutual.subject_alt_names, ["a.test".into(), "spiffe://x/y".into()]);
+    let (simple, warnings) = read_one("{mode: SIMPLE, clientCertificate: /c, privateKey: /k}");
+    assert_eq!((&simple.client_certificate, &simple.private_key), (&None, &None));
+    let found: Vec<_> = warnings.iter().map(|w| w.code).collect();
+    assert_eq!(found, [Code::WarnIgnored; 2], "SIMPLE shows no certificate");
+    let (named, _) = read_one("{mode: SIMPLE, credentialName: secret, insecureSkipVerify: false}");
+    assert_eq!(named.credential_name, file("secret"));
+}

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use crate::tls::HandshakeError;
+use crate::policy::authz::Verdict;
+use crate::tls::{HandshakeError, OriginationError};
 
 /// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +34,8 @@ pub enum Failure {
         "plaintext on a STRICT port ({because}); enrol the client, or set PERMISSIVE for this port"
     )]
     PlaintextRefused { because: String },
+    #[error("{verdict}; the client is {client}")]
+    AuthorizationDenied { verdict: Verdict, client: String },
     #[error(
         "policy no longer leaves this connection in the clear ({because}); the client may connect again"
     )]
@@ -41,12 +44,23 @@ pub enum Failure {
         "TLS that is not the mesh's on a port declared HTTP: declare the port TCP (or https), or send plaintext"
     )]
     ForeignTlsOnHttpPort,
+    #[error("an HTTP request was refused: {0}")]
+    HttpRefused(&'static str),
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),
     #[error("the client's handshake or first bytes did not come in time")]
     DetectTimeout,
     #[error("mTLS to {address} failed: {error}")]
     UpstreamHandshake { address: SocketAddr, error: HandshakeError },
+    #[error("TLS to {address} is not originated: {error}")]
+    Origination { address: SocketAddr, error: OriginationError },
+    #[error(
+        "{address} belongs to {services}, and their rules disagree about TLS: give the services \
+         addresses of their own, or one rule"
+    )]
+    RulesDisagree { address: SocketAddr, services: String },
+    #[error("no address of {0} is known: {1}")]
+    NotResolved(String, String),
     #[error("cannot connect to {address}: {error}")]
     UpstreamConnect { address: SocketAddr, error: std::io::Error },
     #[error("no SVID for {0} yet: see `mtls-daemon status` for the issuer's last error")]
@@ -67,6 +81,8 @@ pub enum Failure {
     ClientReset(std::io::Error),
     #[error("the server reset the connection: {0}")]
     UpstreamReset(std::io::Error),
+    #[error("the server ended the connection before it answered")]
+    NoAnswer,
     #[error("the server's TLS stream ended without close_notify: possibly truncated")]
     Truncated,
     #[error("the client's TLS stream ended without close_notify: possibly truncated")]
@@ -82,8 +98,10 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::PlaintextRefused { .. } => "plaintext_refused",
+            Self::AuthorizationDenied { .. } => "authorization_denied",
             Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
+            Self::HttpRefused(_) => "http_refused",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
@@ -91,6 +109,9 @@ impl Failure {
                 "upstream_identity_refused"
             }
             Self::UpstreamHandshake { .. } => "upstream_tls_failed",
+            Self::Origination { error, .. } => error.code(),
+            Self::RulesDisagree { .. } => "rules_disagree",
+            Self::NotResolved(..) => "name_not_resolved",
             Self::UpstreamConnect { .. } => "upstream_connect_failed",
             Self::NoIdentity(_) => "no_identity",
             Self::NoEndpoint(_) => "no_endpoint",
@@ -101,6 +122,7 @@ impl Failure {
             Self::SourceBind(_) => "source_bind_failed",
             Self::ClientReset(_) => "client_reset",
             Self::UpstreamReset(_) => "upstream_reset",
+            Self::NoAnswer => "no_answer",
             // which side, the fault says
             Self::Truncated | Self::ClientTruncated => "truncated",
             Self::Drained => "drained",
@@ -111,9 +133,20 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Self::PlaintextRefused { .. }
+            | Self::AuthorizationDenied { .. }
             | Self::PolicyChanged { .. }
             | Self::NotExported(..)
+            | Self::RulesDisagree { .. }
             | Self::ForeignTlsOnHttpPort => Fault::Policy,
+            Self::Origination { error, .. } => match error {
+                OriginationError::NoCredential(_)
+                | OriginationError::File(_)
+                | OriginationError::NoServerName
+                | OriginationError::CertificateRequired
+                | OriginationError::CertificateRefused { .. } => Fault::Policy,
+                OriginationError::Handshake(HandshakeError::Own(_)) => Fault::Us,
+                _ => Fault::Server,
+            },
             Self::ClientHandshake(HandshakeError::Own(_))
             | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }
             | Self::NoIdentity(_)
@@ -121,6 +154,7 @@ impl Failure {
             | Self::Drained
             | Self::Internal(_) => Fault::Us,
             Self::ClientHandshake(_)
+            | Self::HttpRefused(_)
             | Self::DetectTimeout
             | Self::NoOriginalDestination
             | Self::LoopRefused
@@ -129,8 +163,10 @@ impl Failure {
             Self::UpstreamHandshake { .. }
             | Self::UpstreamConnect { .. }
             | Self::NoEndpoint(_)
+            | Self::NotResolved(..)
             | Self::NoSuchServicePort(..)
             | Self::UpstreamReset(_)
+            | Self::NoAnswer
             | Self::Truncated => Fault::Server,
         }
     }

@@ -1,6 +1,7 @@
 //! A connection to an enrolled workload: settle the mode, authenticate, reach the application with
 //! the client's own address, relay.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,17 +10,22 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::authorize::Parties;
+use super::carry::Settled;
 use super::failure::Failure;
 use super::live::{InTheClear, Place};
-use super::relay::{Tally, relay};
+use super::relay::Tally;
 use super::worker::Worker;
 use super::{Current, Pod};
+use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
-use crate::node::dial;
-use crate::policy::Mode;
+use crate::node::{Leg, dial};
+use crate::policy::inbound::{FirstBytes, Handling, Refusal, handling};
+use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::Replay;
 use crate::tls::accept::{Kind, accept, first_bytes};
+use crate::tls::hello::Hello;
 
 pub async fn serve(
     worker: &Worker,
@@ -48,7 +54,8 @@ pub async fn serve(
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
+    let legs = RefCell::default();
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place, legs };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
         reason = place.stop.told() => Err(reason),
@@ -71,13 +78,15 @@ fn own_if_loopback(source: IpAddr, workload: &Workload) -> IpAddr {
     workload.addresses.iter().find(same_family).copied().unwrap_or(source)
 }
 
-struct Inbound<'a> {
-    worker: &'a Worker,
-    pod: &'a Pod,
-    current: &'a Current,
-    source: SocketAddr,
-    destination: SocketAddr,
-    place: &'a Place<'a>,
+pub struct Inbound<'a> {
+    pub worker: &'a Worker,
+    pub pod: &'a Pod,
+    pub current: &'a Current,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub place: &'a Place<'a>,
+    /// Of the connections to the application, which all end before this.
+    pub legs: RefCell<Vec<Leg<'a>>>,
 }
 
 impl Inbound<'_> {
@@ -113,16 +122,16 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        if plan.declared_http {
+        if plan.protocol == PortProtocol::Http {
             // An HTTP client speaks first: waiting for it delays nothing.
             let limit = self.worker.shared.timeouts.mtls;
             match timeout(limit, first_bytes(&mut client)).await {
-                Ok(Ok(Kind::Tls { .. })) => return Err(Failure::ForeignTlsOnHttpPort),
+                Ok(Ok(kind)) => return self.handle(&kind, client, None, plan, flow, tally).await,
                 Ok(Err(error)) => return Err(Failure::ClientReset(error)),
-                Ok(Ok(Kind::NotTls | Kind::Closed)) | Err(_) => {}
+                Err(_) => {}
             }
         }
-        self.plaintext(client, None, flow, tally).await
+        self.plaintext(client, plan, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (policy.md 1.10); nobody else.
@@ -137,12 +146,9 @@ impl Inbound<'_> {
         match timeout(limit, first_bytes(&mut client)).await {
             Err(_) => Err(Failure::DetectTimeout),
             Ok(Err(error)) => Err(Failure::ClientReset(error)),
-            Ok(Ok(Kind::Tls { .. })) => self.mutual(client, None, flow, tally).await,
-            Ok(Ok(Kind::NotTls)) => {
-                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
-            }
             // Nothing was sent, so nothing was refused: somebody looked whether the port is open.
             Ok(Ok(Kind::Closed)) => Ok(()),
+            Ok(Ok(kind)) => self.handle(&kind, client, None, plan, flow, tally).await,
         }
     }
 
@@ -186,22 +192,49 @@ impl Inbound<'_> {
                 kind.unwrap_or(Kind::NotTls)
             }
         };
-        match kind {
-            Kind::Tls { mesh_alpn: true, .. } => {
-                self.mutual(client, application, flow, tally).await
+        self.handle(&kind, client, application, plan, flow, tally).await
+    }
+
+    /// What the policy's table says about these first bytes.
+    async fn handle(
+        &self,
+        kind: &Kind,
+        client: Replay<TcpStream>,
+        application: Option<TcpStream>,
+        plan: &InboundPlan,
+        flow: &mut FlowRecord,
+        tally: &Tally,
+    ) -> Result<(), Failure> {
+        let first = match kind {
+            Kind::Tls(hello) => FirstBytes::Tls { mesh_alpn: hello.alpn.mesh },
+            Kind::NotTls | Kind::Closed => FirstBytes::Plaintext,
+        };
+        match (handling(plan.mode.mode, plan.protocol, first), kind) {
+            (Handling::Terminate, Kind::Tls(hello)) => {
+                self.mutual(client, hello, plan, application, flow, tally).await
             }
-            Kind::Tls { .. } if plan.declared_http => Err(Failure::ForeignTlsOnHttpPort),
-            Kind::Tls { .. } => {
+            (Handling::PassTls, _) => {
                 flow.security = Security::TlsPassthrough;
-                self.plaintext(client, application, flow, tally).await
+                self.plaintext(client, plan, application, flow, tally).await
             }
-            Kind::NotTls | Kind::Closed => self.plaintext(client, application, flow, tally).await,
+            (Handling::Plaintext, _) => {
+                self.plaintext(client, plan, application, flow, tally).await
+            }
+            (Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp), _) => {
+                Err(Failure::ForeignTlsOnHttpPort)
+            }
+            // Only a ClientHello can be terminated.
+            (Handling::Refuse(Refusal::Plaintext) | Handling::Terminate, _) => {
+                Err(Failure::PlaintextRefused { because: plan.mode.because.to_string() })
+            }
         }
     }
 
     async fn mutual(
         &self,
         client: Replay<TcpStream>,
+        hello: &Hello,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -218,26 +251,29 @@ impl Inbound<'_> {
         };
         flow.destination_id = Some(self.current.workload.id.clone());
         let begun = Instant::now();
-        let shaken = match timeout(timeouts.handshake, accept(client, &own)).await {
-            Ok(result) => result.map_err(Failure::ClientHandshake)?,
-            Err(_) => return Err(Failure::DetectTimeout),
-        };
-        let (mut client, peer, summary) = shaken;
+        let shaken =
+            match timeout(timeouts.handshake, accept(client, &own, hello.alpn.answer)).await {
+                Ok(result) => result.map_err(Failure::ClientHandshake)?,
+                Err(_) => return Err(Failure::DetectTimeout),
+            };
+        let (client, peer, summary) = shaken;
         flow.handshake = Some(begun.elapsed());
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(Some(peer.id().clone()), hello.sni.as_deref()),
+            peer: Some(&peer),
+            announced_http: hello.alpn.http.is_some(),
+            opaque: false,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(Replay::new(client), settled, plan, application, flow, tally).await
     }
 
     async fn plaintext(
         &self,
-        mut client: Replay<TcpStream>,
+        client: Replay<TcpStream>,
+        plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
         tally: &Tally,
@@ -249,15 +285,26 @@ impl Inbound<'_> {
         let workload = self.current.workload.clone();
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
-        let mut application = match application {
-            Some(stream) => stream,
-            None => self.reach_application().await?,
+        let settled = Settled {
+            parties: self.parties(None, None),
+            peer: None,
+            announced_http: false,
+            opaque: flow.security == Security::TlsPassthrough,
         };
-        self.worker.shared.telemetry.opened(flow);
-        relay(&mut client, &mut application, self.destination, tally).await
+        self.carry(client, settled, plan, application, flow, tally).await
     }
 
-    async fn reach_application(&self) -> Result<TcpStream, Failure> {
+    fn parties(&self, client: Option<SpiffeId>, sni: Option<&str>) -> Parties {
+        Parties {
+            workload: self.current.workload.clone(),
+            destination: self.destination,
+            client,
+            source: self.source.ip(),
+            sni: sni.map(Into::into),
+        }
+    }
+
+    pub async fn reach_application(&self) -> Result<TcpStream, Failure> {
         let address = self.destination;
         let (namespace, maps) = (&self.pod.namespace, &self.worker.maps);
         let dial = async {
@@ -265,7 +312,13 @@ impl Inbound<'_> {
                 dial::application_hairpin(namespace, maps, self.source.ip(), address).await
             } else {
                 let ports = &self.pod.client_ports;
-                dial::application(namespace, maps, ports, self.source, address).await
+                let slot = self.pod.slot;
+                let reached =
+                    dial::application(namespace, maps, ports, slot, self.source, address).await;
+                reached.map(|(stream, leg)| {
+                    self.legs.borrow_mut().extend(leg);
+                    stream
+                })
             }
         };
         let connected = timeout(self.worker.shared.timeouts.connect, dial).await;

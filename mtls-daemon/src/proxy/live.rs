@@ -11,10 +11,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
+use super::authorize::Parties;
 use super::failure::Failure;
 use super::{Listening, Pod, Shared};
 use crate::mesh::{ClientTls, OutboundPlan, Snapshot, Workload};
 use crate::policy::Mode;
+use crate::policy::authz::Verdict;
 
 /// A word to one connection to end.
 #[derive(Default)]
@@ -78,6 +80,9 @@ impl InTheClear {
                         snapshot.outbound(workload, *destination, &mut |count| index % count);
                     let (address, tls) = match plan {
                         OutboundPlan::Connect { address, tls, .. } => (address, tls),
+                        OutboundPlan::RulesDisagree { .. } => {
+                            return Err("several services' rules disagree about TLS there".into());
+                        }
                         OutboundPlan::NotExported { .. } => {
                             return Err("the service is no longer exported to it".into());
                         }
@@ -89,7 +94,8 @@ impl InTheClear {
                     if address == *endpoint {
                         return match tls {
                             ClientTls::Plaintext { .. } => Ok(()),
-                            ClientTls::IstioMutual { because, .. } => Err(because.to_string()),
+                            ClientTls::IstioMutual { because, .. }
+                            | ClientTls::Originate { because, .. } => Err(because.to_string()),
                         };
                     }
                 }
@@ -107,6 +113,8 @@ struct Entry {
     listening: Listening,
     stop: Rc<Stop>,
     in_the_clear: Option<InTheClear>,
+    /// Relayed as bytes, so that AuthorizationPolicy judges the connection as a whole.
+    admitted: Option<Parties>,
 }
 
 /// The open connections of one thread.
@@ -127,7 +135,13 @@ impl Live {
     pub fn enter(&self, pod: &Arc<Pod>, listening: Listening) -> Place<'_> {
         let number = self.next.replace(self.next.get() + 1);
         let stop = Rc::new(Stop::default());
-        let entry = Entry { pod: pod.clone(), listening, stop: stop.clone(), in_the_clear: None };
+        let entry = Entry {
+            pod: pod.clone(),
+            listening,
+            stop: stop.clone(),
+            in_the_clear: None,
+            admitted: None,
+        };
         self.entries.borrow_mut().insert(number, entry);
         Place { live: self, number, stop }
     }
@@ -144,9 +158,18 @@ impl Live {
         of_pod.for_each(|entry| entry.stop.tell(Failure::Drained));
     }
 
-    /// Ends the connections that carry in the clear what `snapshot` does not leave there.
+    /// Ends the connections that `snapshot` denies, and those that carry in the clear what it does
+    /// not leave there.
     pub fn judge(&self, snapshot: &Snapshot) {
         for entry in self.entries.borrow().values() {
+            if let Some(parties) = &entry.admitted
+                && let Err(failure) = admit(parties, snapshot)
+            {
+                tracing::info!(workload = entry.pod.current().workload.key(), %failure,
+                    "ends a connection");
+                entry.stop.tell(failure);
+                continue;
+            }
             let Some(in_the_clear) = &entry.in_the_clear else { continue };
             if let Err(because) = in_the_clear.judge(snapshot) {
                 tracing::info!(workload = entry.pod.current().workload.key(),
@@ -157,7 +180,26 @@ impl Live {
     }
 }
 
+fn admit(parties: &Parties, snapshot: &Snapshot) -> Result<Verdict, Failure> {
+    let verdict = parties.judge(snapshot);
+    if verdict.allowed {
+        Ok(verdict)
+    } else {
+        Err(Failure::AuthorizationDenied { verdict, client: parties.to_string() })
+    }
+}
+
 impl Place<'_> {
+    /// From here on the connection is relayed as bytes, if AuthorizationPolicy allows it: as it is
+    /// now, and as it will be.
+    pub fn admit(&self, shared: &Shared, parties: Parties) -> Result<Verdict, Failure> {
+        let verdict = admit(&parties, &shared.snapshot.load())?;
+        if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {
+            entry.admitted = Some(parties);
+        }
+        Ok(verdict)
+    }
+
     /// From here on the connection is relayed in the clear. Asks again whether it may: a policy can
     /// have come since its plan was made.
     pub fn in_the_clear(&self, shared: &Shared, what: InTheClear) -> Result<(), Failure> {

@@ -3,12 +3,16 @@
 //! Each worker is one thread with a runtime of its own. A connection is accepted, shaken hands and
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
+mod authorize;
+mod carry;
 pub mod failure;
+pub mod http;
 mod http_error;
 mod inbound;
 mod live;
 mod outbound;
-mod relay;
+pub mod relay;
+mod server_name;
 mod worker;
 
 use std::sync::Arc;
@@ -24,7 +28,9 @@ use crate::drain;
 use crate::identity::IdentitySlot;
 use crate::mesh::{MeshSettings, Snapshot, Workload};
 use crate::node::{ClientPorts, Namespace};
+use crate::policy::Normalisation;
 use crate::telemetry::Telemetry;
+use crate::tls::Originations;
 
 /// How long a connection may take on its way to being relayed.
 #[derive(Debug, Clone, Copy)]
@@ -36,15 +42,30 @@ pub struct Timeouts {
     /// For the rest of a handshake.
     pub handshake: Duration,
     pub connect: Duration,
+    /// For an HTTP request's head, from its first byte.
+    pub head: Duration,
     /// For an SVID that is still being issued.
     pub identity: Duration,
+}
+
+/// How HTTP is treated, for every workload of the node.
+#[derive(Debug, Clone, Default)]
+pub struct HttpSettings {
+    /// Principals without `spiffe://`, or `prefix*`, `*suffix`, `*`: clients whose
+    /// X-Forwarded-Client-Cert is kept.
+    pub trusted_forwarders: Vec<String>,
+    /// Proxies in front whose X-Forwarded-For is believed.
+    pub trusted_proxies: usize,
+    pub normalisation: Normalisation,
 }
 
 /// What every connection needs. One per daemon.
 pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     pub telemetry: Telemetry,
+    pub originations: Originations,
     pub timeouts: Timeouts,
+    pub http: HttpSettings,
     pub drain: drain::Watch,
     /// Changes with every snapshot.
     published: watch::Sender<()>,
@@ -55,12 +76,15 @@ impl Shared {
         settings: MeshSettings,
         telemetry: Telemetry,
         timeouts: Timeouts,
+        http: HttpSettings,
         drain: drain::Watch,
     ) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(settings)),
             telemetry,
+            originations: Originations::default(),
             timeouts,
+            http,
             drain,
             published: watch::Sender::new(()),
         }
@@ -84,6 +108,8 @@ pub enum Listening {
 /// it is: an address that a peer can choose never does.
 pub struct Pod {
     pub namespace: Arc<Namespace>,
+    /// Its number in the kernel's tables.
+    pub slot: u32,
     pub outbound_port: u16,
     pub inbound_port: u16,
     pub client_ports: ClientPorts,
@@ -96,6 +122,8 @@ pub struct Pod {
 pub struct Current {
     pub workload: Arc<Workload>,
     pub identity: Arc<IdentitySlot>,
+    /// Whether HTTP applications are told who their client is.
+    pub forward_client_cert: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,17 +138,18 @@ enum Life {
 impl Pod {
     pub fn new(
         namespace: Arc<Namespace>,
-        workload: Arc<Workload>,
-        identity: Arc<IdentitySlot>,
+        slot: u32,
+        current: Current,
         outbound_port: u16,
         inbound_port: u16,
     ) -> Self {
         Self {
             namespace,
+            slot,
             outbound_port,
             inbound_port,
             client_ports: ClientPorts::default(),
-            current: ArcSwap::from_pointee(Current { workload, identity }),
+            current: ArcSwap::from_pointee(current),
             life: watch::Sender::new(Life::Serving),
             open: AtomicUsize::new(0),
         }
@@ -131,8 +160,8 @@ impl Pod {
     }
 
     /// New connections are made as the changed workload.
-    pub fn replace(&self, workload: Arc<Workload>, identity: Arc<IdentitySlot>) {
-        self.current.store(Arc::new(Current { workload, identity }));
+    pub fn replace(&self, current: Current) {
+        self.current.store(Arc::new(current));
     }
 
     pub fn stop_accepting(&self) {

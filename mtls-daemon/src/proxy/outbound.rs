@@ -13,11 +13,13 @@ use super::failure::Failure;
 use super::live::{InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
-use super::{Current, Pod, http_error};
-use crate::mesh::{ClientTls, OutboundPlan, Workload};
+use super::{Current, Pod, http_error, server_name};
+use crate::mesh::{ClientTls, Origination, OutboundPlan, Workload};
 use crate::node::dial;
 use crate::telemetry::{Direction, FlowRecord, Security};
 use crate::tls::connect::{ClientStream, connect};
+use crate::tls::originate::late_refusal;
+use crate::tls::{HandshakeError, OriginationError};
 
 pub async fn serve(
     worker: &Worker,
@@ -39,7 +41,7 @@ pub async fn serve(
     let mut flow = FlowRecord::new(Direction::Outbound, current.workload.clone(), destination);
     flow.source = SocketAddr::new(shown_source(&current.workload, destination), source.port());
     flow.source_workload = Some(current.workload.clone());
-    let tally = Tally::default();
+    let tally = Tally::answering();
     let result = tokio::select! {
         result = run(worker, pod, &current, client, destination, &mut flow, &tally, place) => result,
         reason = place.stop.told() => Err(reason),
@@ -81,6 +83,7 @@ fn shown_source(workload: &Workload, destination: SocketAddr) -> std::net::IpAdd
 enum Upstream {
     Plain(TcpStream, SocketAddr),
     Mutual(Box<ClientStream>, SocketAddr),
+    Originated(Box<ClientStream>, SocketAddr, Arc<Origination>),
 }
 
 #[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
@@ -94,27 +97,33 @@ async fn run(
     tally: &Tally,
     place: &Place<'_>,
 ) -> Result<(), Failure> {
-    match open(worker, pod, current, destination, flow).await {
+    match open(worker, pod, current, &client, destination, flow).await {
         Ok(Upstream::Plain(mut server, endpoint)) => {
             let workload = current.workload.clone();
             let what = InTheClear::Outbound { workload, destination, endpoint };
             place.in_the_clear(&worker.shared, what)?;
             worker.shared.telemetry.opened(flow);
-            relay(&mut client, &mut server, endpoint, tally).await
+            let result = relay(&mut client, &mut server, endpoint, tally).await;
+            http_error::answer_for_server(client, &result, tally).await;
+            result
         }
         Ok(Upstream::Mutual(mut server, endpoint)) => {
             worker.shared.telemetry.opened(flow);
             let result = relay(&mut client, &mut *server, endpoint, tally).await;
-            // TLS 1.3: the server judges our certificate after we are done with the handshake.
-            if let Err(failure @ Failure::UpstreamHandshake { .. }) = &result
-                && tally.received.get() == 0
-            {
-                if tally.http1.get() {
-                    http_error::unavailable(client, failure).await;
-                } else if tally.sent.get() == 0 {
-                    http_error::refuse(client, failure).await;
+            http_error::answer_for_server(client, &result, tally).await;
+            result
+        }
+        Ok(Upstream::Originated(mut server, endpoint, origination)) => {
+            worker.shared.telemetry.opened(flow);
+            let result = relay(&mut client, &mut *server, endpoint, tally).await;
+            let result = result.map_err(|failure| match failure {
+                Failure::UpstreamHandshake { address, error } => {
+                    let error = late_refusal(&origination.settings, error);
+                    Failure::Origination { address, error }
                 }
-            }
+                other => other,
+            });
+            http_error::answer_for_server(client, &result, tally).await;
             result
         }
         Err(failure) => {
@@ -128,6 +137,7 @@ async fn open(
     worker: &Worker,
     pod: &Pod,
     current: &Current,
+    client: &TcpStream,
     destination: SocketAddr,
     flow: &mut FlowRecord,
 ) -> Result<Upstream, Failure> {
@@ -143,10 +153,19 @@ async fn open(
             flow.destination_workload = workload;
             (address, tls)
         }
-        OutboundPlan::NoEndpoint { service } => {
-            let name = service.display_name();
+        OutboundPlan::RulesDisagree { address, service, others } => {
+            let names = [&service].into_iter().chain(&others).map(|service| service.display_name());
+            let services = names.collect::<Vec<_>>().join(" and ");
             flow.service = Some(service);
-            return Err(Failure::NoEndpoint(name));
+            return Err(Failure::RulesDisagree { address, services });
+        }
+        OutboundPlan::NoEndpoint { service } => {
+            let (name, unresolved) = (service.display_name(), service.unresolved.clone());
+            flow.service = Some(service);
+            return Err(match unresolved {
+                Some(why) => Failure::NotResolved(name, why.to_string()),
+                None => Failure::NoEndpoint(name),
+            });
         }
         OutboundPlan::NoSuchPort { service } => {
             let name = service.display_name();
@@ -167,6 +186,10 @@ async fn open(
             return Ok(Upstream::Plain(server, address));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
+        ClientTls::Originate { origination, because } => {
+            flow.because = Some(because);
+            return originate(worker, pod, current, client, address, origination, flow).await;
+        }
     };
     flow.because = Some(because);
     flow.source_id = Some(current.workload.id.clone());
@@ -193,6 +216,41 @@ async fn open(
     flow.destination_id = Some(peer.id().clone());
     flow.tls = Some(summary);
     Ok(Upstream::Mutual(Box::new(server), address))
+}
+
+/// TLS as the rule says, for an application that speaks plaintext (policy.md 2.3).
+async fn originate(
+    worker: &Worker,
+    pod: &Pod,
+    current: &Current,
+    client: &TcpStream,
+    address: SocketAddr,
+    origination: Arc<Origination>,
+    flow: &mut FlowRecord,
+) -> Result<Upstream, Failure> {
+    let (timeouts, originations) = (&worker.shared.timeouts, &worker.shared.originations);
+    let failed = |error| Failure::Origination { address, error };
+    let settings = &origination.settings;
+    // Before anybody is called: a rule that cannot be kept needs no server.
+    if let Some(problem) = originations.problem(settings) {
+        return Err(failed(problem));
+    }
+    let name = server_name::of(client, &origination.ask_for).await;
+    let name = name.ok_or_else(|| failed(OriginationError::NoServerName))?;
+    let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+    let begun = Instant::now();
+    let shake = originations.connect(server, settings, &name);
+    let (server, summary) = match timeout(timeouts.handshake, shake).await {
+        Ok(result) => result.map_err(failed)?,
+        Err(_) => {
+            let error: HandshakeError = std::io::Error::from(std::io::ErrorKind::TimedOut).into();
+            return Err(failed(OriginationError::Handshake(error)));
+        }
+    };
+    flow.handshake = Some(begun.elapsed());
+    flow.security = Security::OriginatedTls;
+    flow.tls = Some(summary);
+    Ok(Upstream::Originated(Box::new(server), address, origination))
 }
 
 async fn reach(

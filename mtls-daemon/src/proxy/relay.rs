@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::failure::Failure;
-use super::http_error::is_http1_request;
+use super::http_error::Begun;
 use crate::node::dial::close_in_order;
 use crate::tls::accept::ServerStream;
 use crate::tls::connect::ClientStream;
@@ -43,9 +43,9 @@ impl Side for TcpStream {
     }
 }
 
-impl Side for Replay<TcpStream> {
+impl<S: Side> Side for Replay<S> {
     fn tcp(&self) -> &TcpStream {
-        self.get_ref()
+        self.get_ref().tcp()
     }
 }
 
@@ -68,8 +68,36 @@ pub struct Tally {
     pub sent: Cell<u64>,
     /// Back to the client.
     pub received: Cell<u64>,
-    /// The client's first bytes were an HTTP/1 request line.
-    pub http1: Cell<bool>,
+    /// What the client has said, kept until the server says something. None: nobody wants to know.
+    begun: RefCell<Option<Begun>>,
+}
+
+impl Tally {
+    /// For a client that is to be answered if its server never says anything.
+    pub fn answering() -> Self {
+        Self { begun: RefCell::new(Some(Begun::default())), ..Self::default() }
+    }
+
+    /// What the client has said, unless the server has said something.
+    pub fn unanswered(&self) -> Option<Begun> {
+        if self.received.get() > 0 { None } else { self.begun.take() }
+    }
+
+    fn note(&self, bytes: &[u8]) {
+        if let Some(begun) = &mut *self.begun.borrow_mut() {
+            begun.note(bytes);
+        }
+    }
+
+    /// Whether the client speaks HTTP, and was not answered yet.
+    fn owes_answer(&self) -> bool {
+        let owes = self.begun.borrow().as_ref().is_some_and(Begun::is_http);
+        if self.received.get() > 0 {
+            self.begun.take();
+            return false;
+        }
+        owes
+    }
 }
 
 /// Relays until both sides have ended in order, or one of them broke. After an orderly end both
@@ -92,21 +120,23 @@ pub async fn relay<C: Side, S: Side>(
         let sent = if hung_up.is_some() {
             Poll::Pending
         } else {
-            up.poll(cx, client, server, &tally.sent, |first| {
-                tally.http1.set(is_http1_request(first));
-            })
+            up.poll(cx, client, server, &tally.sent, |bytes| tally.note(bytes), false)
         };
         let sent_all = matches!(sent, Poll::Ready(Ok(())));
         match sent {
             Poll::Ready(Err(Broken::From(error))) => return Poll::Ready(Err(client_broke(error))),
+            // A client owes nothing.
+            Poll::Ready(Err(Broken::Silent)) => {}
             Poll::Ready(Err(Broken::To(error))) => {
                 hung_up = Some(error);
                 watch.begin(LAST_ANSWER);
             }
             _ => {}
         }
-        let received = down.poll(cx, server, client, &tally.received, |_| {});
+        let owes = tally.owes_answer();
+        let received = down.poll(cx, server, client, &tally.received, |_| {}, owes);
         match (received, &mut hung_up) {
+            (Poll::Ready(Err(Broken::Silent)), _) => return Poll::Ready(Err(Failure::NoAnswer)),
             (Poll::Ready(Err(Broken::To(error))), _) => {
                 return Poll::Ready(Err(client_broke(error)));
             }
@@ -200,6 +230,8 @@ fn server_broke(error: io::Error, address: SocketAddr) -> Failure {
 enum Broken {
     From(io::Error),
     To(io::Error),
+    /// It ended in order, and owed an answer.
+    Silent,
 }
 
 /// One direction.
@@ -212,7 +244,6 @@ struct Half {
     unflushed: bool,
     ended: bool,
     done: bool,
-    begun: bool,
 }
 
 impl Half {
@@ -229,9 +260,9 @@ impl Half {
         from: &mut F,
         to: &mut T,
         moved: &Cell<u64>,
-        first: impl FnOnce(&[u8]),
+        mut seen: impl FnMut(&[u8]),
+        owes: bool,
     ) -> Poll<Result<(), Broken>> {
-        let mut first = Some(first);
         if self.done {
             return Poll::Ready(Ok(()));
         }
@@ -249,6 +280,9 @@ impl Half {
             self.pending = Vec::new();
             self.taken = 0;
             if self.ended {
+                if owes && moved.get() == 0 {
+                    return Poll::Ready(Err(Broken::Silent));
+                }
                 ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Broken::To)?;
                 self.done = true;
                 return Poll::Ready(Ok(()));
@@ -261,11 +295,7 @@ impl Half {
                     Poll::Ready(Ok(())) => {
                         let filled = bytes.filled();
                         self.ended = filled.is_empty();
-                        if !std::mem::replace(&mut self.begun, true)
-                            && let Some(first) = first.take()
-                        {
-                            first(filled);
-                        }
+                        seen(filled);
                         let count = self.write(cx, to, filled, moved)?;
                         self.pending.extend_from_slice(&filled[count..]);
                         Poll::Ready(Ok(()))

@@ -16,6 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::FlowRecord;
 use super::line::Line;
+use super::requests::DeniedLine;
 
 /// Lines that wait for the sink before more are dropped: about 4 MiB.
 const CAPACITY: usize = 8192;
@@ -96,6 +97,15 @@ impl AccessLog {
     pub fn write(&self, flow: &FlowRecord) {
         let Some(queue) = &self.queue else { return };
         queue.send(Line::of(&self.node, flow).to_json());
+    }
+
+    /// As [`AccessLog::write`], for a request that policy denied; `line` is given the node's name.
+    pub(super) fn write_denied<'a>(&'a self, line: impl FnOnce(&'a str) -> DeniedLine<'a>) {
+        let Some(queue) = &self.queue else { return };
+        let mut text = Vec::with_capacity(512);
+        serde_json::to_writer(&mut text, &line(&self.node)).expect("strings into memory");
+        text.push(b'\n');
+        queue.send(text);
     }
 
     /// Opens the file sink anew, after it was renamed away. Other sinks: nothing.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::policy::Mode;
+use crate::policy::authz::{Hit, Reason, Verdict};
 use crate::proxy::failure::Failure;
 use crate::telemetry::testing::{documented_codes, failures, flow, id, service, workload};
 use crate::telemetry::{Direction, Security};
@@ -60,6 +61,7 @@ fn an_outbound_mtls_connection_shows_both_identities_and_why() {
             "mode": null,
             "security": "mutual_tls",
             "policy": "auto mTLS: the endpoint speaks mTLS",
+            "authorization": null,
             "tls": {
                 "version": "TLSv1.3",
                 "cipher": "TLS13_AES_256_GCM_SHA384",
@@ -72,6 +74,39 @@ fn an_outbound_mtls_connection_shows_both_identities_and_why() {
             "fault": "none",
             "detail": null,
         })
+    );
+}
+
+#[test]
+fn a_denied_connection_shows_the_policy_and_rule_that_denied_it() {
+    let mut flow = flow(Direction::Inbound);
+    let verdict = Verdict {
+        allowed: false,
+        policy: Some("AuthorizationPolicy full/deny".into()),
+        rule: Some(1),
+        reason: Reason::DenyRule,
+        audit: None,
+        dry_run: Some(Hit {
+            policy: "AuthorizationPolicy full/try".into(),
+            rule: Some(0),
+            allowed: true,
+        }),
+    };
+    flow.failure = Some(Failure::AuthorizationDenied { verdict, client: "x".into() });
+    let line = line(&flow);
+    assert_eq!(
+        line["authorization"],
+        json!({
+            "allowed": false,
+            "policy": "AuthorizationPolicy full/deny",
+            "rule": 1,
+            "reason": "a rule of a DENY policy matches",
+            "dry_run": { "allowed": true, "policy": "AuthorizationPolicy full/try", "rule": 0 },
+        })
+    );
+    assert_eq!(
+        (&line["outcome"], &line["fault"]),
+        (&json!("authorization_denied"), &json!("policy"))
     );
 }
 
@@ -101,6 +136,7 @@ fn a_refused_plaintext_client_shows_the_policy_that_refused_it() {
             "mode": "STRICT",
             "security": "none",
             "policy": "PeerAuthentication istio-system/default",
+            "authorization": null,
             "tls": null,
             "bytes_sent": 0,
             "bytes_received": 0,
@@ -117,6 +153,7 @@ fn a_refused_plaintext_client_shows_the_policy_that_refused_it() {
 fn every_kind_of_security_and_mode_has_its_word() {
     let words = [
         (Security::MutualTls, "mutual_tls"),
+        (Security::OriginatedTls, "originated_tls"),
         (Security::Plaintext, "plaintext"),
         (Security::TlsPassthrough, "tls_passthrough"),
         (Security::None, "none"),

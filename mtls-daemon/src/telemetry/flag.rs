@@ -47,20 +47,27 @@ impl Flag {
             Failure::PlaintextRefused { .. }
             | Failure::ForeignTlsOnHttpPort
             | Failure::NotExported(..)
+            | Failure::RulesDisagree { .. }
             | Failure::NoSuchServicePort(..)
             | Failure::NoOriginalDestination
             | Failure::LoopRefused => Self::NoRoute,
-            Failure::NoEndpoint(_) => Self::NoHealthyUpstream,
-            Failure::ClientHandshake(_) | Failure::DetectTimeout => Self::DownstreamProtocolError,
+            Failure::NoEndpoint(_) | Failure::NotResolved(..) => Self::NoHealthyUpstream,
+            Failure::ClientHandshake(_) | Failure::DetectTimeout | Failure::HttpRefused(_) => {
+                Self::DownstreamProtocolError
+            }
             Failure::UpstreamHandshake { .. }
+            | Failure::Origination { .. }
             | Failure::UpstreamConnect { .. }
             | Failure::NoIdentity(_)
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
-            Failure::UpstreamReset(_) | Failure::Truncated => Self::UpstreamConnectionEnd,
-            Failure::PolicyChanged { .. } | Failure::Drained | Failure::Internal(_) => {
-                Self::LocalReset
+            Failure::UpstreamReset(_) | Failure::NoAnswer | Failure::Truncated => {
+                Self::UpstreamConnectionEnd
             }
+            Failure::AuthorizationDenied { .. }
+            | Failure::PolicyChanged { .. }
+            | Failure::Drained
+            | Failure::Internal(_) => Self::LocalReset,
         }
     }
 }
@@ -77,13 +84,20 @@ mod tests {
                 ("plaintext_refused" | "tls_on_http_port" | "not_exported", _)
                 | ("no_such_service_port", _)
                 | ("no_original_destination" | "loop_refused", _) => "NR",
-                ("no_endpoint", _) => "UH",
-                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _) => "DPE",
+                ("rules_disagree", _) => "NR",
+                ("no_endpoint" | "name_not_resolved", _) => "UH",
+                ("upstream_ca_unknown" | "upstream_name_refused", _)
+                | ("upstream_certificate_expired" | "upstream_certificate_revoked", _)
+                | ("upstream_certificate_unusable" | "server_name_missing", _)
+                | ("client_certificate_required" | "client_certificate_refused", _)
+                | ("tls_file_unusable" | "credential_unavailable", _) => "UF",
+                ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)
+                | ("http_refused", _) => "DPE",
                 ("upstream_identity_refused" | "upstream_tls_failed", _)
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",
-                ("upstream_reset", _) | ("truncated", _) => "UC",
-                ("policy_changed" | "drained" | "internal", _) => "LR",
+                ("upstream_reset" | "no_answer", _) | ("truncated", _) => "UC",
+                ("authorization_denied" | "policy_changed" | "drained" | "internal", _) => "LR",
                 _ => panic!("no flag for {code}"),
             };
             assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");

@@ -8,6 +8,7 @@ use super::tcp::Counters;
 use crate::identity::SpiffeId;
 use crate::mesh::{Service, Workload};
 use crate::policy::Mode;
+use crate::policy::authz::Verdict;
 use crate::proxy::failure::Failure;
 use crate::tls::verify::TlsSummary;
 
@@ -31,6 +32,8 @@ impl Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Security {
     MutualTls,
+    /// TLS that the daemon originated for the application, to a server outside the mesh.
+    OriginatedTls,
     Plaintext,
     /// The application's own TLS, relayed as it is.
     TlsPassthrough,
@@ -43,6 +46,7 @@ impl Security {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
+            Self::OriginatedTls => "originated_tls",
             Self::Plaintext => "plaintext",
             Self::TlsPassthrough => "tls_passthrough",
             Self::None => "none",
@@ -71,6 +75,8 @@ pub struct FlowRecord {
     pub security: Security,
     /// What decided: the policy object or rule.
     pub because: Option<Arc<str>>,
+    /// What AuthorizationPolicy said, where it let the connection be; a denial is a failure.
+    pub verdict: Option<Verdict>,
     pub tls: Option<TlsSummary>,
     pub started: Instant,
     /// Towards the server.
@@ -101,6 +107,7 @@ impl FlowRecord {
             mode: None,
             security: Security::None,
             because: None,
+            verdict: None,
             tls: None,
             started: Instant::now(),
             sent: 0,

@@ -9,7 +9,8 @@ use super::FlowRecord;
 use crate::identity::SpiffeId;
 use crate::mesh::Workload;
 use crate::policy::Mode;
-use crate::proxy::failure::Fault;
+use crate::policy::authz::{Hit, Verdict};
+use crate::proxy::failure::{Failure, Fault};
 
 /// One finished connection. Field order is part of what people read.
 #[derive(Serialize)]
@@ -27,6 +28,7 @@ pub(super) struct Line<'a> {
     mode: Option<Mode>,
     security: &'static str,
     policy: Option<&'a str>,
+    authorization: Option<Authorization<'a>>,
     tls: Option<Tls>,
     bytes_sent: u64,
     bytes_received: u64,
@@ -53,6 +55,53 @@ struct Destination<'a> {
     workload: Option<&'a Workload>,
     identity: Option<&'a str>,
     service: Option<&'a str>,
+}
+
+/// What AuthorizationPolicy said.
+#[derive(Serialize)]
+struct Authorization<'a> {
+    allowed: bool,
+    policy: Option<&'a str>,
+    rule: Option<u32>,
+    reason: String,
+    /// The AUDIT rule that matched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<Noted<'a>>,
+    /// What policies that only try would have decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dry_run: Option<Noted<'a>>,
+}
+
+#[derive(Serialize)]
+struct Noted<'a> {
+    allowed: bool,
+    policy: &'a str,
+    rule: Option<u32>,
+}
+
+/// None: no policy has anything to do with the connection.
+fn verdict(flow: &FlowRecord) -> Option<&Verdict> {
+    let verdict = match &flow.failure {
+        Some(Failure::AuthorizationDenied { verdict, .. }) => verdict,
+        _ => flow.verdict.as_ref()?,
+    };
+    let silent = verdict.allowed && verdict.policy.is_none();
+    (!silent || verdict.audit.is_some() || verdict.dry_run.is_some()).then_some(verdict)
+}
+
+impl<'a> Authorization<'a> {
+    fn of(verdict: &'a Verdict) -> Self {
+        let noted =
+            |hit: &'a Hit| Noted { allowed: hit.allowed, policy: &hit.policy, rule: hit.rule };
+        Self {
+            allowed: verdict.allowed,
+            policy: verdict.policy.as_deref(),
+            rule: verdict.rule,
+            reason: verdict.reason.to_string(),
+            audit: verdict.audit.as_ref().map(noted),
+            dry_run: verdict.dry_run.as_ref().map(noted),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -86,6 +135,7 @@ impl<'a> Line<'a> {
             mode: flow.mode,
             security: flow.security.as_str(),
             policy: flow.because.as_deref(),
+            authorization: verdict(flow).map(Authorization::of),
             tls: flow.tls.as_ref().map(|tls| Tls {
                 version: tls.version,
                 cipher: tls.cipher,
@@ -109,11 +159,11 @@ impl<'a> Line<'a> {
     }
 }
 
-fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_millis(*time))
 }
 
-fn key<S: Serializer>(workload: &&Workload, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn key<S: Serializer>(workload: &&Workload, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{}/{}", workload.namespace, workload.name))
 }
 

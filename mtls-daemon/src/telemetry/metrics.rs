@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::requests::{RequestCollector, RequestMetrics};
 use super::tcp::{TcpCollector, TcpMetrics};
 use super::{Direction, FlowRecord};
 use crate::identity::SpiffeId;
@@ -65,6 +66,7 @@ struct Connections {
 /// orderly close and a byte cost none.
 pub struct Metrics {
     tcp: Arc<TcpMetrics>,
+    pub(super) requests: Arc<RequestMetrics>,
     failed: Family<FailureLabels, Counter>,
     inbound: Connections,
     outbound: Connections,
@@ -88,6 +90,8 @@ impl Metrics {
         let mut registry = Registry::default();
         let tcp = Arc::new(TcpMetrics::default());
         registry.register_collector(Box::new(TcpCollector(tcp.clone())));
+        let requests = Arc::new(RequestMetrics::default());
+        registry.register_collector(Box::new(RequestCollector(requests.clone())));
         let version = env!("CARGO_PKG_VERSION").to_owned();
         registry.register(
             "mtls_build",
@@ -120,6 +124,7 @@ impl Metrics {
             access_log_dropped: add
                 .add("mtls_access_log_dropped", "Access log lines dropped: slow or broken sink"),
             tcp,
+            requests,
             hooks: Mutex::default(),
             scrape: Mutex::default(),
             registry,

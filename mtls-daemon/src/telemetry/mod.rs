@@ -6,6 +6,7 @@ pub mod flow;
 mod line;
 pub mod logs;
 pub mod metrics;
+pub mod requests;
 mod tcp;
 
 pub use flow::{Direction, FlowRecord, Security};

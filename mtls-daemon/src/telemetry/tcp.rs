@@ -21,7 +21,7 @@ use crate::mesh::{Service, Workload};
 /// Label sets beyond this many are counted together, as unknown to unknown. Labels are names of the
 /// mesh's own objects and authenticated identities, never addresses; what is left to bound is a mesh
 /// that churns for months.
-const MAX_LABEL_SETS: usize = 10_000;
+pub(super) const MAX_LABEL_SETS: usize = 10_000;
 
 /// Istio's word for what a proxy cannot know.
 const UNKNOWN: &str = "unknown";
@@ -100,8 +100,13 @@ impl Labels {
         }
     }
 
+    /// The same ends, for requests of `protocol`.
+    pub(super) fn with_protocol(&self, protocol: &'static str) -> Self {
+        Self { request_protocol: protocol, ..self.clone() }
+    }
+
     /// What is left of a label set when there are too many of them.
-    fn overflow(&self) -> Self {
+    pub(super) fn overflow(&self) -> Self {
         let unknown = Name::Static(UNKNOWN);
         Self {
             source_workload: unknown.clone(),

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Direction, FlowRecord};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::mesh::{Service, Workload};
+use crate::policy::authz::{Connection, WorkloadAuthorization};
 use crate::proxy::failure::Failure;
 use crate::tls::HandshakeError;
+use crate::tls::originate::{FileError, OriginationError};
 
 /// `spiffe://cluster.local/ns/<namespace>/sa/<name>`.
 pub(crate) fn id(namespace: &str, name: &str) -> SpiffeId {
@@ -39,6 +42,7 @@ pub(crate) fn service(namespace: &str, name: &str, host: &str) -> Arc<Service> {
         endpoints: Vec::new(),
         external: false,
         subject_alt_names: Vec::new(),
+        unresolved: None,
     })
 }
 
@@ -57,19 +61,35 @@ pub(crate) fn flow(direction: Direction) -> FlowRecord {
 
 /// Every kind of failure, with its code and whose fault it is.
 pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
-    let address = "10.0.0.9:443".parse().expect("an address");
+    let address: SocketAddr = "10.0.0.9:443".parse().expect("an address");
     let io = || io::Error::from_raw_os_error(104);
     let refused = || HandshakeError::PeerRefused("wrong trust domain".into());
     let peer = || HandshakeError::Peer("alert: bad certificate".into());
     let own = || HandshakeError::Own("no key".into());
+    let originated = |error| Failure::Origination { address, error };
     vec![
         (Failure::PlaintextRefused { because: "a".into() }, "plaintext_refused", "policy"),
+        (
+            Failure::AuthorizationDenied {
+                verdict: WorkloadAuthorization::default().connection(&Connection {
+                    principal: None,
+                    source: address.ip(),
+                    remote: address.ip(),
+                    destination: address,
+                    sni: None,
+                }),
+                client: "spiffe://cluster.local/ns/full/sa/client".into(),
+            },
+            "authorization_denied",
+            "policy",
+        ),
         (Failure::PolicyChanged { because: "a".into() }, "policy_changed", "policy"),
         (Failure::ForeignTlsOnHttpPort, "tls_on_http_port", "policy"),
         (Failure::ClientHandshake(refused()), "peer_identity_refused", "client"),
         (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
         (Failure::ClientHandshake(own()), "tls_handshake_failed", "us"),
         (Failure::DetectTimeout, "detect_timeout", "client"),
+        (Failure::HttpRefused("two lengths"), "http_refused", "client"),
         (
             Failure::UpstreamHandshake { address, error: refused() },
             "upstream_identity_refused",
@@ -77,6 +97,67 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         ),
         (Failure::UpstreamHandshake { address, error: peer() }, "upstream_tls_failed", "server"),
         (Failure::UpstreamHandshake { address, error: own() }, "upstream_tls_failed", "us"),
+        (
+            Failure::RulesDisagree { address, services: "a.test, b.test".into() },
+            "rules_disagree",
+            "policy",
+        ),
+        (Failure::NotResolved("a.test".into(), "?".into()), "name_not_resolved", "server"),
+        (
+            originated(OriginationError::NoCredential("a".into())),
+            "credential_unavailable",
+            "policy",
+        ),
+        (
+            originated(OriginationError::File(FileError {
+                field: "privateKey",
+                path: "/k".into(),
+                why: "is missing".into(),
+            })),
+            "tls_file_unusable",
+            "policy",
+        ),
+        (originated(OriginationError::NoServerName), "server_name_missing", "policy"),
+        (
+            originated(OriginationError::UnknownCa { roots: "/ca".into() }),
+            "upstream_ca_unknown",
+            "server",
+        ),
+        (
+            originated(OriginationError::WrongName { expected: "a".into(), found: "b".into() }),
+            "upstream_name_refused",
+            "server",
+        ),
+        (
+            originated(OriginationError::OutOfDate("expired".into())),
+            "upstream_certificate_expired",
+            "server",
+        ),
+        (
+            originated(OriginationError::Revoked("is".into())),
+            "upstream_certificate_revoked",
+            "server",
+        ),
+        (
+            originated(OriginationError::Unusable("v1".into())),
+            "upstream_certificate_unusable",
+            "server",
+        ),
+        (
+            originated(OriginationError::CertificateRequired),
+            "client_certificate_required",
+            "policy",
+        ),
+        (
+            originated(OriginationError::CertificateRefused {
+                path: "/c".into(),
+                alert: "unknown_ca".into(),
+            }),
+            "client_certificate_refused",
+            "policy",
+        ),
+        (originated(OriginationError::Handshake(peer())), "upstream_tls_failed", "server"),
+        (originated(OriginationError::Handshake(own())), "upstream_tls_failed", "us"),
         (Failure::UpstreamConnect { address, error: io() }, "upstream_connect_failed", "server"),
         (Failure::NoIdentity("full/client".into()), "no_identity", "us"),
         (Failure::NoEndpoint("web.test".into()), "no_endpoint", "server"),
@@ -86,6 +167,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::LoopRefused, "loop_refused", "client"),
         (Failure::ClientReset(io()), "client_reset", "client"),
         (Failure::UpstreamReset(io()), "upstream_reset", "server"),
+        (Failure::NoAnswer, "no_answer", "server"),
         (Failure::Truncated, "truncated", "server"),
         (Failure::ClientTruncated, "truncated", "client"),
         (Failure::SourceBind(io()), "source_bind_failed", "us"),

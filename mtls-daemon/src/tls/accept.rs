@@ -6,7 +6,7 @@ use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::hello::{MAX_HELLO, Scan, Seen};
+use super::hello::{Hello, Http, MAX_HELLO, Scan, Seen};
 use super::verify::{AuthenticatedPeer, TlsSummary};
 use super::{HandshakeError, Replay, TlsIdentity, handshake};
 
@@ -15,13 +15,8 @@ pub type ServerStream = tokio_rustls::server::TlsStream<Replay<TcpStream>>;
 /// What a connection's first bytes turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A whole TLS ClientHello.
-    Tls {
-        /// The client offered one of Istio's mesh ALPN protocols (`istio`, `istio-peer-exchange`,
-        /// `istio-http/1.0`, `istio-http/1.1`, `istio-h2`): policy.md 3.4's test in PERMISSIVE.
-        mesh_alpn: bool,
-        sni: Option<String>,
-    },
+    /// A whole TLS ClientHello. One that offers a mesh protocol is policy.md 3.4's test in PERMISSIVE.
+    Tls(Hello),
     /// Something else, also if it only looked like TLS at first.
     NotTls,
     /// The client closed its side before sending anything.
@@ -37,9 +32,7 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(stream: &mut Replay<S>) -> io::Re
     let mut scan = Scan::default();
     loop {
         match scan.look(stream.peeked()) {
-            Seen::Hello(hello) => {
-                return Ok(Kind::Tls { mesh_alpn: hello.mesh_alpn, sni: hello.sni });
-            }
+            Seen::Hello(hello) => return Ok(Kind::Tls(hello)),
             Seen::NotTls => return Ok(Kind::NotTls),
             Seen::Incomplete if stream.peeked().len() > MAX_HELLO => return Ok(Kind::NotTls),
             Seen::Incomplete => {}
@@ -50,14 +43,16 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(stream: &mut Replay<S>) -> io::Re
     }
 }
 
-/// Terminates: requires and verifies the client's SVID. Answers no ALPN.
+/// Terminates: requires and verifies the client's SVID. `answer` is the application protocol that
+/// the server chooses, out of those that the ClientHello offers ([`Hello`]); None answers none.
 ///
 /// Not bounded in time: the caller does that.
 pub async fn accept(
     stream: Replay<TcpStream>,
     own: &TlsIdentity,
+    answer: Option<Http>,
 ) -> Result<(ServerStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
-    let shake = TlsAcceptor::from(own.server()).accept(stream);
+    let shake = TlsAcceptor::from(own.server(answer)).accept(stream);
     let (stream, peer) = handshake::run(None, shake).await?;
     let summary = TlsSummary::of(stream.get_ref().1);
     Ok((stream, peer, summary))

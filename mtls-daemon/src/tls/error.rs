@@ -13,6 +13,9 @@ pub enum HandshakeError {
     /// The peer refused us, or broke the protocol.
     #[error("the peer ended the handshake: {0}")]
     Peer(String),
+    /// The peer refused us because of our certificate, or because we showed none.
+    #[error("the peer ended the handshake: it sent the alert {alert}: {cause}")]
+    OurCertificate { alert: String, cause: &'static str },
     #[error("the connection broke during the handshake: {0}")]
     Io(#[from] std::io::Error),
     /// Our own key, certificate or configuration.
@@ -27,7 +30,7 @@ impl HandshakeError {
     pub fn from_established(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref::<Error>()? {
             Error::AlertReceived(alert) if *alert != AlertDescription::CloseNotify => {
-                Some(Self::Peer(alert_text(*alert)))
+                Some(Self::of_alert(*alert))
             }
             _ => None,
         }
@@ -37,6 +40,15 @@ impl HandshakeError {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(inner) => Self::from_rustls(inner),
             None => Self::Io(error),
+        }
+    }
+
+    fn of_alert(alert: AlertDescription) -> Self {
+        let (name, cause) = (alert_name(alert), cause(alert));
+        if is_of_certificate(alert) {
+            Self::OurCertificate { alert: name, cause }
+        } else {
+            Self::Peer(format!("it sent the alert {name}: {cause}"))
         }
     }
 
@@ -51,7 +63,7 @@ impl HandshakeError {
                  and the client enrolled?"
                     .to_owned(),
             ),
-            Error::AlertReceived(alert) => Self::Peer(alert_text(*alert)),
+            Error::AlertReceived(alert) => Self::of_alert(*alert),
             Error::PeerIncompatible(why) => Self::Peer(format!(
                 "it shares no parameters with us ({why:?}); TLS 1.3 is required"
             )),
@@ -70,10 +82,10 @@ impl HandshakeError {
     }
 }
 
-/// An alert's name and what usually makes a mesh peer send it.
-fn alert_text(alert: AlertDescription) -> String {
+/// What usually makes a mesh peer send an alert.
+fn cause(alert: AlertDescription) -> &'static str {
     use AlertDescription as Alert;
-    let cause = match alert {
+    match alert {
         Alert::UnknownCA => {
             "it does not trust our CA: do both nodes use the same CA, or was it made anew on one?"
         }
@@ -98,8 +110,24 @@ fn alert_text(alert: AlertDescription) -> String {
         Alert::InternalError => "it had a failure of its own: see its log",
         Alert::DecryptError | Alert::BadRecordMac => "it could not verify what we signed or sent",
         _ => "see its log",
-    };
-    format!("it sent the alert {}: {cause}", alert_name(alert))
+    }
+}
+
+/// Alerts that speak of the receiver's certificate.
+fn is_of_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::NoCertificate
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired
+    )
 }
 
 /// RFC 8446's spelling.

@@ -7,6 +7,11 @@
 const MESH_ALPN: [&[u8]; 5] =
     [b"istio", b"istio-peer-exchange", b"istio-http/1.0", b"istio-http/1.1", b"istio-h2"];
 
+/// Whether a protocol name is one of the mesh's own.
+pub fn is_mesh(alpn: &[u8]) -> bool {
+    MESH_ALPN.contains(&alpn)
+}
+
 /// Everything that is read while looking for a ClientHello stays below this.
 pub const MAX_HELLO: usize = 64 * 1024;
 
@@ -28,11 +33,39 @@ pub enum Seen {
 }
 
 /// What a ClientHello asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// One of Istio's mesh protocols is among the offered ones.
-    pub mesh_alpn: bool,
+    pub alpn: Alpn,
     pub sni: Option<String>,
+}
+
+/// What the offered application protocols say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Alpn {
+    /// One of Istio's mesh protocols is among them.
+    pub mesh: bool,
+    /// The client says that it speaks HTTP inside: the first of `istio-http/*` and `istio-h2`.
+    pub http: Option<Http>,
+    /// What the server answers: the plain name of `http`, if the client offers that as well
+    /// (policy.md 3.7).
+    pub answer: Option<Http>,
+}
+
+/// A version of HTTP, as ALPN tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http {
+    One,
+    Two,
+}
+
+impl Http {
+    /// Its registered protocol name.
+    pub fn name(self) -> &'static [u8] {
+        match self {
+            Self::One => b"http/1.1",
+            Self::Two => b"h2",
+        }
+    }
 }
 
 /// Looks at a growing prefix of a connection. Work is proportional to the new bytes only, so a
@@ -123,7 +156,7 @@ fn parse(body: &[u8]) -> Option<Hello> {
     if !plausible {
         return None;
     }
-    let mut hello = Hello { mesh_alpn: false, sni: None };
+    let mut hello = Hello::default();
     // Before TLS 1.3 a hello may end here.
     if rest.0.is_empty() {
         return Some(hello);
@@ -136,7 +169,7 @@ fn parse(body: &[u8]) -> Option<Hello> {
         let kind = extensions.number16()?;
         let value = extensions.vector16()?;
         match kind {
-            EXTENSION_ALPN => hello.mesh_alpn |= offers_mesh(value)?,
+            EXTENSION_ALPN => hello.alpn = alpn(value)?,
             EXTENSION_SERVER_NAME => hello.sni = server_name(value)?,
             _ => {}
         }
@@ -144,14 +177,26 @@ fn parse(body: &[u8]) -> Option<Hello> {
     Some(hello)
 }
 
-fn offers_mesh(value: &[u8]) -> Option<bool> {
+fn alpn(value: &[u8]) -> Option<Alpn> {
     let mut names = Reader(value);
-    let mut names = Reader(names.vector16()?);
-    let mut mesh = false;
+    let offered = names.vector16()?;
+    let mut found = Alpn::default();
+    let mut names = Reader(offered);
     while !names.0.is_empty() {
-        mesh |= MESH_ALPN.contains(&names.vector8()?);
+        let name = names.vector8()?;
+        found.mesh |= is_mesh(name);
+        found.http = found.http.or(match name {
+            b"istio-h2" => Some(Http::Two),
+            b"istio-http/1.0" | b"istio-http/1.1" => Some(Http::One),
+            _ => None,
+        });
     }
-    Some(mesh)
+    let offers = |wanted: &Http| {
+        let mut names = Reader(offered);
+        std::iter::from_fn(|| names.vector8()).any(|name| name == wanted.name())
+    };
+    found.answer = found.http.filter(offers);
+    Some(found)
 }
 
 /// The first host name, if it is text.

@@ -61,7 +61,7 @@ const OPENSSL: &str = concat!(
 fn openssls_hello_is_read() {
     let digits = |at: usize| u8::from_str_radix(&OPENSSL[at..at + 2], 16).unwrap();
     let bytes: Vec<u8> = (0..OPENSSL.len()).step_by(2).map(digits).collect();
-    let expected = Hello { mesh_alpn: true, sni: Some("httpbin.foo".to_owned()) };
+    let expected = Hello { alpn: mesh(), sni: Some("httpbin.foo".to_owned()) };
     assert_eq!(feed(&bytes, 100), (Seen::Hello(expected), bytes.len()));
 }
 
@@ -71,14 +71,38 @@ fn every_mesh_protocol_is_seen_wherever_it_stands_in_the_list() {
         let Seen::Hello(found) = feed(&hello(&[b"h2", name], Some("a.b"), 9, 1), 9999).0 else {
             panic!("no hello with {name:?}");
         };
-        assert_eq!(found, Hello { mesh_alpn: true, sni: Some("a.b".to_owned()) });
+        assert_eq!((found.alpn.mesh, found.sni.as_deref()), (true, Some("a.b")));
     }
+}
+
+/// `istio` and nothing of HTTP.
+fn mesh() -> Alpn {
+    Alpn { mesh: true, http: None, answer: None }
+}
+
+#[test]
+fn http_inside_is_announced_and_answered_only_by_a_name_that_was_offered() {
+    let check = |names: &[&[u8]], http, answer| {
+        let Seen::Hello(found) = feed(&hello(names, None, 0, 1), 9999).0 else {
+            panic!("no hello with {names:?}");
+        };
+        assert_eq!((found.alpn.http, found.alpn.answer), (http, answer), "{names:?}");
+    };
+    let (one, two) = (Some(Http::One), Some(Http::Two));
+    // What Istio's sidecars offer for HTTP/1.1, HTTP/2, HTTP/1.0 and TCP (policy.md 3.2).
+    check(&[b"istio-http/1.1", b"istio", b"http/1.1"], one, one);
+    check(&[b"istio-h2", b"istio", b"h2"], two, two);
+    check(&[b"istio-http/1.0", b"istio", b"http/1.0"], one, None);
+    check(&[b"istio-peer-exchange", b"istio"], None, None);
+    check(&[b"istio-h2"], two, None);
+    check(&[b"istio", b"h2", b"http/1.1"], None, None);
+    check(&[b"h2", b"http/1.1"], None, None);
 }
 
 #[test]
 fn other_clients_are_tls_but_not_mesh() {
     for names in [&[b"h2" as &[u8], b"http/1.1"][..], &[], &[b"istio2"], &[b"xistio"]] {
-        let expected = Hello { mesh_alpn: false, sni: None };
+        let expected = Hello::default();
         assert_eq!(feed(&hello(names, None, 0, 1), 9999).0, Seen::Hello(expected), "{names:?}");
     }
 }
@@ -89,7 +113,7 @@ fn a_hello_in_many_segments_and_records_is_one_hello() {
         for step in [1, 2, 5, 700, 9999] {
             let bytes = hello(&[b"istio"], Some("web.full"), 1700, records);
             let (seen, used) = feed(&bytes, step);
-            let expected = Hello { mesh_alpn: true, sni: Some("web.full".to_owned()) };
+            let expected = Hello { alpn: mesh(), sni: Some("web.full".to_owned()) };
             assert_eq!(seen, Seen::Hello(expected), "{records} records, {step} at a time");
             assert_eq!(used, bytes.len());
         }

@@ -9,8 +9,11 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::hello::Http;
 use super::provider::{VERSIONS, provider};
+use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
 use super::{HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
@@ -24,7 +27,7 @@ pub struct TlsIdentity {
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
-    server: Arc<ServerConfig>,
+    server: Servers,
     client: Arc<ClientConfig>,
 }
 
@@ -36,20 +39,18 @@ impl TlsIdentity {
     pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
-        let leaf = svid.chain.first().ok_or_else(|| own(format!("{id} has no certificate")))?;
-        let facts = svid_rules::leaf(leaf)
+        let facts = svid_rules::chain(&svid.chain)
+            .and_then(Leaf::strict)
             .map_err(|refusal| own(format!("the certificate for {id}: {refusal}")))?;
         if facts.id != id {
             return Err(own(format!("the certificate for {id} is {}'s", facts.id)));
         }
-        let unusable = |error: rustls::Error| own(format!("the key of {id}: {error}"));
-        let key = any_supported_type(&svid.key).map_err(unusable)?;
-        let certified = CertifiedKey::new(svid.chain.clone(), key);
-        certified.keys_match().map_err(unusable)?;
+        let certified = certified(&svid.chain, &svid.key)
+            .map_err(|error| own(format!("the key of {id}: {error}")))?;
         let certificate = Arc::new(SingleCertAndKey::from(certified));
         let verifier = SvidVerifier::new(bundles)?;
         Ok(Arc::new(Self {
-            server: Arc::new(server_config(certificate.clone(), verifier.clone())?),
+            server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
             client: Arc::new(client_config(certificate, verifier)?),
             serial: svid.serial.clone(),
             not_before: svid.not_before,
@@ -75,8 +76,13 @@ impl TlsIdentity {
         self.not_after
     }
 
-    pub(super) fn server(&self) -> Arc<ServerConfig> {
-        self.server.clone()
+    /// The configuration that answers a ClientHello with this application protocol.
+    pub(super) fn server(&self, answer: Option<Http>) -> Arc<ServerConfig> {
+        match answer {
+            None => self.server.none.clone(),
+            Some(Http::One) => self.server.http1.clone(),
+            Some(Http::Two) => self.server.http2.clone(),
+        }
     }
 
     pub(super) fn client(&self) -> Arc<ClientConfig> {
@@ -93,6 +99,35 @@ impl fmt::Debug for TlsIdentity {
     }
 }
 
+/// The chain with its key, if the key is the leaf's.
+pub(super) fn certified(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'_>,
+) -> Result<CertifiedKey, rustls::Error> {
+    let certified = CertifiedKey::new(chain.to_vec(), any_supported_type(key)?);
+    certified.keys_match()?;
+    Ok(certified)
+}
+
+/// The server's side by the application protocol that it answers.
+struct Servers {
+    none: Arc<ServerConfig>,
+    http1: Arc<ServerConfig>,
+    http2: Arc<ServerConfig>,
+}
+
+impl Servers {
+    fn new(none: ServerConfig) -> Self {
+        let answering = |http: Http| {
+            let mut config = none.clone();
+            config.alpn_protocols = vec![http.name().to_vec()];
+            Arc::new(config)
+        };
+        let (http1, http2) = (answering(Http::One), answering(Http::Two));
+        Self { none: Arc::new(none), http1, http2 }
+    }
+}
+
 fn server_config(
     certificate: Arc<SingleCertAndKey>,
     verifier: Arc<SvidVerifier>,
@@ -103,7 +138,8 @@ fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     // A client that offers only `istio` would be turned away by a list without it, and naming
-    // `istio` breaks Envoy's HTTP/2 negotiation: mesh servers answer no ALPN at all (policy.md 3.7).
+    // `istio` breaks Envoy's HTTP/2 negotiation: only clients that offer what is answered get an
+    // answer (policy.md 3.7).
     config.alpn_protocols = Vec::new();
     // A resumed session would skip the peer's certificate, and outlive its expiry.
     config.session_storage = Arc::new(NoServerSessionStorage {});

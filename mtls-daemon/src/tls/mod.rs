@@ -1,4 +1,5 @@
-//! TLS 1.3 with SPIFFE identities, both directions. The only place that names rustls.
+//! TLS 1.3 with SPIFFE identities, both directions, and TLS originated for applications. The only
+//! place that names rustls.
 
 pub mod accept;
 pub mod authority;
@@ -7,10 +8,13 @@ pub mod error;
 mod handshake;
 pub mod hello;
 pub mod identity;
+pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
 pub mod statement;
+mod subject;
+pub mod svid;
 mod svid_rules;
 pub mod verify;
 
@@ -18,6 +22,7 @@ pub use accept::{Kind, ServerStream, accept, first_bytes};
 pub use connect::{ClientStream, connect};
 pub use error::HandshakeError;
 pub use identity::TlsIdentity;
+pub use originate::{OriginationError, Originations};
 pub use replay::Replay;
 pub use verify::{AuthenticatedPeer, TlsSummary};
 

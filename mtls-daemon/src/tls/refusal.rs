@@ -6,14 +6,19 @@ use std::time::SystemTime;
 use rustls::{CertificateError, OtherError};
 use rustls_pki_types::UnixTime;
 
+use super::svid_rules::MAX_CHAIN;
 use crate::identity::SpiffeId;
 
 /// The rule that refused a peer's certificate. Its text reaches logs: what an unverified
 /// certificate says is either a checked SPIFFE ID or escaped and cut.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("it cannot be parsed: {0}")]
+    #[error("it {0}")]
     Unreadable(String),
+    #[error("there is no certificate")]
+    NoCertificate,
+    #[error("its chain has {0} certificates, more than the {MAX_CHAIN} that are looked at")]
+    ChainLength(usize),
     #[error(
         "it has {0} URI names and an SVID has exactly one (X509-SVID §2): it was not issued for the mesh"
     )]
@@ -56,7 +61,7 @@ pub(super) enum Refusal {
     #[error("{id} is valid from {} only; are both clocks right?", date(*not_before))]
     NotYetValid { id: SpiffeId, not_before: UnixTime, now: UnixTime },
     #[error("{id}: a certificate above it may not sign others: it {why} (X509-SVID §4.3)")]
-    Signer { id: SpiffeId, why: &'static str },
+    Signer { id: SpiffeId, why: String },
     #[error("{id}: its chain does not verify: {why}")]
     Chain { id: SpiffeId, why: String },
     #[error(
@@ -73,6 +78,8 @@ impl Refusal {
     pub(super) fn to_rustls(&self) -> rustls::Error {
         let error = match self {
             Self::Unreadable(_)
+            | Self::NoCertificate
+            | Self::ChainLength(_)
             | Self::UriNames(_)
             | Self::NotSpiffe { .. }
             | Self::NoPath(_)

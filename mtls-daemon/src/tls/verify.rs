@@ -1,6 +1,6 @@
 //! Who is at the other end: the SVID rules (X509-SVID §4, §5) on top of webpki's chain building.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -72,12 +72,26 @@ impl TlsSummary {
         use rustls::{CipherSuite, ProtocolVersion};
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            // Originated, to a server outside the mesh.
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "unknown",
         };
         let cipher = match connection.negotiated_cipher_suite().map(|suite| suite.suite()) {
             Some(CipherSuite::TLS13_AES_256_GCM_SHA384) => "TLS_AES_256_GCM_SHA384",
             Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => "TLS_AES_128_GCM_SHA256",
             Some(CipherSuite::TLS13_CHACHA20_POLY1305_SHA256) => "TLS_CHACHA20_POLY1305_SHA256",
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384) => {
+                "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"
+            }
+            Some(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256) => {
+                "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) => {
+                "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"
+            }
+            Some(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256) => {
+                "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
+            }
             _ => "unknown",
         };
         let group = connection.negotiated_key_exchange_group();
@@ -139,7 +153,7 @@ impl SvidVerifier {
         Ok(Arc::new(Self { anchors, algorithms }))
     }
 
-    fn verify(
+    pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -147,17 +161,18 @@ impl SvidVerifier {
         usage: KeyUsage,
         expected: Option<&[SpiffeId]>,
     ) -> Result<AuthenticatedPeer, Refusal> {
+        svid_rules::check_length(intermediates.len() + 1)?;
         let facts = svid_rules::leaf(leaf)?;
         let anchors = self.anchors.of(&facts.id)?;
         let refuse = |error| chain_refusal(&facts.id, error);
-        let no_signer = Cell::new(None);
+        let no_signer = RefCell::new(None);
         // Asked for every path to an anchor: another one may be sound.
         let sound = |path: &VerifiedPath<'_>| {
             let mut signers = path.intermediate_certificates();
             let Err(why) = signers.try_for_each(|signer| svid_rules::signer(&signer.der())) else {
                 return Ok(());
             };
-            no_signer.set(Some(why));
+            no_signer.replace(Some(why));
             // The nearest there is; the refusal itself says it in words.
             Err(webpki::Error::EndEntityUsedAsCa)
         };
@@ -172,7 +187,7 @@ impl SvidVerifier {
                 None,
                 Some(&sound),
             )
-            .map_err(|error| match no_signer.get() {
+            .map_err(|error| match no_signer.take() {
                 Some(why) => Refusal::Signer { id: facts.id.clone(), why },
                 None => refuse(error),
             })?;
@@ -206,7 +221,7 @@ fn chain_refusal(id: &SpiffeId, error: webpki::Error) -> Refusal {
         CaUsedAsEndEntity => Refusal::Ca(id),
         RequiredEkuNotFoundContext(_) => Refusal::ExtendedKeyUsage(id),
         BadDer | BadDerTime | TrailingData(_) => {
-            Refusal::Unreadable(format!("{id}: the certificate is not well-formed"))
+            Refusal::Unreadable(format!("is not well-formed: {id}"))
         }
         other => Refusal::Chain { id, why: other.to_string() },
     }

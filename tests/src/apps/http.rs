@@ -1,4 +1,5 @@
-//! A small HTTP/1.1 server: enough for curl, and strict enough to refuse what is not HTTP.
+//! A small HTTP/1.1 server in the manner of httpbin: enough for curl, and strict enough to refuse
+//! what is not HTTP.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -28,8 +29,12 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
             }
             continue;
         }
-        let body =
-            json!({"method": method, "path": path, "headers": headers, "peer": peer}).to_string();
+        let origin = peer.ip();
+        let seen = json!({
+            "method": method, "path": path, "headers": headers, "peer": peer, "origin": origin,
+        });
+        // A line a header, to be searched by line.
+        let body = format!("{seen:#}\n");
         head(&mut stream, "application/json", body.len() as u64)?;
         stream.write_all(body.as_bytes())?;
     }
@@ -37,6 +42,19 @@ pub fn serve(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
 
 fn head(stream: &mut TcpStream, kind: &str, length: u64) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// As httpbin shows names: they are the same in any case, and proxies send small letters.
+fn title_case(name: &str) -> String {
+    let mut start = true;
+    name.chars()
+        .map(|letter| {
+            let shown =
+                if start { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
+            start = letter == '-';
+            shown
+        })
+        .collect()
 }
 
 type Request = (String, String, Map<String, Value>);
@@ -70,6 +88,6 @@ fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Option<Request>>> {
     let headers = lines[1..]
         .iter()
         .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_owned(), json!(value.trim())));
+        .map(|(name, value)| (title_case(name), json!(value.trim())));
     Ok(Some(Some((method.to_owned(), path.to_owned(), headers.collect()))))
 }

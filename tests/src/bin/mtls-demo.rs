@@ -4,18 +4,22 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use clap::Parser;
-use mtls_tests::demo::{Attempt, Crossing, Expected, Family, From, Row, attempt, phases, report};
-use mtls_tests::world::To;
-use mtls_tests::{Capture, World, leftovers};
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use mtls_tests::demo::report;
+use mtls_tests::walkthrough::{self, Family, Walkthrough};
+use mtls_tests::{Town, leftovers};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Two nodes with a daemon each, six pods as network namespaces, real curl: who reaches whom, with
-/// which identity, under which policy, and what crossed the wire.
+/// Two nodes with a daemon each, pods as network namespaces, real curl: who reaches whom, with which
+/// identity, under which policy, and what crossed the wire.
 #[derive(Parser)]
 struct Arguments {
-    /// Leave it standing, print how to look around, and clean up on Ctrl-C
+    /// 2: modes for the mesh, a namespace, a workload; 3: one service and who may reach it; 4:
+    /// automatic mTLS
+    #[arg(long, value_enum, default_value_t = Which::Four)]
+    walkthrough: Which,
+    /// Leave the (last) town standing, print how to look around, and clean up on Ctrl-C
     #[arg(long)]
     keep: bool,
     /// Use IPv6 addresses
@@ -23,20 +27,36 @@ struct Arguments {
     ipv6: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    #[value(name = "2")]
+    Two,
+    #[value(name = "3")]
+    Three,
+    #[value(name = "4")]
+    Four,
+    All,
+}
+
+impl Which {
+    fn has(self, walkthrough: &Walkthrough) -> bool {
+        match self {
+            Self::Two => walkthrough.number == 2,
+            Self::Three => walkthrough.number == 3,
+            Self::Four => walkthrough.number == 4,
+            Self::All => true,
+        }
+    }
+}
+
 const WHAT: &str = "\
-Two nodes, each with its own mtls-daemon, joined by a wire that is captured:
-
-  node a   full/sleep (enrolled)     legacy/sleep (not enrolled)
-  node b   full/httpbin (enrolled)   partial/httpbin (one enrolled, one not)   legacy/httpbin (not)
-
-Each is a network namespace; the applications are curl and a small HTTP server, and know nothing
-of TLS. Services: 8000 at a virtual address, to 80 in the pods.
-";
+Each pod is a network namespace; the applications are curl (sleep) and a small HTTP server in the
+manner of httpbin, and know nothing of TLS. httpbin.<namespace> is a service: 8000 at a virtual
+address, to 80 in its pods. The wire between the nodes is captured.";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     clean_up_on_signals();
-    println!("{WHAT}");
     match run(&arguments) {
         Ok(true) => {
             println!("\nAll as expected.");
@@ -76,102 +96,53 @@ fn clean_up_on_signals() {
 }
 
 fn run(arguments: &Arguments) -> Result<bool> {
+    let chosen: Vec<Walkthrough> =
+        walkthrough::all().into_iter().filter(|it| arguments.walkthrough.has(it)).collect();
+    println!("{WHAT}");
+    let mut agree = true;
+    for (index, walkthrough) in chosen.iter().enumerate() {
+        agree &= walk(walkthrough, arguments, index + 1 == chosen.len())?;
+    }
+    Ok(agree)
+}
+
+fn walk(walkthrough: &Walkthrough, arguments: &Arguments, last: bool) -> Result<bool> {
     let family = if arguments.ipv6 { Family::V6 } else { Family::V4 };
+    println!("\n=== Walkthrough {}: {}\n", walkthrough.number, walkthrough.title);
+    println!("{}", report::town(walkthrough));
     let started = Instant::now();
-    let mut world = World::new()?;
-    println!("Both daemons are ready after {:.1} s.", started.elapsed().as_secs_f32());
-    let result = matrices(&mut world, family);
+    let mut town = Town::of(walkthrough)?;
+    println!("\nBoth daemons are ready after {:.1} s.", started.elapsed().as_secs_f32());
+    let mut say = |line: &str| println!("{line}");
+    let result = walkthrough::play(&mut town, walkthrough, family, &mut say)
+        .and_then(|played| Ok(report::proof(&played, &mut say)? && played.differing.is_empty()));
     if let Err(error) = &result {
         // Said before the cleanup, which may have words of its own.
         eprintln!("\n{error:#}");
     }
-    if arguments.keep {
-        keep(&world);
+    if arguments.keep && last {
+        keep(&town);
     }
     println!("\nCleaning up...");
-    for daemon in &mut world.daemons {
-        daemon.quiet = result.is_ok();
+    for daemon in &mut town.world.daemons {
+        daemon.quiet = true;
     }
     result
 }
 
-fn matrices(world: &mut World, family: Family) -> Result<bool> {
-    let capture = Capture::start(world.node(0))?;
-    let mut agree = true;
-    let mut seen: Vec<Attempt> = Vec::new();
-    for (number, phase) in phases().into_iter().enumerate() {
-        println!("\n{}. {}\n{}", number + 1, phase.title, report::heading());
-        if number > 0 {
-            world.change(phase.change)?;
-        }
-        for row in &phase.rows {
-            let attempt = attempt(world, &capture, row, family)?;
-            let (line, agrees) = report::line(row, &attempt);
-            println!("{line}");
-            agree &= agrees;
-            seen.push(attempt);
-        }
-        if number == 0 {
-            agree &= both_endpoints(world, &capture, family)?;
-        }
-    }
-    Ok(agree & proof(&seen)?)
-}
-
-/// Ten requests to the service with an endpoint of each kind: the answer is per connection.
-fn both_endpoints(world: &World, capture: &Capture, family: Family) -> Result<bool> {
-    let row = Row { from: From::Full, to: To::Partial, pod: None, expected: Expected::Either };
-    let (mut with, mut without, mut problem) = (0, 0, None);
-    // All ten on one side happens once in 500 runs; then ten more.
-    for tries in [10, 20, 40] {
-        while with + without < tries {
-            let attempt = attempt(world, capture, &row, family)?;
-            problem = problem.or(row.expected.differs(&attempt));
-            *(if attempt.identity.is_some() { &mut with } else { &mut without }) += 1;
-        }
-        if with > 0 && without > 0 {
-            break;
-        }
-    }
-    let differs = problem
-        .or_else(|| (with == 0 || without == 0).then(|| "only one of the two was reached".into()));
-    println!(
-        "\n  full -> partial, {} tries: {with} with identity, {without} in plaintext  {}",
-        with + without,
-        report::verdict(differs.as_deref())
-    );
-    Ok(differs.is_none())
-}
-
-/// The first bytes of one encrypted and one plaintext connection, as they crossed.
-fn proof(seen: &[Attempt]) -> Result<bool> {
-    let flow = |crossing| {
-        let found = seen.iter().find(|attempt| attempt.code == 200 && attempt.wire == crossing);
-        found.and_then(|attempt| attempt.flow.as_ref())
-    };
-    let encrypted = flow(Crossing::Encrypted).context("no encrypted connection was captured")?;
-    let clear = flow(Crossing::Clear).context("no plaintext connection was captured")?;
-    let hello = report::is_client_hello(&encrypted.to_server.bytes()?);
-    let get = clear.to_server.bytes()?.starts_with(b"GET /headers HTTP/1.1\r\n");
-    println!(
-        "\nOn the wire between the nodes: a connection of identity (16 03 .. is a TLS handshake)"
-    );
-    print!("{}", report::first_bytes(encrypted)?);
-    println!("  {}", report::verdict((!hello).then_some("not a TLS ClientHello")));
-    println!("and one in the clear");
-    print!("{}", report::first_bytes(clear)?);
-    println!("  {}", report::verdict((!get).then_some("not an HTTP request")));
-    Ok(hello && get)
-}
-
-fn keep(world: &World) {
+fn keep(town: &Town) {
+    let world = &town.world;
     let (a, run) = (world.node(0), leftovers::run_directory(&world.bed.directory));
     println!("\nIt stands until Ctrl-C. Look around:");
-    println!(
-        "  nsenter --net={} curl http://{}/headers",
-        world.pod("sleep-full").place.netns.display(),
-        To::Full.v4(8000)
-    );
+    let client = town.members.iter().find(|it| it.app == "sleep" && it.enrolled);
+    if let (Some(client), Some(server)) = (client, town.members.iter().find(|it| it.app != "sleep"))
+    {
+        println!(
+            "  nsenter --net={} curl http://{}/headers",
+            world.pod(client.pod).place.netns.display(),
+            town.service(server.namespace, Family::V4, mtls_tests::world::SERVICE_PORT)
+        );
+    }
     println!("  mtls-daemon status --node {} --run-dir {}", a.name, run.display());
     println!(
         "  nsenter --net={} curl http://{}/metrics",

@@ -1,9 +1,6 @@
-//! The matrices: who reaches whom, how, under which policy. Printed by `mtls-demo`, asserted by
-//! the test `matrices`.
+//! What `mtls-demo` shows beside the walkthroughs' own transcripts.
 
-pub mod attempt;
-pub mod phases;
 pub mod report;
 
-pub use attempt::{Attempt, Crossing, Family, attempt};
-pub use phases::{Expected, From, Phase, Row, SLEEP, phases};
+/// The identity of the shared topology's enrolled client.
+pub const SLEEP: &str = "spiffe://cluster.local/ns/full/sa/sleep";

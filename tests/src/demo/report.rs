@@ -1,70 +1,59 @@
-//! The matrices as text.
+//! The town before, and the wire after.
 
-use std::io::IsTerminal;
+use std::fmt::Write as _;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::demo::{Attempt, Row};
 use crate::packet::Flow;
+use crate::walkthrough::transcript::verdict;
+use crate::walkthrough::{Played, Walkthrough};
 
-/// The heading of a matrix.
-pub fn heading() -> String {
-    format!(
-        "  {:<7} {:<26} {:<22} {:<46} {:>4} {:>4}  {:<13} {}",
-        "from", "to", "expected", "client's identity, says", "HTTP", "exit", "on the wire", ""
-    )
+/// Who lives where.
+pub fn town(walkthrough: &Walkthrough) -> String {
+    let on = |clients: bool| {
+        let members = walkthrough.members.iter().filter(|it| (it.app == "sleep") == clients);
+        let named = members.map(|it| {
+            let enrolled = if it.enrolled { "enrolled" } else { "not enrolled" };
+            format!("{}/{} ({enrolled})", it.namespace, it.pod)
+        });
+        named.collect::<Vec<_>>().join("   ")
+    };
+    format!("  node a   {}\n  node b   {}", on(true), on(false))
 }
 
-/// One line of a matrix, and whether it agrees.
-pub fn line(row: &Row, attempt: &Attempt) -> (String, bool) {
-    let to = match row.pod {
-        Some(pod) => format!("{:<8} {pod}", row.to.namespace()),
-        None => format!("{:<8} (service)", row.to.namespace()),
+/// The first bytes of one encrypted and of one plaintext connection, and whether they are what they
+/// should be.
+///
+/// # Errors
+/// When the capture has gaps, or there was no such connection.
+pub fn proof(played: &Played, say: &mut dyn FnMut(&str)) -> Result<bool> {
+    let flow = |attempt: &Option<_>| {
+        attempt.as_ref().and_then(|it: &crate::walkthrough::Attempt| it.flow.clone())
     };
-    let who = match &attempt.identity {
-        Some(identity) => identity.clone(),
-        None if attempt.witness == "nobody" => "plaintext, no daemon".into(),
-        None if attempt.security == "none" => format!("none, {}", attempt.witness),
-        None => format!("{}, {}", attempt.security, attempt.witness),
-    };
-    let differs = row.expected.differs(attempt);
-    let text = format!(
-        "  {:<7} {to:<26} {:<22} {who:<46} {:>4} {:>4}  {:<13} {}",
-        row.from.namespace(),
-        row.expected.to_string(),
-        format!("{:03}", attempt.code),
-        attempt.exit,
-        attempt.wire,
-        verdict(differs.as_deref()),
-    );
-    (text, differs.is_none())
-}
-
-/// `ok`, or what differs.
-pub fn verdict(differs: Option<&str>) -> String {
-    let colour = std::io::stdout().is_terminal();
-    match (differs, colour) {
-        (None, true) => "\x1b[32mok\x1b[0m".into(),
-        (None, false) => "ok".into(),
-        (Some(how), true) => format!("\x1b[31mDIFFERS\x1b[0m: {how}"),
-        (Some(how), false) => format!("DIFFERS: {how}"),
-    }
+    let encrypted = flow(&played.encrypted).context("no encrypted connection was captured")?;
+    let clear = flow(&played.clear).context("no plaintext connection was captured")?;
+    let hello = is_client_hello(&encrypted.to_server.bytes()?);
+    let get = clear.to_server.bytes()?.starts_with(b"GET /");
+    say("\nOn the wire between the nodes: a connection of identity (16 03 .. is a TLS handshake)");
+    say(&first_bytes(&encrypted)?);
+    say(&format!("    {}", verdict((!hello).then_some("not a TLS ClientHello"))));
+    say("and one in the clear");
+    say(&first_bytes(&clear)?);
+    say(&format!("    {}", verdict((!get).then_some("not an HTTP request"))));
+    Ok(hello && get)
 }
 
 /// The first bytes that the client's side sent, in hexadecimal and as text.
-///
-/// # Errors
-/// When the capture misses them.
-pub fn first_bytes(flow: &Flow) -> Result<String> {
+fn first_bytes(flow: &Flow) -> Result<String> {
     let bytes = flow.to_server.bytes()?;
-    let mut text = format!("    {} -> {}, {} bytes\n", flow.client, flow.server, bytes.len());
+    let mut text = format!("    {} -> {}, {} bytes", flow.client, flow.server, bytes.len());
     for line in bytes.chunks(16).take(4) {
         let hex: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
         let ascii: String = line
             .iter()
             .map(|&byte| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { '.' })
             .collect();
-        text.push_str(&format!("    {:<47}  {ascii}\n", hex.join(" ")));
+        write!(text, "\n    {:<47}  {ascii}", hex.join(" "))?;
     }
     Ok(text)
 }

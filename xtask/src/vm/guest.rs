@@ -29,7 +29,8 @@ pub struct Settings<'a> {
 pub struct Ended {
     /// In the order of their ends.
     pub steps: Vec<StepEnd>,
-    /// Each test that a test program of the numbered step reported, with its word for how it went.
+    /// Each test that a test program of the numbered step reported, with its word for how it went; and the
+    /// verifier's counts.
     pub tests: Vec<(usize, String, String)>,
     /// Why the guest did not come to its end by itself.
     pub fault: Option<String>,
@@ -99,7 +100,7 @@ impl Guest {
             .args(settings.accelerator.arguments())
             .args(["-cpu", "max", "-smp", "2", "-m", &settings.memory.to_string(), "-no-reboot"])
             .arg("-kernel")
-            .arg(kernel.image())
+            .arg(&kernel.image)
             .arg("-initrd")
             .arg(initramfs)
             .args(["-append", "console=ttyS0 panic=-1 quiet"])
@@ -152,6 +153,13 @@ fn watch(settings: &Settings, guest: &mut Guest) -> Result<Ended> {
                 if let Some((test, word)) = test_line(&line) {
                     ended.tests.push((step, test.to_owned(), word.to_owned()));
                 }
+                if let Some((program, count)) = instructions(&line) {
+                    ended.tests.push((
+                        step,
+                        format!("instructions of {program}"),
+                        count.to_owned(),
+                    ));
+                }
                 if line.contains("Kernel panic - not syncing") && ended.fault.is_none() {
                     ended.fault = Some("the kernel panicked".to_owned());
                     // It restarts the machine at once, which ends qemu; if not, this does.
@@ -189,6 +197,14 @@ fn test_line(line: &str) -> Option<(&str, &str)> {
     let word = word.split([',', ' ']).next()?;
     let name = name.strip_suffix(" - should panic").unwrap_or(name);
     matches!(word, "ok" | "FAILED" | "ignored").then_some((name, word))
+}
+
+/// `verified instructions: PROGRAM COUNT`, as the test `programs` writes it.
+fn instructions(line: &str) -> Option<(&str, &str)> {
+    let (_, said) = line.split_once("verified instructions: ")?;
+    let (program, count) = said.split_once(' ')?;
+    count.parse::<u64>().ok()?;
+    Some((program, count))
 }
 
 /// How guests' instructions are carried out.
@@ -240,7 +256,7 @@ impl Accelerator {
 
 #[cfg(test)]
 mod tests {
-    use super::test_line;
+    use super::{instructions, test_line};
 
     #[test]
     fn the_harness_lines_are_read() {
@@ -250,5 +266,14 @@ mod tests {
         assert_eq!(test_line("test a - should panic ... ok"), Some(("a", "ok")));
         assert_eq!(test_line("test a has been running for over 60 seconds"), None);
         assert_eq!(test_line("test result: ok. 1 passed"), None);
+    }
+
+    #[test]
+    fn the_verifiers_counts_are_read() {
+        let line = "verified instructions: mtls_inbound 858";
+        assert_eq!(instructions(line), Some(("mtls_inbound", "858")));
+        // The harness may have begun its own line.
+        assert_eq!(instructions(&format!("test a ... {line}")), Some(("mtls_inbound", "858")));
+        assert_eq!(instructions("verified instructions: mtls_inbound none"), None);
     }
 }

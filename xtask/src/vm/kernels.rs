@@ -15,12 +15,35 @@ use crate::{shell::say, workspace::Workspace};
 pub struct Kernel {
     /// As in `uname -r`.
     pub version: String,
-    pub folder: PathBuf,
+    pub image: PathBuf,
+    /// A folder of modules as [`modules::extract`] leaves it.
+    pub modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    pub fn image(&self) -> PathBuf {
-        self.folder.join("vmlinuz")
+    /// A kernel of this machine's files: `IMAGE`, or `IMAGE:MODULES` with a `/lib/modules/<version>`.
+    /// Its modules are put into `scratch`.
+    ///
+    /// # Errors
+    /// When it is no x86-64 kernel, or a module cannot be read.
+    pub fn of_file(argument: &str, scratch: &Path) -> Result<Self> {
+        let (image, folder) = match argument.split_once(':') {
+            Some((image, folder)) => (image, Some(Path::new(folder))),
+            None => (argument, None),
+        };
+        let image = PathBuf::from(image);
+        let bytes = fs::read(&image).with_context(|| image.display().to_string())?;
+        let version = version_of(&bytes)
+            .with_context(|| format!("{} is no x86-64 kernel (bzImage)", image.display()))?;
+        let modules = match folder {
+            None => None,
+            Some(folder) => {
+                let into = scratch.join(format!("{version}-{}.modules", std::process::id()));
+                modules::extract(folder, &into)?;
+                Some(into)
+            }
+        };
+        Ok(Self { version, image, modules })
     }
 
     /// Whether it is older than a series, given by its two numbers.
@@ -94,7 +117,8 @@ impl<'a> Kernels<'a> {
         archive.unpack(&packages, &unpacked)?;
         let image = find(&unpacked, &["boot", "usr/lib/modules", "lib/modules"], version)?;
         fs::copy(image, next.join("vmlinuz"))?;
-        modules::extract(&unpacked, version, &next.join("modules"))?;
+        let folder = modules::folder_of(&unpacked, version)?;
+        modules::extract(&folder, &next.join("modules"))?;
         fs::write(next.join(modules::STAMP), modules::wanted())?;
         fs::remove_dir_all(&unpacked)?;
         let folder = self.folder.join(version);
@@ -109,8 +133,22 @@ impl<'a> Kernels<'a> {
     }
 
     fn kernel(&self, version: String) -> Kernel {
-        Kernel { folder: self.folder.join(&version), version }
+        let folder = self.folder.join(&version);
+        Kernel { image: folder.join("vmlinuz"), modules: Some(folder.join("modules")), version }
     }
+}
+
+/// What `uname -r` will say, from the header of an image (Documentation/x86/boot.rst).
+fn version_of(image: &[u8]) -> Option<String> {
+    const MAGIC: usize = 0x202;
+    const VERSION: usize = 0x20e;
+    if image.get(MAGIC..MAGIC + 4)? != b"HdrS" {
+        return None;
+    }
+    let at = usize::from(u16::from_le_bytes(image.get(VERSION..VERSION + 2)?.try_into().ok()?));
+    let text = image.get(0x200 + at..)?;
+    let end = text.iter().position(|byte| *byte == b' ' || *byte == 0)?;
+    String::from_utf8(text[..end].to_vec()).ok()
 }
 
 fn find(unpacked: &Path, folders: &[&str], version: &str) -> Result<PathBuf> {
@@ -144,19 +182,32 @@ fn numbers(version: &str) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kernel, newest};
+    use super::{Kernel, newest, version_of};
 
     #[test]
     fn kernels_are_before_a_series_by_number() {
         let check = |version: &str, expected| {
-            let kernel = Kernel { version: version.to_owned(), folder: "/k".into() };
-            assert_eq!(kernel.is_before([5, 17]), expected, "{version}");
+            let kernel = Kernel { version: version.to_owned(), image: "/k".into(), modules: None };
+            assert_eq!(kernel.is_before([5, 15]), expected, "{version}");
         };
         check("5.10.0-46-cloud-amd64", true);
         check("5.9.3-cloud-amd64", true);
+        check("5.14.21-generic", true);
+        check("5.15.135", false);
         check("5.17.0-1-cloud-amd64", false);
         check("6.1.0-56-cloud-amd64", false);
         check("7.3.4+deb13-cloud-amd64", false);
+    }
+
+    #[test]
+    fn an_image_says_its_version() {
+        let mut image = vec![0; 0x400];
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
+        image[0x300..0x315].copy_from_slice(b"5.15.135-own (root@x)");
+        assert_eq!(version_of(&image).as_deref(), Some("5.15.135-own"));
+        assert_eq!(version_of(&image[..0x300]), None);
+        assert_eq!(version_of(b"\x7fELF"), None);
     }
 
     #[test]

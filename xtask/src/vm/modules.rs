@@ -9,8 +9,6 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::output;
-
 /// Loaded in this order, after what they depend on. A kernel that lacks one has it built in, or does
 /// without: then the daemon's own probing finds that out.
 const WANTED: &[&str] = &[
@@ -41,19 +39,26 @@ pub fn wanted() -> String {
     WANTED.join(" ")
 }
 
-/// Takes the wanted modules, and what they depend on, out of unpacked packages: decompressed and
-/// numbered in the order to load them.
+/// The module folder of unpacked packages.
 ///
 /// # Errors
-/// When there is no module folder, or a module cannot be read.
-pub fn extract(unpacked: &Path, version: &str, into: &Path) -> Result<()> {
-    let folder = ["usr/lib/modules", "lib/modules"]
+/// When there is none.
+pub fn folder_of(unpacked: &Path, version: &str) -> Result<PathBuf> {
+    ["usr/lib/modules", "lib/modules"]
         .iter()
         .map(|folder| unpacked.join(folder).join(version))
         .find(|folder| folder.join("kernel").is_dir())
-        .context("its packages have no modules")?;
+        .context("its packages have no modules")
+}
+
+/// Takes the wanted modules, and what they depend on, out of a module folder: decompressed and numbered
+/// in the order to load them.
+///
+/// # Errors
+/// When a module cannot be read.
+pub fn extract(folder: &Path, into: &Path) -> Result<()> {
     let mut files = BTreeMap::new();
-    collect(&folder, &mut files)?;
+    collect(folder, &mut files).with_context(|| folder.display().to_string())?;
     fs::create_dir_all(into)?;
     let mut loaded = Vec::new();
     for name in WANTED {
@@ -91,10 +96,16 @@ fn read(file: &Path) -> Result<Vec<u8>> {
         Some("gz") => "gzip",
         _ => bail!("{}: an unknown kind of compression", file.display()),
     };
-    // To a file: a module is no text.
-    let plain = file.with_extension("");
-    output(Command::new(program).args(["--decompress", "--quiet", "--force", "--keep"]).arg(file))?;
-    Ok(fs::read(plain)?)
+    // The folder may be this machine's own: nothing is written there.
+    let plain = Command::new(program)
+        .args(["--decompress", "--quiet", "--stdout"])
+        .arg(file)
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !plain.status.success() {
+        bail!("{program} {}: {}", file.display(), String::from_utf8_lossy(&plain.stderr).trim());
+    }
+    Ok(plain.stdout)
 }
 
 /// The modules named by `depends=` in a module's `.modinfo` section: strings, each ended by a zero.

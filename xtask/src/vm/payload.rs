@@ -8,15 +8,20 @@ use anyhow::{Context, Result, bail};
 use crate::{
     binaries::{self, Artifact, Binaries, Kind},
     build, ebpf, packages,
-    shell::which,
+    shell::{say, which},
     workspace::Workspace,
 };
+
+/// The tests that run applications of the distribution, which a guest's file system does not hold.
+const HOST_ONLY: &str = "protocols";
 
 #[derive(Clone, Default)]
 pub struct Payload {
     pub steps: Vec<Step>,
     /// Put inside with the libraries they need.
     pub programs: Vec<PathBuf>,
+    /// Files and folders that they read.
+    pub data: Vec<PathBuf>,
     /// Folders that are to exist.
     pub folders: Vec<PathBuf>,
     pub environment: Vec<(String, String)>,
@@ -99,6 +104,15 @@ impl Payload {
         {
             bail!("there is no tests/tests/{name}.rs");
         }
+        if only.is_empty() {
+            tests.retain(|test| {
+                let kept = test.target != HOST_ONLY;
+                if !kept {
+                    say(format_args!("{HOST_ONLY} is left out: a guest holds no database server"));
+                }
+                kept
+            });
+        }
         tests.retain(|test| only.is_empty() || only.contains(&test.target));
         if tests.is_empty() {
             bail!("the package mtls-tests has no integration tests");
@@ -125,6 +139,7 @@ impl Payload {
         payload.programs = built.all().map(PathBuf::from).collect();
         payload.environment = built.environment();
         payload.environment.push(("CARGO_MANIFEST_DIR".to_owned(), folder.display().to_string()));
+        payload.data.push(workspace.root().join("deploy/examples"));
         // CARGO_TARGET_TMPDIR, which tests have compiled in.
         let target =
             built.daemon.ancestors().nth(2).context("the daemon is in no target folder")?;

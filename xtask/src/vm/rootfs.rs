@@ -20,8 +20,21 @@ use crate::{
 };
 
 /// Called by the demo, the tests and the daemon; the rest of a system is busybox.
-const TOOLS: &[&str] =
-    &["curl", "openssl", "ip", "ss", "nsenter", "unshare", "setpriv", "sysctl", "mount", "umount"];
+const TOOLS: &[&str] = &[
+    "curl",
+    "openssl",
+    "ip",
+    "ss",
+    "nsenter",
+    "unshare",
+    "setpriv",
+    "sysctl",
+    "mount",
+    "umount",
+    "redis-server",
+    "redis-cli",
+    "nginx",
+];
 
 /// Configuration that those read.
 const SETTINGS: &[&str] = &[
@@ -42,9 +55,7 @@ pub fn write(
     payload: &Payload,
     with: &[PathBuf],
 ) -> Result<PathBuf> {
-    let folder = workspace.root().join("target/vm");
-    fs::create_dir_all(&folder)?;
-    sweep(&folder)?;
+    let folder = scratch(workspace)?;
     let mut root = Archive::default();
     root.console();
     for path in [
@@ -96,7 +107,7 @@ pub fn write(
     for setting in SETTINGS.iter().map(Path::new).filter(|it| it.exists()) {
         tree.path(setting)?;
     }
-    for path in with {
+    for path in payload.data.iter().chain(with) {
         tree.path(&std::path::absolute(path)?)?;
     }
     tree.data_of(&payload.folder)?;
@@ -104,9 +115,12 @@ pub fn write(
         root.folder(path);
     }
     root.folder(&payload.folder);
-    for module in fs::read_dir(kernel.folder.join("modules"))? {
-        let module = module?;
-        root.file(Path::new("/modules").join(module.file_name()), 0o644, module.path());
+    root.folder("/modules");
+    if let Some(modules) = &kernel.modules {
+        for module in fs::read_dir(modules)? {
+            let module = module?;
+            root.file(Path::new("/modules").join(module.file_name()), 0o644, module.path());
+        }
     }
     root.text("/init", 0o755, init(kernel, payload));
 
@@ -115,6 +129,17 @@ pub fn write(
     root.write(&mut out)?;
     out.flush()?;
     Ok(image)
+}
+
+/// Where guests' files are made.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn scratch(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = workspace.root().join("target/vm");
+    fs::create_dir_all(&folder)?;
+    sweep(&folder)?;
+    Ok(folder)
 }
 
 /// Removes what interrupted runs left, and programs that were stripped more than a day ago.
@@ -131,7 +156,9 @@ fn sweep(folder: &Path) -> Result<()> {
                 fs::metadata(&path)?.modified()?.elapsed().is_ok_and(|age| age.as_secs() > 86_400)
             }
         };
-        if stale {
+        if stale && path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else if stale {
             fs::remove_file(&path)?;
         }
     }

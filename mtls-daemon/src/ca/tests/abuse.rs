@@ -114,7 +114,9 @@ async fn a_join_token_is_no_key_to_others() {
 
 /// A client certificate that `authority` signed for `uri`.
 fn shown(authority: &Authority, uri: &str) -> Svid {
-    authority.issue(&id(uri), Duration::from_secs(60), SystemTime::now()).unwrap()
+    authority
+        .issue(&id(uri), KeyType::default(), Duration::from_secs(60), SystemTime::now())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -136,7 +138,8 @@ async fn a_certificate_where_only_the_name_is_wrong_is_no_nodes() {
 
     let other = shown(&signing.authority, "spiffe://other.domain/node/vm-1");
     assert!(no_answer(&running, &other).await, "another trust domain is no client at all");
-    let (stranger, _) = ca::Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (stranger, _) =
+        ca::Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     let forged = shown(&stranger, "spiffe://cluster.local/node/vm-1");
     assert!(no_answer(&running, &forged).await, "another CA's");
     assert_eq!(issued(&running), 0);

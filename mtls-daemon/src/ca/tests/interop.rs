@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use clap::ValueEnum;
 use rcgen::{BasicConstraints, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -99,7 +100,7 @@ async fn a_lifetime_is_bounded_and_has_a_default() {
 
 #[tokio::test]
 async fn roots_of_every_kind_sign_chains_that_openssl_verifies() {
-    for key_type in KeyType::ALL {
+    for &key_type in KeyType::value_variants() {
         let place = tempfile::tempdir().unwrap();
         let settings = Settings { key_type, ..settings(place.path()) };
         let running = Running::with(place, settings).await;
@@ -113,7 +114,7 @@ fn cacerts(folder: &Path, chain_has_all: bool) {
     std::fs::create_dir(folder).unwrap();
     let (_, root_pem) = {
         let (authority, pem) =
-            Authority::generate_with(&domain(), KeyType::P384, SystemTime::now()).unwrap();
+            Authority::generate(&domain(), KeyType::EcdsaP384, SystemTime::now()).unwrap();
         std::fs::write(folder.join("root.key"), authority.key_pem().as_bytes()).unwrap();
         (authority, pem)
     };
@@ -163,7 +164,8 @@ fn a_plugged_in_chain_that_leads_nowhere_is_refused_at_the_start() {
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().join("cacerts");
     cacerts(&folder, false);
-    let (_, stranger) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (_, stranger) =
+        Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     std::fs::write(folder.join("root-cert.pem"), stranger).unwrap();
     let settings = Settings { plugged_in: Some(folder), ..settings(place.path()) };
     let opened = Ca::open(settings, Audit::to(Lines::default()), SystemTime::now());

@@ -29,7 +29,7 @@ use super::*;
 use crate::grpc::Channel;
 use crate::grpc::istio_v1_auth::IstioCertificateRequest;
 use crate::grpc::istio_v1_auth::istio_certificate_service_client::IstioCertificateServiceClient;
-use crate::identity::ca::KeyType;
+use crate::identity::KeyType;
 use crate::identity::{SpiffeId, Svid, TrustDomain};
 use crate::tls::authority::AuthorityClient;
 
@@ -126,7 +126,7 @@ fn settings(place: &Path) -> Settings {
         directory: place.join("ca"),
         trust_domain: domain(),
         plugged_in: None,
-        key_type: KeyType::P256,
+        key_type: KeyType::EcdsaP256,
         sealing: None,
         dns_names: vec![NAME.to_owned()],
         default_lifetime: Duration::from_secs(24 * 3600),

@@ -37,6 +37,7 @@ fn node_settings(running: &Running, credential: Credential, lifetime: u64) -> No
         credential,
         cluster: "Kubernetes".to_owned(),
         trust_domain: domain(),
+        key_type: KeyType::default(),
         lifetime: Duration::from_secs(lifetime),
         state_dir,
     }
@@ -106,7 +107,8 @@ async fn the_wrong_ca_is_not_asked() {
     let running = Running::start().await;
     let token = join_token(&running);
     let (_, stranger) =
-        crate::identity::ca::Authority::generate(&domain(), SystemTime::now()).unwrap();
+        crate::identity::ca::Authority::generate(&domain(), KeyType::default(), SystemTime::now())
+            .unwrap();
     let root_file = running.place.path().join("other.pem");
     std::fs::write(&root_file, stranger).unwrap();
     let credential = Credential::Node { name: node_name(), join_token: Some(token.clone()) };
@@ -199,7 +201,7 @@ async fn handshake(client: &TlsIdentity, server: &TlsIdentity) -> Result<(), Str
     let sni = "outbound_.80_._.web.shop.svc.cluster.local";
     let (connected, accepted) = tokio::join!(
         connect(near.unwrap(), client, &expected, sni),
-        accept(Replay::new(far.unwrap().0), server)
+        accept(Replay::new(far.unwrap().0), server, None)
     );
     connected.map_err(|error| error.to_string())?;
     accepted.map(|_| ()).map_err(|error| error.to_string())
@@ -241,7 +243,7 @@ async fn roots_are_replaced_without_a_failed_handshake() {
     let root = |step: &str| -> Vec<CertificateDer<'static>> {
         let now = SystemTime::now();
         match step {
-            "prepare" => roots::prepare(directory, &domain(), KeyType::P256, None, now),
+            "prepare" => roots::prepare(directory, &domain(), KeyType::EcdsaP256, None, now),
             "switch" => roots::switch(directory, true, now),
             _ => roots::retire(directory, true, now),
         }
@@ -295,7 +297,12 @@ async fn a_node_is_no_peer_of_workloads() {
     let bundle =
         crate::identity::Bundle { trust_domain: domain(), anchors: signing.anchors.clone() };
     let identity = |text| {
-        let svid = signing.authority.issue(&id(text), Duration::from_secs(60), SystemTime::now());
+        let svid = signing.authority.issue(
+            &id(text),
+            KeyType::default(),
+            Duration::from_secs(60),
+            SystemTime::now(),
+        );
         TlsIdentity::new(&svid.unwrap(), std::slice::from_ref(&bundle)).unwrap()
     };
     let web = identity(WEB);

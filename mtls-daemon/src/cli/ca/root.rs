@@ -9,7 +9,7 @@ use super::{DirectoryArgs, TrustDomainArgs, date, failed};
 use crate::ca::roots::{self, Phase, Roots, StepError};
 use crate::ca::signing::pem_of;
 use crate::cli::{Exit, Failed, print};
-use crate::identity::ca::KeyType;
+use crate::identity::KeyType;
 use crate::identity::ca::sealed::SealingKey;
 
 #[derive(Debug, Subcommand)]
@@ -35,8 +35,14 @@ pub(in crate::cli) struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PrepareArgs {
-    /// Key of the new root: ecdsa-p256, ecdsa-p384, rsa-2048 or rsa-4096
-    #[arg(long, env = "MTLS_CA_ROOT_KEY", value_name = "KIND", default_value_t = KeyType::P256)]
+    /// Key of the new root
+    #[arg(
+        long,
+        env = "MTLS_CA_ROOT_KEY",
+        value_name = "KIND",
+        value_enum,
+        default_value = "ecdsa-p256"
+    )]
     root_key: KeyType,
     #[command(flatten)]
     sealing: SealingArgs,

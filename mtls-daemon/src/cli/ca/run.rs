@@ -16,7 +16,7 @@ use crate::ca::audit::Audit;
 use crate::ca::{Ca, Settings, server};
 use crate::cli::{Exit, Failed};
 use crate::drain::Signals;
-use crate::identity::ca::KeyType;
+use crate::identity::KeyType;
 use crate::identity::ca::sealed::SealingKey;
 use crate::telemetry::logs;
 
@@ -47,8 +47,14 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, env = "MTLS_CA_CACERTS", value_name = "DIR")]
     cacerts: Option<PathBuf>,
 
-    /// Key of a root that has to be made: ecdsa-p256, ecdsa-p384, rsa-2048 or rsa-4096
-    #[arg(long, env = "MTLS_CA_ROOT_KEY", value_name = "KIND", default_value_t = KeyType::P256)]
+    /// Key of a root that has to be made
+    #[arg(
+        long,
+        env = "MTLS_CA_ROOT_KEY",
+        value_name = "KIND",
+        value_enum,
+        default_value = "ecdsa-p256"
+    )]
     root_key: KeyType,
 
     /// File of at least 32 random bytes; the roots' keys are encrypted with it at rest

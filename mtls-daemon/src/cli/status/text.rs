@@ -130,6 +130,9 @@ fn kernel(out: &mut String, status: &Status) {
     if !programs.is_empty() {
         out.push_str(&table(["KERNEL PROGRAM", "ATTACHED TO", "VERIFIED INSTRUCTIONS"], &programs));
     }
+    if !status.kernel.without.is_empty() {
+        let _ = writeln!(out, "done without, on this kernel: {}", status.kernel.without.join(", "));
+    }
     let decisions = status.kernel.decisions.iter();
     let decisions = decisions.map(|(name, count)| [name.clone(), count.to_string()]);
     out.push_str(&pairs(["KERNEL DECISION", "CONNECTIONS"], decisions.collect()));

@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroize;
 
-use super::{CaError, KeyType};
-use crate::identity::{SpiffeId, Svid, TrustDomain};
+use super::CaError;
+use crate::identity::{KeyType, SpiffeId, Svid, TrustDomain};
 use crate::tls::provider::random_bytes;
 
 /// As Istio's self-signed root: ten years.
@@ -52,16 +52,8 @@ pub struct Signed {
 }
 
 impl Authority {
-    /// A new ECDSA P-256 root for `trust_domain`, valid for ten years; its certificate also as PEM.
+    /// A new root for `trust_domain`, valid for ten years; its certificate also as PEM.
     pub fn generate(
-        trust_domain: &TrustDomain,
-        now: SystemTime,
-    ) -> Result<(Self, String), CaError> {
-        Self::generate_with(trust_domain, KeyType::P256, now)
-    }
-
-    /// As [`Self::generate`], with a key of another kind.
-    pub fn generate_with(
         trust_domain: &TrustDomain,
         key_type: KeyType,
         now: SystemTime,
@@ -143,25 +135,27 @@ impl Authority {
         self.key.serialize_pem().into()
     }
 
-    /// A new P-256 key and its SVID for `id`, ending `lifetime` from now or with this CA,
-    /// whichever comes first. The profile is Istio's (critical key usage and URI SAN, no subject).
+    /// A new key and its SVID for `id`, ending `lifetime` from now or with this CA, whichever comes
+    /// first. The profile is Istio's (policy.md 6.2.9): critical key usage and URI SAN, no subject.
     pub fn issue(
         &self,
         id: &SpiffeId,
+        key_type: KeyType,
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Svid, CaError> {
-        self.issue_named(Subject { id, dns_names: &[] }, lifetime, now)
+        self.issue_named(Subject { id, dns_names: &[] }, key_type, lifetime, now)
     }
 
     /// As [`Self::issue`], with names for a server.
     pub fn issue_named(
         &self,
         subject: Subject<'_>,
+        key_type: KeyType,
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Svid, CaError> {
-        let mut key = KeyPair::generate().map_err(sign)?;
+        let mut key = key_type.generate().map_err(sign)?;
         let signed = self.sign(&key, subject, lifetime, now);
         let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         key.zeroize();

@@ -24,7 +24,10 @@ fn mode(path: &Path) -> u32 {
 }
 
 fn refusal(directory: &Path) -> String {
-    open_or_make(directory, &domain()).err().expect("must be refused").to_string()
+    open_or_make(directory, &domain(), KeyType::default())
+        .err()
+        .expect("must be refused")
+        .to_string()
 }
 
 #[test]
@@ -35,7 +38,7 @@ fn daemons_that_start_together_share_one_root() {
     let roots: BTreeSet<Vec<u8>> = std::thread::scope(|scope| {
         let open = || {
             start.wait();
-            open_or_make(&directory, &domain()).unwrap().certificate().to_vec()
+            open_or_make(&directory, &domain(), KeyType::default()).unwrap().certificate().to_vec()
         };
         let threads: Vec<_> = (0..20).map(|_| scope.spawn(open)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -52,7 +55,7 @@ fn daemons_that_start_together_share_one_root() {
 fn a_ca_that_others_can_read_is_refused_with_the_fix() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("ca");
-    open_or_make(&directory, &domain()).unwrap();
+    open_or_make(&directory, &domain(), KeyType::default()).unwrap();
     for (path, wrong, right) in [
         (directory.clone(), 0o750, 0o700),
         (directory.join(KEY), 0o640, 0o600),
@@ -62,13 +65,14 @@ fn a_ca_that_others_can_read_is_refused_with_the_fix() {
         let text = refusal(&directory);
         assert!(text.contains(&format!("chmod {right:04o} {}", path.display())), "{text}");
         set_mode(&path, right);
-        open_or_make(&directory, &domain()).unwrap();
+        open_or_make(&directory, &domain(), KeyType::default()).unwrap();
     }
 }
 
 /// A directory as a crash leaves it, with these files of a sound CA and these halves.
 fn crashed(directory: &Path, whole: &[PathBuf], half: &[PathBuf]) {
-    let (authority, certificate) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (authority, certificate) =
+        Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     DirBuilder::new().mode(DIRECTORY_MODE).create(directory).unwrap();
     for (paths, part) in [(whole, 1), (half, 2)] {
         for path in paths {
@@ -95,8 +99,10 @@ fn a_crash_at_any_step_of_the_making_is_repaired() {
     for (whole, half) in steps {
         crashed(&directory, whole, half);
         let seen = fs::read_to_string(&certificate).ok();
-        let root = open_or_make(&directory, &domain()).unwrap().certificate().clone();
-        let again = open_or_make(&directory, &domain()).unwrap().certificate().clone();
+        let root =
+            open_or_make(&directory, &domain(), KeyType::default()).unwrap().certificate().clone();
+        let again =
+            open_or_make(&directory, &domain(), KeyType::default()).unwrap().certificate().clone();
         assert_eq!(root, again, "{whole:?} {half:?}");
         if let Some(seen) = seen {
             assert_eq!(seen, fs::read_to_string(&certificate).unwrap(), "somebody may trust it");
@@ -111,7 +117,8 @@ fn a_crash_at_any_step_of_the_making_is_repaired() {
 fn half_of_a_pair_is_refused_and_nothing_is_overwritten() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("ca");
-    let first = open_or_make(&directory, &domain()).unwrap().certificate().clone();
+    let first =
+        open_or_make(&directory, &domain(), KeyType::default()).unwrap().certificate().clone();
     let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
     let kept = |path: &Path| fs::read_to_string(path).unwrap();
     let (certificate_text, key_text) = (kept(&certificate), kept(&key));
@@ -130,13 +137,16 @@ fn half_of_a_pair_is_refused_and_nothing_is_overwritten() {
     assert_eq!(kept(&key), key_text);
     assert!(!certificate.exists());
     fs::rename(&away, &certificate).unwrap();
-    assert_eq!(open_or_make(&directory, &domain()).unwrap().certificate(), &first);
+    assert_eq!(
+        open_or_make(&directory, &domain(), KeyType::default()).unwrap().certificate(),
+        &first
+    );
 
     fs::rename(&key, &away).unwrap();
     assert!(refusal(&directory).contains("put the key back"));
     assert_eq!(kept(&certificate), certificate_text);
     // A leftover of some other making is no replacement.
-    let (other, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (other, _) = Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     fs::write(temporary(&key), other.key_pem().as_bytes()).unwrap();
     set_mode(&temporary(&key), FILE_MODE);
     assert!(refusal(&directory).contains("its key is not the certificate's"));
@@ -147,8 +157,8 @@ fn half_of_a_pair_is_refused_and_nothing_is_overwritten() {
 fn a_key_of_another_certificate_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let (one, other) = (place.path().join("one"), place.path().join("other"));
-    open_or_make(&one, &domain()).unwrap();
-    open_or_make(&other, &domain()).unwrap();
+    open_or_make(&one, &domain(), KeyType::default()).unwrap();
+    open_or_make(&other, &domain(), KeyType::default()).unwrap();
     fs::copy(other.join(KEY), one.join(KEY)).unwrap();
     assert!(refusal(&one).contains("its key is not the certificate's"));
 }
@@ -157,7 +167,7 @@ fn a_key_of_another_certificate_is_refused() {
 fn files_that_hold_no_usable_root_are_refused() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("ca");
-    let authority = open_or_make(&directory, &domain()).unwrap();
+    let authority = open_or_make(&directory, &domain(), KeyType::default()).unwrap();
     let good = fs::read_to_string(directory.join(CERTIFICATE)).unwrap();
     fs::write(directory.join(CERTIFICATE), "rubbish").unwrap();
     assert!(refusal(&directory).contains("is not PEM"));
@@ -176,10 +186,12 @@ fn files_that_hold_no_usable_root_are_refused() {
 
 #[test]
 fn an_svid_has_istios_profile() {
-    let (authority, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (authority, _) =
+        Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     let id = SpiffeId::istio(&domain(), "foo", "web").unwrap();
     let now = SystemTime::now();
-    let svid = authority.issue(&id, Duration::from_secs(24 * 3600), now).unwrap();
+    let svid =
+        authority.issue(&id, KeyType::default(), Duration::from_secs(24 * 3600), now).unwrap();
     let (_, leaf) = X509Certificate::from_der(&svid.chain[0]).unwrap();
     assert_eq!(leaf.issuer().to_string(), "O=cluster.local");
     assert_eq!(leaf.subject().iter().count(), 0);
@@ -203,12 +215,41 @@ fn an_svid_has_istios_profile() {
 
 #[test]
 fn an_svid_ends_with_its_signer_at_the_latest() {
-    let (authority, _) = Authority::generate(&domain(), SystemTime::now()).unwrap();
+    let (authority, _) =
+        Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     let id = SpiffeId::istio(&domain(), "foo", "web").unwrap();
     let century = Duration::from_secs(100 * 365 * 24 * 3600);
-    let svid = authority.issue(&id, century, SystemTime::now()).unwrap();
+    let svid = authority.issue(&id, KeyType::default(), century, SystemTime::now()).unwrap();
     assert_eq!(svid.not_after, authority.not_after());
-    assert!(authority.issue(&id, Duration::ZERO, SystemTime::now()).is_err());
+    assert!(authority.issue(&id, KeyType::default(), Duration::ZERO, SystemTime::now()).is_err());
     let domain_itself = SpiffeId::parse("spiffe://cluster.local").unwrap();
-    assert!(authority.issue(&domain_itself, century, SystemTime::now()).is_err());
+    assert!(
+        authority.issue(&domain_itself, KeyType::default(), century, SystemTime::now()).is_err()
+    );
+}
+
+#[test]
+fn every_key_type_makes_an_authority_that_is_read_again_and_svids() {
+    let id = SpiffeId::istio(&domain(), "foo", "web").unwrap();
+    let minute = Duration::from_secs(60);
+    for (key_type, bits) in
+        [(KeyType::EcdsaP256, 256), (KeyType::EcdsaP384, 384), (KeyType::Rsa2048, 2048)]
+    {
+        let place = tempfile::tempdir().unwrap();
+        open_or_make(place.path().join("ca").as_path(), &domain(), key_type).unwrap();
+        // Another type later changes SVIDs, never the CA's own key.
+        let again = open_or_make(&place.path().join("ca"), &domain(), KeyType::default()).unwrap();
+        let size = |der: &[u8]| {
+            let (_, certificate) = X509Certificate::from_der(der).unwrap();
+            certificate.public_key().parsed().unwrap().key_size()
+        };
+        assert_eq!(size(again.certificate()), bits, "{key_type:?}");
+        let svid = again.issue(&id, key_type, minute, SystemTime::now()).unwrap();
+        assert_eq!(size(&svid.chain[0]), bits, "{key_type:?}");
+        let anchors = vec![again.certificate().clone()];
+        let bundles = [crate::identity::Bundle::new(domain(), anchors)];
+        crate::tls::TlsIdentity::new(&svid, &bundles).unwrap();
+        let now = SystemTime::now();
+        crate::tls::svid::verify_svid(&svid.chain, &bundles, None, now).unwrap();
+    }
 }

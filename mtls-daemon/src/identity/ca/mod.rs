@@ -4,14 +4,12 @@
 mod authority;
 mod directory;
 pub(crate) mod files;
-mod key_type;
 pub(crate) mod sealed;
 
 use std::path::PathBuf;
 
 pub use authority::{Authority, Signed, Subject};
 pub use directory::open_or_make;
-pub use key_type::KeyType;
 
 /// Why the CA cannot be opened or cannot sign. All of it is on our side: the peer has no part in it.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{SourceError, SvidSource};
 use crate::identity::ca::{self, Authority, CaError};
-use crate::identity::{Bundle, SpiffeId, Svid, TrustDomain};
+use crate::identity::{Bundle, KeyType, SpiffeId, Svid, TrustDomain};
 
 /// Below this the operator hears of the root's end at every start.
 const ROOT_ENDS_SOON: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -14,22 +14,25 @@ const ROOT_ENDS_SOON: Duration = Duration::from_secs(90 * 24 * 3600);
 pub struct EmbeddedCa {
     authority: Authority,
     trust_domain: TrustDomain,
+    key_type: KeyType,
     lifetime: Duration,
 }
 
 impl EmbeddedCa {
-    /// Opens the CA in `directory`; the first to come makes it. `lifetime`: how long its SVIDs are
+    /// Opens the CA in `directory`; the first to come makes it, with a key of
+    /// this type, which SVIDs get, too. `lifetime`: how long its SVIDs are
     /// valid (cut to the root's own end). Blocking; waits at most 30 s for another daemon that is
     /// opening the same directory.
     pub fn open(
         directory: &Path,
         trust_domain: TrustDomain,
+        key_type: KeyType,
         lifetime: Duration,
     ) -> Result<Self, CaError> {
         if lifetime < Duration::from_secs(1) {
             return Err(CaError::Lifetime);
         }
-        let authority = ca::open_or_make(directory, &trust_domain)?;
+        let authority = ca::open_or_make(directory, &trust_domain, key_type)?;
         if authority.organization() != Some(trust_domain.as_str()) {
             tracing::warn!(
                 directory = %directory.display(),
@@ -42,7 +45,7 @@ impl EmbeddedCa {
             let end = humantime::format_rfc3339_seconds(authority.not_after());
             tracing::warn!(directory = %directory.display(), %end, "the CA's root expires soon");
         }
-        Ok(Self { authority, trust_domain, lifetime })
+        Ok(Self { authority, trust_domain, key_type, lifetime })
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -56,7 +59,7 @@ impl SvidSource for EmbeddedCa {
             let (id, trust_domain) = (id.to_string(), self.trust_domain.to_string());
             return Err(CaError::ForeignTrustDomain { id, trust_domain }.into());
         }
-        Ok(self.authority.issue(id, self.lifetime, SystemTime::now())?)
+        Ok(self.authority.issue(id, self.key_type, self.lifetime, SystemTime::now())?)
     }
 
     fn bundle(&self) -> Result<Bundle, SourceError> {

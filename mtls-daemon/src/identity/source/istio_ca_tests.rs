@@ -24,14 +24,14 @@ fn answered(authority: &Authority, key: &KeyPair, id: &SpiffeId) -> Vec<String> 
 }
 
 fn authority() -> Authority {
-    Authority::generate(&domain(), SystemTime::now()).unwrap().0
+    Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap().0
 }
 
 #[test]
 fn an_answer_for_our_key_and_identity_is_taken() {
     let (ca, key) = (authority(), KeyPair::generate().unwrap());
     let elements = answered(&ca, &key, &web());
-    let answer = read_answer(&web(), key, &elements).unwrap();
+    let answer = read_answer(&web(), &domain(), key, &elements).unwrap();
     assert_eq!(answer.svid.id, web());
     assert_eq!(answer.svid.chain.len(), 1);
     assert_eq!(answer.roots, elements[1]);
@@ -44,7 +44,7 @@ fn an_answer_that_is_not_what_was_asked_for_is_refused() {
     let refused = |change: &dyn Fn(&KeyPair) -> Vec<String>| {
         let key = KeyPair::generate().unwrap();
         let elements = change(&key);
-        read_answer(&web(), key, &elements).err().expect("must be refused")
+        read_answer(&web(), &domain(), key, &elements).err().expect("must be refused")
     };
     let another = KeyPair::generate().unwrap();
     let error = refused(&|_| answered(&ca, &another, &web()));

@@ -14,6 +14,7 @@ use std::time::Duration;
 pub use read::Fingerprint;
 pub use watch::watch;
 
+use super::names::Names;
 use crate::mesh::{MeshSettings, Objects, Snapshot};
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
@@ -60,15 +61,27 @@ pub fn load(
     settings: &MeshSettings,
     generation: u64,
 ) -> Result<Loaded, LoadError> {
-    load_within(dir, node, settings, generation, &Limits::default())
+    load_with(dir, node, settings, generation, &Names::default())
 }
 
-/// As [`load`], with other limits.
-pub fn load_within(
+/// As [`load`], with names that somebody goes on resolving.
+pub fn load_with(
     dir: &Path,
     node: &str,
     settings: &MeshSettings,
     generation: u64,
+    names: &Names,
+) -> Result<Loaded, LoadError> {
+    load_within(dir, node, settings, generation, names, &Limits::default())
+}
+
+/// The same with other limits.
+fn load_within(
+    dir: &Path,
+    node: &str,
+    settings: &MeshSettings,
+    generation: u64,
+    names: &Names,
     limits: &Limits,
 ) -> Result<Loaded, LoadError> {
     let stamp = || read::stamp(dir).map_err(|error| LoadError(vec![unreadable(dir, error)]));
@@ -78,7 +91,7 @@ pub fn load_within(
         if before.is_younger_than(SETTLE) {
             std::thread::sleep(SETTLE);
         }
-        let loaded = load_once(dir, node, settings, generation, limits);
+        let loaded = load_once(dir, node, settings, generation, names, limits);
         let after = stamp()?;
         if before == after {
             return loaded;
@@ -95,6 +108,7 @@ fn load_once(
     node: &str,
     settings: &MeshSettings,
     generation: u64,
+    names: &Names,
     limits: &Limits,
 ) -> Result<Loaded, LoadError> {
     let contents = read::contents(dir, limits).map_err(LoadError)?;
@@ -102,6 +116,9 @@ fn load_once(
     for (file, text) in &contents.files {
         objects.add_file(file, text, limits);
     }
+    objects.names = names.resolve(&objects.names_to_resolve());
+    // An address that changed is a change, as if it were written in a file.
+    let hash = contents.hash_with(&objects.names);
     let built = Snapshot::build(objects, settings.clone(), node, generation).map_err(LoadError)?;
     let mut warnings = built.warnings;
     if contents.files.is_empty() {
@@ -115,7 +132,7 @@ fn load_once(
     Ok(Loaded {
         snapshot: built.snapshot,
         warnings,
-        fingerprint: Fingerprint { hash: contents.hash, node_workloads },
+        fingerprint: Fingerprint { hash, node_workloads },
     })
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::unreadable;
+use crate::mesh::names::Answers;
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
 
@@ -24,6 +25,16 @@ pub(super) struct Contents {
     /// By name. The path as messages show it, and the text.
     pub files: Vec<(String, Vec<u8>)>,
     pub hash: [u8; 32],
+}
+
+impl Contents {
+    /// The files and what their names stand for.
+    pub fn hash_with(&self, names: &Answers) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(self.hash);
+        hash.update(format!("{names:?}"));
+        hash.finalize().into()
+    }
 }
 
 /// What `stat` says about the directory and its files: cheap to take, differs after any change.

@@ -1,4 +1,5 @@
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -60,7 +61,8 @@ fn oversized_files_fifos_and_missing_directories_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.yaml"), "#".repeat(2000)).unwrap();
     let limits = Limits { max_bytes: 1000, ..Limits::default() };
-    let error = load_within(dir.path(), "n", &settings(), 1, &limits).unwrap_err();
+    let error =
+        load_within(dir.path(), "n", &settings(), 1, &Names::default(), &limits).unwrap_err();
     assert_eq!(error.0[0].code, Code::FileSize);
     fs::remove_file(dir.path().join("a.yaml")).unwrap();
     nix::unistd::mkfifo(&dir.path().join("b.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -160,6 +162,7 @@ impl Watched {
             dir.to_owned(),
             "n".to_owned(),
             settings(),
+            Arc::default(),
             1,
             loaded.fingerprint,
             move |result| drop(tell.send(result)),

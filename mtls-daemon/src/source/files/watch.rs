@@ -7,6 +7,7 @@
 //! read counts only if the files stood still before, meanwhile and after.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -16,6 +17,7 @@ use super::changes::Changes;
 use super::read::{self, Stamp};
 use super::{Fingerprint, LoadError, Loaded, SETTLE, load_once, unreadable};
 use crate::mesh::MeshSettings;
+use crate::source::names::Names;
 
 /// The same where the change would end the enrolment of every workload of this node: files that
 /// vanish and come back must not open what they closed.
@@ -35,6 +37,7 @@ pub async fn watch(
     dir: PathBuf,
     node: String,
     settings: MeshSettings,
+    names: Arc<Names>,
     mut generation: u64,
     seen: Fingerprint,
     mut on_change: impl FnMut(Result<Loaded, LoadError>),
@@ -53,6 +56,8 @@ pub async fn watch(
             tokio::select! {
                 () = changes.next() => {}
                 () = sleep(POLL) => {}
+                // The files say something else without having changed.
+                () = names.changed() => handled = None,
             }
             continue;
         }
@@ -68,7 +73,7 @@ pub async fn watch(
         if !settled(&changes, &dir, &now).await {
             continue;
         }
-        let result = reload(&dir, &node, &settings, generation + 1).await;
+        let result = reload(&dir, &node, &settings, &names, generation + 1).await;
         let ends_enrolment = result
             .as_ref()
             .is_ok_and(|new| in_force.node_workloads > 0 && new.fingerprint.node_workloads == 0);
@@ -135,11 +140,13 @@ async fn reload(
     dir: &Path,
     node: &str,
     settings: &MeshSettings,
+    names: &Arc<Names>,
     generation: u64,
 ) -> Result<Loaded, LoadError> {
     let (path, node, settings) = (dir.to_owned(), node.to_owned(), settings.clone());
+    let names = names.clone();
     let load = tokio::task::spawn_blocking(move || {
-        load_once(&path, &node, &settings, generation, &super::Limits::default())
+        load_once(&path, &node, &settings, generation, &names, &super::Limits::default())
     });
     load.await.unwrap_or_else(|error| Err(LoadError(vec![unreadable(dir, error)])))
 }

@@ -1,6 +1,7 @@
 //! Looking at first bytes, and giving them back.
 
 use super::*;
+use crate::tls::hello::{Alpn, Hello};
 
 #[tokio::test]
 async fn first_bytes_are_looked_at_and_then_shaken_hands_with() {
@@ -11,10 +12,11 @@ async fn first_bytes_are_looked_at_and_then_shaken_hands_with() {
     let serve = async {
         let mut far = Replay::new(far);
         let kind = first_bytes(&mut far).await.unwrap();
-        assert_eq!(kind, Kind::Tls { mesh_alpn: true, sni: Some(SNI.to_owned()) });
+        let alpn = Alpn { mesh: true, http: None, answer: None };
+        assert_eq!(kind, Kind::Tls(Hello { alpn, sni: Some(SNI.to_owned()) }));
         assert!(far.peeked().len() > 1200, "with a post-quantum key share");
         assert_eq!(first_bytes(&mut far).await.unwrap(), kind, "asked again, the same answer");
-        accept(far, &server).await
+        accept(far, &server, None).await
     };
     let (connected, accepted) = tokio::join!(connect(near, &client, &expected, SNI), serve);
     assert!(connected.is_ok());
@@ -43,8 +45,8 @@ async fn a_hello_that_comes_in_pieces_is_recognised_and_shaken_hands_with() {
     let serve = async {
         let mut far = Replay::new(far);
         let kind = first_bytes(&mut far).await.unwrap();
-        assert!(matches!(kind, Kind::Tls { mesh_alpn: true, .. }), "{kind:?}");
-        accept(far, &server).await
+        assert!(matches!(&kind, Kind::Tls(hello) if hello.alpn.mesh), "{kind:?}");
+        accept(far, &server, None).await
     };
     let (connected, accepted) = tokio::join!(connect(near, &client, &expected, SNI), serve);
     assert!(connected.is_ok());

@@ -8,8 +8,10 @@ async fn both_sides_know_each_other_and_bytes_pass() {
     let (client, server) = (ca.identity(CLIENT), ca.identity(SERVER));
     let (near, far) = pair().await;
     let expected = expecting(&["spiffe://cluster.local/ns/x/sa/y", SERVER]);
-    let (connected, accepted) =
-        tokio::join!(connect(near, &client, &expected, SNI), accept(Replay::new(far), &server));
+    let (connected, accepted) = tokio::join!(
+        connect(near, &client, &expected, SNI),
+        accept(Replay::new(far), &server, None)
+    );
     let (mut near, the_server, summary) = connected.unwrap();
     let (mut far, the_client, server_summary) = accepted.unwrap();
     assert_eq!((the_server.id(), the_client.id()), (&id(SERVER), &id(CLIENT)));
@@ -35,18 +37,24 @@ async fn both_sides_know_each_other_and_bytes_pass() {
 
 #[tokio::test]
 async fn the_embedded_ca_makes_what_we_accept() {
-    let (authority, _) = Authority::generate(&domain("cluster.local"), SystemTime::now()).unwrap();
+    let (authority, _) =
+        Authority::generate(&domain("cluster.local"), KeyType::default(), SystemTime::now())
+            .unwrap();
     let anchors = vec![authority.certificate().clone()];
     let bundles = [Bundle { trust_domain: domain("cluster.local"), anchors }];
     let make = |uri| {
-        let svid = authority.issue(&id(uri), Duration::from_secs(60), SystemTime::now()).unwrap();
+        let svid = authority
+            .issue(&id(uri), KeyType::default(), Duration::from_secs(60), SystemTime::now())
+            .unwrap();
         TlsIdentity::new(&svid, &bundles).unwrap()
     };
     let (client, server) = (make(CLIENT), make(SERVER));
     let (near, far) = pair().await;
     let expected = expecting(&[SERVER]);
-    let (connected, accepted) =
-        tokio::join!(connect(near, &client, &expected, SNI), accept(Replay::new(far), &server));
+    let (connected, accepted) = tokio::join!(
+        connect(near, &client, &expected, SNI),
+        accept(Replay::new(far), &server, None)
+    );
     assert_eq!(connected.unwrap().1.id(), &id(SERVER));
     assert_eq!(accepted.unwrap().1.id(), &id(CLIENT));
 }
@@ -60,10 +68,34 @@ async fn a_client_offering_only_istio_is_answered_without_alpn() {
         let (near, far) = pair().await;
         let name = ServerName::try_from(SNI).unwrap();
         let shake = stranger::connector(Some(leaf), alpn).connect(name, near);
-        let (connected, accepted) = tokio::join!(shake, accept(Replay::new(far), &server));
+        let (connected, accepted) = tokio::join!(shake, accept(Replay::new(far), &server, None));
         assert_eq!(accepted.unwrap().1.id(), &id(CLIENT), "{alpn:?}");
         assert_eq!(connected.unwrap().get_ref().1.alpn_protocol(), None);
     }
+}
+
+#[tokio::test]
+async fn http_that_a_sidecar_announces_is_answered_by_its_plain_name() {
+    let ca = TestCa::new();
+    let server = ca.identity(SERVER);
+    let check = async |alpn: &[&[u8]], answer: Option<&[u8]>| {
+        let leaf = ca.sign(CLIENT, |_| {});
+        let (near, far) = pair().await;
+        let name = ServerName::try_from(SNI).unwrap();
+        let shake = stranger::connector(Some(leaf), alpn).connect(name, near);
+        let serve = async {
+            let mut far = Replay::new(far);
+            let Kind::Tls(hello) = first_bytes(&mut far).await.unwrap() else { panic!("no TLS") };
+            accept(far, &server, hello.alpn.answer).await
+        };
+        let (connected, accepted) = tokio::join!(shake, serve);
+        accepted.unwrap();
+        assert_eq!(connected.unwrap().get_ref().1.alpn_protocol(), answer, "{alpn:?}");
+    };
+    check(&[b"istio-http/1.1", b"istio", b"http/1.1"], Some(b"http/1.1")).await;
+    check(&[b"istio-h2", b"istio", b"h2"], Some(b"h2")).await;
+    check(&[b"istio-http/1.0", b"istio", b"http/1.0"], None).await;
+    check(&[b"istio", b"h2", b"http/1.1"], None).await;
 }
 
 #[tokio::test]
@@ -76,7 +108,7 @@ async fn an_alias_is_trusted_and_an_empty_bundle_trusts_nothing() {
     let (near, far) = pair().await;
     let name = ServerName::try_from(SNI).unwrap();
     let shake = stranger::connector(Some(ca.sign(old, |_| {})), &[b"istio"]).connect(name, near);
-    let (_connected, accepted) = tokio::join!(shake, accept(Replay::new(far), &server));
+    let (_connected, accepted) = tokio::join!(shake, accept(Replay::new(far), &server, None));
     assert_eq!(accepted.unwrap().1.id(), &id(old));
 
     let empty = Bundle { trust_domain: domain("cluster.local"), anchors: Vec::new() };
@@ -101,8 +133,10 @@ async fn a_chain_with_an_intermediate_verifies_while_two_roots_are_trusted() {
     let client = TlsIdentity::new(&client, &bundles).unwrap();
     let (near, far) = pair().await;
     let expected = expecting(&[SERVER]);
-    let (connected, accepted) =
-        tokio::join!(connect(near, &client, &expected, SNI), accept(Replay::new(far), &server));
+    let (connected, accepted) = tokio::join!(
+        connect(near, &client, &expected, SNI),
+        accept(Replay::new(far), &server, None)
+    );
     assert_eq!(connected.unwrap().1.id(), &id(SERVER));
     assert_eq!(accepted.unwrap().1.id(), &id(CLIENT));
 }

@@ -5,6 +5,7 @@ mod handshakes;
 mod refusals;
 mod signers;
 mod stranger;
+mod trust_domains;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::identity::ca::Authority;
-use crate::identity::{Bundle, SpiffeId, Svid, TrustDomain};
+use crate::identity::{Bundle, KeyType, SpiffeId, Svid, TrustDomain};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/full/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/full/sa/server";
@@ -67,7 +68,8 @@ impl TestCa {
         let key = KeyPair::generate().unwrap();
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key).unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap().into();
-        Leaf { certificate, key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
+        let above = Vec::new();
+        Leaf { certificate, above, key: PrivateKeyDer::Pkcs8(key.serialize_der().into()) }
     }
 
     /// An intermediate CA below this one, spoilt by `spoil`.
@@ -97,14 +99,20 @@ impl TestCa {
 
 struct Leaf {
     certificate: CertificateDer<'static>,
+    /// What it shows besides.
+    above: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
 impl Leaf {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(&self.certificate).chain(&self.above).cloned().collect()
+    }
+
     fn svid(self, uri: &str) -> Svid {
         Svid {
             id: id(uri),
-            chain: vec![self.certificate],
+            chain: self.chain(),
             key: self.key,
             serial: "1".to_owned(),
             not_before: SystemTime::now(),
@@ -136,7 +144,7 @@ async fn accept_stranger(
     let name = ServerName::try_from(SNI).unwrap();
     let shake = stranger::connector(leaf, alpn).connect(name, client);
     let both = async {
-        tokio::join!(accept(Replay::new(stream), server), async {
+        tokio::join!(accept(Replay::new(stream), server, None), async {
             match shake.await {
                 Ok(mut stream) => match stream.read_u8().await {
                     Ok(_) => panic!("the server sent nothing"),

@@ -51,7 +51,18 @@ const SPOILT: &[Spoil] = &[
             usage.set_criticality(true);
             p.custom_extensions.push(usage);
         },
-        "it cannot be parsed",
+        "(2.5.29.15) that cannot be parsed",
+    ),
+    (
+        |p| {
+            // A sound key usage with a byte after it, which another parser might read.
+            p.key_usages = Vec::new();
+            let content = vec![3, 2, 7, 0x80, 0];
+            let mut usage = CustomExtension::from_oid_content(&[2, 5, 29, 15], content);
+            usage.set_criticality(true);
+            p.custom_extensions.push(usage);
+        },
+        "(2.5.29.15) with bytes after its end",
     ),
     (
         |p| {
@@ -192,6 +203,31 @@ async fn each_refusal_has_its_alert() {
         let seen = HandshakeError::from_established(&seen).expect("an alert").to_string();
         assert!(seen.contains(&format!("the alert {alert}:")), "{seen}");
     }
+}
+
+#[tokio::test]
+async fn each_trust_domain_is_verified_against_its_own_bundle() {
+    let (ours, partner) = (TestCa::new(), TestCa::new());
+    let mut bundles = ours.bundles(&["cluster.local"]);
+    bundles.extend(partner.bundles(&["partner.example"]));
+    let theirs = "spiffe://partner.example/ns/a/sa/b";
+    let judge = |ca: &TestCa, uri: &str, bundles: &[Bundle]| {
+        let leaf = ca.sign(uri, |_| {});
+        svid::verify_svid(&leaf.chain(), bundles, None, SystemTime::now()).map(|facts| facts.id)
+    };
+    assert_eq!(judge(&ours, CLIENT, &bundles).unwrap(), id(CLIENT));
+    assert_eq!(judge(&partner, theirs, &bundles).unwrap(), id(theirs));
+    for (ca, uri) in [(&ours, theirs), (&partner, CLIENT)] {
+        let error = judge(ca, uri, &bundles).unwrap_err().to_string();
+        assert!(error.contains("is not signed by a CA that is trusted"), "{error}");
+    }
+    // Taken away, and emptied: the other domain is as it was.
+    let error = judge(&partner, theirs, &bundles[..1]).unwrap_err().to_string();
+    assert!(error.contains("not trusted here"), "{error}");
+    bundles[1].anchors.clear();
+    let error = judge(&partner, theirs, &bundles).unwrap_err().to_string();
+    assert!(error.contains("bundle of its trust domain is empty"), "{error}");
+    assert_eq!(judge(&ours, CLIENT, &bundles).unwrap(), id(CLIENT));
 }
 
 #[tokio::test]

@@ -82,7 +82,7 @@ impl ClientCertVerifier for Gullible {
 /// Without the checks that a sensible peer makes of its own certificate.
 fn shown(leaf: Leaf) -> Arc<SingleCertAndKey> {
     let key = any_supported_type(&leaf.key).unwrap();
-    Arc::new(CertifiedKey::new(vec![leaf.certificate], key).into())
+    Arc::new(CertifiedKey::new(leaf.chain(), key).into())
 }
 
 pub(super) fn connector(leaf: Option<Leaf>, alpn: &[&[u8]]) -> tokio_rustls::TlsConnector {

@@ -19,7 +19,7 @@ use crate::grpc::istio_v1_auth::IstioCertificateRequest;
 use crate::grpc::istio_v1_auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use crate::grpc::mtls_ca_v1::node_service_client::NodeServiceClient;
 use crate::grpc::mtls_ca_v1::{PollRequest, PollResponse};
-use crate::identity::{SpiffeId, Svid};
+use crate::identity::{KeyType, SpiffeId, Svid, TrustDomain};
 use crate::tls::authority::AuthorityClient;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -30,6 +30,8 @@ pub(super) struct Client {
     address: String,
     server_name: String,
     cluster: String,
+    trust_domain: TrustDomain,
+    key_type: KeyType,
     lifetime: Duration,
     kept: Mutex<Option<Kept>>,
 }
@@ -48,6 +50,8 @@ impl Client {
             address: settings.address.clone(),
             server_name: settings.server_name.clone(),
             cluster: settings.cluster.clone(),
+            trust_domain: settings.trust_domain.clone(),
+            key_type: settings.key_type,
             lifetime: settings.lifetime,
             kept: Mutex::new(None),
         }
@@ -109,7 +113,7 @@ impl Client {
         impersonated: Option<&SpiffeId>,
         token: Option<Zeroizing<String>>,
     ) -> Result<Answer, String> {
-        let (key, csr) = key_and_csr(id)?;
+        let (key, csr) = key_and_csr(id, self.key_type)?;
         let mut fields = BTreeMap::new();
         if let Some(id) = impersonated {
             let value = Value { kind: Some(Kind::StringValue(id.to_string())) };
@@ -123,7 +127,7 @@ impl Client {
         let request = self.request(message, token)?;
         let mut client = IstioCertificateServiceClient::new(channel);
         let response = client.create_certificate(request).await.map_err(|it| refusal(&it))?;
-        read_answer(id, key, &response.into_inner().cert_chain)
+        read_answer(id, &self.trust_domain, key, &response.into_inner().cert_chain)
     }
 
     /// None: this CA has no such service.

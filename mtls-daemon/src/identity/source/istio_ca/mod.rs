@@ -23,8 +23,8 @@ use zeroize::Zeroize;
 
 use super::{SourceError, SvidSource};
 use crate::identity::revocations::normal_serial;
-use crate::identity::{Bundle, NodeName, Revocations, SpiffeId, Svid, TrustDomain};
-use crate::tls::statement;
+use crate::identity::{Bundle, KeyType, NodeName, Revocations, SpiffeId, Svid, TrustDomain};
+use crate::tls::svid::verify_svid;
 use client::Client;
 use node_svid::NodeSvid;
 use trust::Trust;
@@ -44,6 +44,7 @@ pub struct Settings {
     /// What istiod calls the cluster that our tokens are of.
     pub cluster: String,
     pub trust_domain: TrustDomain,
+    pub key_type: KeyType,
     pub lifetime: Duration,
     /// For what has to outlive the daemon: the node's SVID, roots, the revocation list.
     pub state_dir: PathBuf,
@@ -157,9 +158,9 @@ fn read_token(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, Stri
 }
 
 /// A new key, and the CSR for it. The names in it are a courtesy to CAs that look.
-fn key_and_csr(id: &SpiffeId) -> Result<(KeyPair, String), String> {
+fn key_and_csr(id: &SpiffeId, key_type: KeyType) -> Result<(KeyPair, String), String> {
     let failed = |error: rcgen::Error| format!("no CSR can be made: {error}");
-    let key = KeyPair::generate().map_err(failed)?;
+    let key = key_type.generate().map_err(failed)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let uri = id.as_str().try_into().map_err(failed)?;
@@ -170,8 +171,13 @@ fn key_and_csr(id: &SpiffeId) -> Result<(KeyPair, String), String> {
 
 /// Takes a response apart (policy.md 7.1): the leaf, what is between, and all roots in the last
 /// element.
-fn read_answer(id: &SpiffeId, mut key: KeyPair, elements: &[String]) -> Result<Answer, String> {
-    let result = check_answer(id, &key, elements);
+fn read_answer(
+    id: &SpiffeId,
+    trust_domain: &TrustDomain,
+    mut key: KeyPair,
+    elements: &[String],
+) -> Result<Answer, String> {
+    let result = check_answer(id, trust_domain, &key, elements);
     let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     key.zeroize();
     let (chain, roots) = result?;
@@ -191,6 +197,7 @@ type ChainAndRoots = (Vec<CertificateDer<'static>>, String);
 
 fn check_answer(
     id: &SpiffeId,
+    trust_domain: &TrustDomain,
     key: &KeyPair,
     elements: &[String],
 ) -> Result<ChainAndRoots, String> {
@@ -207,7 +214,8 @@ fn check_answer(
     if parsed.public_key().raw != key.subject_public_key_info() {
         return Err("its answer is a certificate for another key".to_owned());
     }
-    statement::check_chain(&chain, &anchors, id, SystemTime::now())
+    let own = Bundle { trust_domain: trust_domain.clone(), anchors };
+    verify_svid(&chain, &[own], Some(std::slice::from_ref(id)), SystemTime::now())
         .map_err(|why| format!("its answer does not verify: {why}"))?;
     Ok((chain, roots.clone()))
 }

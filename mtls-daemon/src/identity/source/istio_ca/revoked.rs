@@ -8,11 +8,12 @@ use rustls_pki_types::CertificateDer;
 
 use super::IstioCa;
 use crate::grpc::mtls_ca_v1::PollResponse;
-use crate::identity::TrustDomain;
 use crate::identity::ca::files;
 use crate::identity::node::ca_id;
 use crate::identity::revocations::{Compiled, RevocationList, SIGNED_PREFIX};
+use crate::identity::{Bundle, TrustDomain};
 use crate::tls::statement;
+use crate::tls::svid::verify_svid;
 
 fn file(source: &IstioCa) -> PathBuf {
     source.settings.state_dir.join("revocations.signed")
@@ -21,14 +22,15 @@ fn file(source: &IstioCa) -> PathBuf {
 /// The list in an answer, if the CA signed it.
 pub(super) fn verify(
     response: &PollResponse,
-    anchors: &[CertificateDer<'_>],
+    anchors: Vec<CertificateDer<'static>>,
     trust_domain: &TrustDomain,
     now: SystemTime,
 ) -> Result<RevocationList, String> {
     let chain: Vec<CertificateDer<'_>> =
         response.signer.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let signer = ca_id(trust_domain, "revocations").map_err(|error| error.to_string())?;
-    statement::check_chain(&chain, anchors, &signer, now)?;
+    let bundle = Bundle { trust_domain: trust_domain.clone(), anchors };
+    verify_svid(&chain, &[bundle], Some(&[signer]), now).map_err(|error| error.to_string())?;
     let signed = [SIGNED_PREFIX, &response.revocations].concat();
     statement::check_signature(&chain[0], &signed, &response.signature)?;
     let list: RevocationList =
@@ -49,7 +51,7 @@ pub(super) fn restore(source: &IstioCa) {
         let bytes = files::read_private_bytes(&file(source)).map_err(|error| error.to_string())?;
         let response = PollResponse::decode(&bytes[..]).map_err(|error| error.to_string())?;
         let anchors = source.trust.anchors()?;
-        let list = verify(&response, &anchors, &source.settings.trust_domain, SystemTime::now())?;
+        let list = verify(&response, anchors, &source.settings.trust_domain, SystemTime::now())?;
         Ok(Some(list))
     };
     match restored() {
@@ -68,7 +70,7 @@ pub(super) fn restore(source: &IstioCa) {
 /// Puts the list of an answer in force, and keeps it. True: its content is another than before.
 pub(super) fn accept(source: &IstioCa, response: &PollResponse) -> Result<bool, String> {
     let trust_domain = &source.settings.trust_domain;
-    let list = verify(response, &source.trust.anchors()?, trust_domain, SystemTime::now())
+    let list = verify(response, source.trust.anchors()?, trust_domain, SystemTime::now())
         .map_err(|why| format!("the revocation list: {why}"))?;
     let compiled = Compiled::new(&list, trust_domain);
     let before = source.revocations.current();

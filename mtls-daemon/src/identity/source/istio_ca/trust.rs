@@ -95,12 +95,12 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::identity::TrustDomain;
     use crate::identity::ca::Authority;
+    use crate::identity::{KeyType, TrustDomain};
 
     fn root() -> String {
         let domain = TrustDomain::parse("cluster.local").unwrap();
-        Authority::generate(&domain, SystemTime::now()).unwrap().1
+        Authority::generate(&domain, KeyType::default(), SystemTime::now()).unwrap().1
     }
 
     #[test]

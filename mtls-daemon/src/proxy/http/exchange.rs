@@ -1,0 +1,227 @@
+//! One connection's requests: each is brought into form, judged, sent on and answered.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+
+use super::Context;
+use super::answer::{self, Denied, Payload, Record};
+use super::backend::{Backend, NoAnswer};
+use super::guard::MARK;
+use super::inward::{self, Inward};
+use super::link::{Link, Turn};
+use super::refusal::Refusal;
+use super::sanitise::{self, Fields, Sanitised};
+use super::tasks::Spawner;
+use crate::policy::authz;
+use crate::proxy::failure::Failure;
+
+pub struct Exchange<'a> {
+    context: Context<'a>,
+    backend: Backend<'a>,
+    link: Arc<Link>,
+    spawner: Spawner<'a>,
+    http2: bool,
+    tunnels: Cell<bool>,
+    /// Of a request whose switch was not granted: the library leaves the stream here when the
+    /// connection ends.
+    not_switched: RefCell<Option<OnUpgrade>>,
+}
+
+impl<'a> Exchange<'a> {
+    pub fn new(context: Context<'a>, link: Arc<Link>, spawner: Spawner<'a>, http2: bool) -> Self {
+        let backend = Backend::new(spawner.clone());
+        let (tunnels, not_switched) = Default::default();
+        Self { context, backend, link, spawner, http2, tunnels, not_switched }
+    }
+
+    pub fn tunnels(&self) -> bool {
+        self.tunnels.get()
+    }
+
+    /// No more requests will come.
+    pub async fn end(&self) {
+        self.backend.end();
+        let left = self.not_switched.take();
+        if let Some(left) = left
+            && !self.tunnels()
+            && let Ok(stream) = left.await
+        {
+            // Otherwise what was answered last would be reset.
+            TokioIo::new(stream).shutdown().await.ok();
+        }
+    }
+
+    /// How the connection ended.
+    pub fn outcome(&self, result: hyper::Result<()>) -> Result<(), Failure> {
+        if let Some(refusal) = self.link.refusal() {
+            return Err(Failure::HttpRefused(refusal.reason));
+        }
+        let Err(error) = result else { return Ok(()) };
+        if error.is_user() {
+            // The answer's body is the only thing that comes from this side.
+            return Err(Failure::UpstreamReset(io::Error::other(error)));
+        }
+        let kind = io_kind(&error);
+        match kind {
+            Some(io::ErrorKind::UnexpectedEof) => Err(Failure::ClientTruncated),
+            kind => {
+                let kind = kind.unwrap_or(io::ErrorKind::ConnectionReset);
+                Err(Failure::ClientReset(io::Error::new(kind, error)))
+            }
+        }
+    }
+
+    pub async fn handle(&self, request: Request<Incoming>) -> Response<Payload> {
+        let grpc = answer::is_grpc(request.headers());
+        let record = Record::new(self.context.report.clone(), grpc);
+        let mut turn = Turn::Http;
+        let response = match self.pass(request, &mut turn).await {
+            Ok(response) => answer::application(response, record),
+            Err(Stop::Refused(refusal)) => answer::refused(refusal, !self.http2, record),
+            Err(Stop::Denied) => answer::denied(record),
+            Err(Stop::Unreachable(failure)) => answer::unavailable(&failure, record),
+            Err(Stop::Broken(status, reason)) => answer::broken(status, &reason, record),
+        };
+        self.link.answer(turn);
+        response
+    }
+
+    async fn pass(
+        &self,
+        mut request: Request<Incoming>,
+        turn: &mut Turn,
+    ) -> Result<Response<Incoming>, Stop> {
+        if request.method().as_str().as_bytes()[0] == MARK && !self.http2 {
+            let refusal = self.link.refusal();
+            return Err(Stop::Refused(refusal.unwrap_or(Refusal::bad("a malformed request"))));
+        }
+        let wants = !self.http2 && request.extensions().get::<OnUpgrade>().is_some();
+        let client = hyper::upgrade::on(&mut request);
+        if wants {
+            *self.not_switched.borrow_mut() = Some(client.clone());
+        }
+        let (mut parts, body) = request.into_parts();
+        let sanitised = sanitise::request(&mut parts, &self.context).map_err(Stop::Refused)?;
+        self.judge(&parts, &sanitised)?;
+        let mut request = Request::from_parts(parts, Inward::new(body));
+        if sanitised.expects_continue {
+            inward::expect_continue(&mut request);
+        }
+        let sent = if self.http2 {
+            self.backend.send_http2(&self.context, request).await
+        } else {
+            self.backend.send_http1(&self.context, request).await
+        };
+        let response = sent.map_err(|error| self.no_answer(error))?;
+        self.settle(response, &sanitised, client, turn)
+    }
+
+    fn judge(&self, parts: &hyper::http::request::Parts, is: &Sanitised) -> Result<(), Stop> {
+        let mut connection = self.context.connection;
+        connection.remote =
+            sanitise::remote(&parts.headers, connection.source, self.context.trusted_proxies);
+        let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+        let headers = Fields(&parts.headers);
+        let method = parts.method.as_str();
+        let asked = authz::Request { method, path, host: &is.host, headers: &headers };
+        let verdict = self.context.authorize.request(&connection, &asked);
+        if verdict.allowed {
+            return Ok(());
+        }
+        let path = parts.uri.path();
+        let denied = Denied { method, path, host: &is.host, verdict: &verdict };
+        self.context.report.denied(&denied);
+        Err(Stop::Denied)
+    }
+
+    fn no_answer(&self, error: NoAnswer) -> Stop {
+        // A body that two readers could read differently ended the request in its middle.
+        if let Some(refusal) = self.link.refusal() {
+            return Stop::Refused(refusal);
+        }
+        match error {
+            NoAnswer::Unreachable(failure) => Stop::Unreachable(failure),
+            NoAnswer::Broken(error) if error.is_parse() => {
+                Stop::Broken(StatusCode::BAD_GATEWAY, format!("not an HTTP answer: {error}"))
+            }
+            NoAnswer::Broken(error) => Stop::Broken(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("the application broke off before it answered: {error}"),
+            ),
+        }
+    }
+
+    /// Bytes are tunnelled only after an answer that grants what was asked for.
+    fn settle(
+        &self,
+        mut response: Response<Incoming>,
+        is: &Sanitised,
+        client: OnUpgrade,
+        turn: &mut Turn,
+    ) -> Result<Response<Incoming>, Stop> {
+        let status = response.status();
+        let switching = status == StatusCode::SWITCHING_PROTOCOLS;
+        let granted = response.headers().get(UPGRADE).cloned();
+        sanitise::response(response.headers_mut());
+        if !self.http2 {
+            // The application's version is its own connection's.
+            *response.version_mut() = hyper::Version::HTTP_11;
+        }
+        if switching {
+            let asked =
+                granted.as_ref().and_then(|granted| granted.to_str().ok()).is_some_and(|granted| {
+                    is.protocols.iter().any(|asked| asked.eq_ignore_ascii_case(granted.trim()))
+                });
+            if !asked {
+                let reason = "it switched to a protocol that was not asked for".to_owned();
+                return Err(Stop::Broken(StatusCode::BAD_GATEWAY, reason));
+            }
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        } else if !(is.connect && status.is_success()) {
+            return Ok(response);
+        }
+        let application = hyper::upgrade::on(&mut response);
+        *turn = Turn::Tunnel;
+        self.not_switched.take();
+        self.tunnels.set(true);
+        self.spawner.spawn(tunnel(client, application));
+        Ok(response)
+    }
+}
+
+/// Why a request was not answered by the application.
+enum Stop {
+    Refused(Refusal),
+    Denied,
+    Unreachable(Failure),
+    Broken(StatusCode, String),
+}
+
+/// Bytes both ways until both have ended. What breaks resets the other side.
+async fn tunnel(client: OnUpgrade, application: OnUpgrade) {
+    let (Ok(client), Ok(application)) = tokio::join!(client, application) else { return };
+    let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
+    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut application).await {
+        tracing::debug!(%error, "a tunnel broke");
+    }
+}
+
+/// The system's own word in a chain of errors.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error.kind());
+        }
+        next = error.source();
+    }
+    None
+}

@@ -1,0 +1,172 @@
+//! Servers of the distribution that demand TLS of their own: Redis and nginx, with the certificates
+//! that they need, made by `openssl` as an operator would.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bed::Pod;
+use crate::openssl::Pair;
+use crate::process::{Process, output};
+use crate::{client, wait};
+
+/// How long a server may take until it listens.
+const START: Duration = Duration::from_secs(20);
+
+/// An authority that signs servers' and clients' certificates.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    pair: Pair,
+    directory: PathBuf,
+}
+
+impl Authority {
+    /// # Errors
+    /// When openssl refuses.
+    pub fn new(directory: &Path, name: &str) -> Result<Self> {
+        let pair = Pair {
+            certificate: directory.join(format!("{name}.pem")),
+            key: directory.join(format!("{name}.key")),
+        };
+        let mut command = key_request(&pair.key);
+        command.args(["-x509", "-days", "2", "-subj", &format!("/CN={name}")]);
+        command.arg("-out").arg(&pair.certificate);
+        run(command)?;
+        Ok(Self { pair, directory: directory.to_owned() })
+    }
+
+    /// Its own certificate, for those who trust it.
+    pub fn certificate(&self) -> &Path {
+        &self.pair.certificate
+    }
+
+    /// A certificate with `extensions`, a line each; X.509 v1 without any.
+    ///
+    /// # Errors
+    /// When openssl refuses.
+    pub fn sign(&self, name: &str, extensions: &str, days: &str) -> Result<Pair> {
+        let file = |end: &str| self.directory.join(format!("{name}.{end}"));
+        let (asked, signed, key) = (file("csr"), file("pem"), file("key"));
+        let mut command = key_request(&key);
+        command.args(["-subj", &format!("/CN={name}")]).arg("-out").arg(&asked);
+        run(command)?;
+        let mut command = Command::new("openssl");
+        command.args(["x509", "-req", "-days", days, "-in"]).arg(&asked).arg("-out").arg(&signed);
+        command.arg("-CA").arg(&self.pair.certificate).arg("-CAkey").arg(&self.pair.key);
+        command.arg("-CAcreateserial");
+        if !extensions.is_empty() {
+            fs::write(file("cnf"), extensions)?;
+            command.arg("-extfile").arg(file("cnf"));
+        }
+        run(command)?;
+        Ok(Pair { certificate: signed, key })
+    }
+}
+
+fn key_request(key: &Path) -> Command {
+    let mut command = Command::new("openssl");
+    command.args(["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    command.arg("-keyout").arg(key);
+    command
+}
+
+fn run(command: Command) -> Result<()> {
+    let output = output(command).context("is openssl installed?")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Redis on `port`, TLS alone, for clients whose certificate `clients` signed.
+///
+/// # Errors
+/// When it does not listen.
+pub fn redis(pod: &Pod, port: u16, server: &Pair, clients: &Authority) -> Result<Process> {
+    let mut command = pod.place.command("redis-server")?;
+    command.args(["--port", "0", "--tls-port", &port.to_string(), "--tls-auth-clients", "yes"]);
+    command.arg("--tls-cert-file").arg(&server.certificate);
+    command.arg("--tls-key-file").arg(&server.key);
+    command.arg("--tls-ca-cert-file").arg(clients.certificate());
+    command.args([
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--bind",
+        "0.0.0.0",
+        "--protected-mode",
+        "no",
+    ]);
+    command.arg("--dir").arg(&clients.directory);
+    listening(Process::start(format!("redis-server in {}", pod.name), command)?, pod, port)
+}
+
+/// `redis-cli` from `pod` with more `arguments`. What it printed, both ways.
+///
+/// # Errors
+/// When it is not installed. Its failures are results.
+pub fn redis_cli(pod: &Pod, to: SocketAddr, arguments: &[&str]) -> Result<String> {
+    let mut command = pod.place.command("timeout")?;
+    let (host, port) = (to.ip().to_string(), to.port().to_string());
+    command.args(["15", "redis-cli", "-h", &host, "-p", &port]).args(arguments);
+    let output = output(command)?;
+    ensure!(output.status.code() != Some(127), "is redis-cli installed?");
+    Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+/// nginx on several ports, each with a certificate of its own; a client must show one that `clients`
+/// signed. Its page says whose certificate it saw, and which server was asked for.
+///
+/// # Errors
+/// When it does not listen.
+pub fn nginx(pod: &Pod, ports: &[(u16, &Pair)], clients: &Authority) -> Result<Process> {
+    let directory = clients.directory.join("nginx");
+    fs::create_dir_all(&directory)?;
+    let place = directory.display();
+    let servers: String = ports
+        .iter()
+        .map(|(port, pair)| {
+            format!(
+                "server {{ listen {port} ssl; ssl_certificate {}; ssl_certificate_key {};\n\
+                 ssl_client_certificate {}; ssl_verify_client on;\n\
+                 location / {{ return 200 \"client $ssl_client_s_dn for $ssl_server_name\"; }} }}\n",
+                pair.certificate.display(),
+                pair.key.display(),
+                clients.certificate().display()
+            )
+        })
+        .collect();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|kind| format!("{kind}_temp_path {place}/{kind};\n"))
+        .collect();
+    let text = format!(
+        "daemon off; master_process off; user root; pid {place}/pid; error_log stderr;\n\
+         events {{}}\nhttp {{ access_log off; default_type text/plain;\n{temporary}{servers}}}\n"
+    );
+    let file = directory.join("nginx.conf");
+    fs::write(&file, text)?;
+    let mut command = pod.place.command("/usr/sbin/nginx")?;
+    command.args(["-e", "stderr", "-c"]).arg(&file);
+    let server = Process::start(format!("nginx in {}", pod.name), command)?;
+    listening(server, pod, ports.first().context("a port")?.0)
+}
+
+fn listening(mut server: Process, pod: &Pod, port: u16) -> Result<Process> {
+    let what = format!("a server on port {port} of {}", pod.name);
+    wait::until(START, &what, || {
+        if let Ok(Some(status)) = server.exited() {
+            let (out, err) = (server.stdout.all(), server.stderr.all());
+            return Err(format!("it ended: {status}: {out:?} {err:?}"));
+        }
+        match pod.inside(client::listening_ports) {
+            Ok(ports) if ports.contains(&port) => Ok(()),
+            Ok(ports) => Err(format!("listening on {ports:?}")),
+            Err(error) => Err(format!("{error:#}")),
+        }
+    })?;
+    Ok(server)
+}

@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
@@ -43,14 +44,17 @@ type Node = NodeServiceServer<Services>;
 /// Serves until `stop` resolves.
 pub async fn serve(ca: Arc<Ca>, listener: TcpListener, stop: impl Future<Output = ()>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // With this function ends whatever it serves.
+    let mut connections = JoinSet::new();
     let accepting = async {
         loop {
+            while connections.try_join_next().is_some() {}
             // Before accepting: what finds no place waits in the kernel's queue.
             let Ok(place) = places.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let ca = ca.clone();
-                    tokio::spawn(async move {
+                    connections.spawn(async move {
                         if let Err(error) = connection(ca, stream, peer).await {
                             tracing::info!(%peer, %error, "a connection ended");
                         }

@@ -87,6 +87,9 @@ struct User {
 /// Whom a TokenReview names. `audience`: the one that was asked for; an answer that names audiences
 /// must have it among them.
 pub fn account(review: &Value, audience: &str) -> Result<Account, ReviewError> {
+    if !review.is_object() {
+        return Err(ReviewError::Unreadable("it is no object".to_owned()));
+    }
     let Review { status } =
         Review::deserialize(review).map_err(|error| ReviewError::Unreadable(error.to_string()))?;
     if !status.error.is_empty() {

@@ -86,7 +86,9 @@ async fn a_node_joins_once_and_then_asks_as_itself() {
     std::fs::remove_file(token).unwrap();
     let again = agent(&running, None, 3600);
     assert_ne!(again.issue(WEB).await.unwrap().serial, svid.serial);
-    assert_eq!(running.audit.all().len(), 4, "no second join");
+    let lines = running.audit.all();
+    assert_eq!(lines[3]["identity"], "spiffe://cluster.local/node/vm-1");
+    assert_eq!((lines.len(), &lines[3]["method"]), (5, &"node SVID".into()), "no second join");
 }
 
 #[tokio::test]

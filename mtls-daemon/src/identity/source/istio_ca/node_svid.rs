@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::trust::certificates;
 use super::{IstioCa, Settings, SourceError, read_token};
 use crate::identity::ca::files;
 use crate::identity::revocations::normal_serial;
@@ -21,7 +22,14 @@ pub(super) struct NodeSvid {
     join_token: Option<PathBuf>,
     file: PathBuf,
     /// Held while a new one is asked for: a token is spent once.
-    held: Mutex<Option<Arc<Svid>>>,
+    held: Mutex<Option<Held>>,
+}
+
+struct Held {
+    svid: Arc<Svid>,
+    /// The CA's roots at the time. With other ones the SVID may soon be one that the CA does not know
+    /// any more. None: it is from an earlier run.
+    roots: Option<Vec<CertificateDer<'static>>>,
 }
 
 impl NodeSvid {
@@ -36,25 +44,35 @@ impl NodeSvid {
         Ok(Self { id, join_token, file, held: Mutex::new(None) })
     }
 
-    /// One that is valid; renewed after half of its life.
+    /// One that is valid; renewed after half of its life, and when the CA's roots changed.
     pub(super) async fn current(&self, source: &IstioCa) -> Result<Arc<Svid>, String> {
         let mut held = self.held.lock().await;
         let now = SystemTime::now();
         if held.is_none() {
-            *held = read(&self.file, &self.id)?.map(Arc::new);
+            let svid = read(&self.file, &self.id)?;
+            *held = svid.map(|svid| Held { svid: Arc::new(svid), roots: None });
         }
-        let valid = held.clone().filter(|svid| svid.not_after > now);
+        let anchors = source.trust.anchors()?;
+        let same = held.as_ref().is_some_and(|held| held.roots.as_ref() == Some(&anchors));
+        let valid = held.as_ref().map(|held| &held.svid).filter(|svid| svid.not_after > now);
+        let valid = valid.cloned();
         let renewed = match &valid {
-            Some(svid) if !past_half(svid, now) => return Ok(svid.clone()),
-            Some(svid) => self.ask(source, Some(svid)).await,
+            Some(svid) if same && !past_half(svid, now) => return Ok(svid.clone()),
+            Some(svid) => match self.ask(source, Some(svid)).await {
+                // A CA that does not know our SVID any more may know a new token.
+                Err(error) if self.join_token.as_ref().is_some_and(|token| token.exists()) => {
+                    self.ask(source, None).await.map_err(|_| error)
+                }
+                asked => asked,
+            },
             None => self.ask(source, None).await,
         };
         match (renewed, valid) {
-            (Ok(svid), _) => {
+            (Ok((svid, roots)), _) => {
                 let svid = Arc::new(svid);
                 write(&self.file, &svid)?;
                 tracing::info!(node = %self.id, serial = svid.serial, "the node's own SVID");
-                *held = Some(svid.clone());
+                *held = Some(Held { svid: svid.clone(), roots: Some(roots) });
                 Ok(svid)
             }
             (Err(error), Some(old)) => {
@@ -65,7 +83,12 @@ impl NodeSvid {
         }
     }
 
-    async fn ask(&self, source: &IstioCa, own: Option<&Svid>) -> Result<Svid, String> {
+    /// With the roots that came with it.
+    async fn ask(
+        &self,
+        source: &IstioCa,
+        own: Option<&Svid>,
+    ) -> Result<(Svid, Vec<CertificateDer<'static>>), String> {
         let token = match (own, &self.join_token) {
             (Some(_), _) => None,
             (None, Some(path)) => Some(read_token(path)?),
@@ -78,7 +101,7 @@ impl NodeSvid {
         let channel = source.client.connect(&source.trust, own).await?;
         let answer = source.client.certificate(channel, &self.id, None, token).await?;
         source.trust.learn(&answer.roots)?;
-        Ok(answer.svid)
+        Ok((answer.svid, certificates(&answer.roots)?))
     }
 }
 

@@ -81,7 +81,7 @@ impl Trust {
     }
 }
 
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let roots = roots.map_err(|error| format!("is no PEM: {error}"))?;
     if roots.is_empty() {

@@ -204,10 +204,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 /// Where SVIDs come from; a server is also followed for revocations and new roots.
-fn identity_source(
-    config: &Config,
-    revocations: &Arc<Revocations>,
-) -> Result<(Arc<dyn SvidSource>, Option<Arc<IstioCa>>), RunError> {
+type Source = (Arc<dyn SvidSource>, Option<Arc<IstioCa>>);
+
+fn identity_source(config: &Config, revocations: &Arc<Revocations>) -> Result<Source, RunError> {
     let trust_domain = config.mesh.trust_domain.clone();
     match &config.identity {
         IdentitySource::Embedded => {

@@ -86,6 +86,9 @@ fn because(reason: &str) -> String {
     if reason.is_empty() { String::new() } else { format!(": {reason}") }
 }
 
+/// The issuer's key identifier, if only that one's certificate is meant, and the reason.
+type Listed = (Option<Box<str>>, Arc<str>);
+
 /// One list, ready to be asked.
 #[derive(Debug)]
 pub struct Compiled {
@@ -93,7 +96,7 @@ pub struct Compiled {
     issued: SystemTime,
     entries: usize,
     /// By serial number: usually one issuer each.
-    certificates: HashMap<Box<str>, Vec<(Option<Box<str>>, Arc<str>)>>,
+    certificates: HashMap<Box<str>, Vec<Listed>>,
     identities: HashMap<Box<str>, Arc<str>>,
 }
 

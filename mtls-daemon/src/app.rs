@@ -1,5 +1,7 @@
 //! The wiring: the only file that knows everyone.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -16,8 +18,9 @@ use crate::identity::source::embedded::EmbeddedCa;
 use crate::identity::source::istio_ca::{self, IstioCa};
 use crate::identity::source::{SourceError, SvidSource};
 use crate::identity::{Revocations, SvidStore};
-use crate::mesh::Snapshot;
+use crate::mesh::Accepted;
 use crate::node::{self, Busy, Node, NodeLock};
+use crate::policy::error::Code;
 use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
@@ -125,7 +128,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     let node_name = config.node.as_str().to_owned();
     let names = Arc::new(Names::default());
-    let Loaded { snapshot, warnings, fingerprint } =
+    let loaded =
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
@@ -179,12 +182,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
-    let generation = snapshot.generation;
-    app.clone().accept(snapshot, warnings).await?;
+    let generation = loaded.snapshot.generation;
+    let (fingerprint, accepted) = (loaded.fingerprint, loaded.accepted.clone());
+    app.clone().accept(loaded).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
     tokio::spawn(names.clone().follow(RESOLVE));
-    tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint));
+    tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint, accepted));
     app.clone().answer_readiness();
     start.met();
     tokio::spawn(async move { reported.report(REPORT).await });
@@ -270,11 +274,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl App {
     /// Puts a good configuration in force. Not on the runtime: it waits for the kernel.
-    async fn accept(
-        self: Arc<Self>,
-        snapshot: Snapshot,
-        warnings: Vec<crate::policy::error::ConfigError>,
-    ) -> Result<(), RunError> {
+    async fn accept(self: Arc<Self>, loaded: Loaded) -> Result<(), RunError> {
+        let Loaded { snapshot, warnings, errors, .. } = loaded;
+        for error in &errors {
+            tracing::error!("{error}");
+        }
+        let last_error = (!errors.is_empty()).then(|| LoadError(errors.clone()).to_string());
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         for warning in &warnings {
             tracing::warn!("{warning}");
@@ -290,8 +295,9 @@ impl App {
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
         *lock(&self.state) =
-            ConfigState { generation, loaded_at: SystemTime::now(), last_error: None, warnings };
-        self.shared.telemetry.metrics.config_accepted(generation);
+            ConfigState { generation, loaded_at: SystemTime::now(), last_error, warnings };
+        let refused = errors.iter().filter(|error| error.code == Code::Refused).count();
+        self.shared.telemetry.metrics.config_in_force(generation, refused, errors.is_empty());
         tracing::info!(generation, "configuration in force");
         Ok(())
     }
@@ -302,6 +308,7 @@ impl App {
         names: Arc<Names>,
         generation: u64,
         fingerprint: files::Fingerprint,
+        accepted: Arc<Accepted>,
     ) {
         let (sender, mut changes) = mpsc::unbounded_channel();
         let watching = files::watch(
@@ -311,6 +318,7 @@ impl App {
             names,
             generation,
             fingerprint,
+            accepted,
             move |change| {
                 // The receiver is in this very function.
                 sender.send(change).ok();
@@ -319,8 +327,8 @@ impl App {
         let applying = async {
             while let Some(change) = changes.recv().await {
                 match change {
-                    Ok(Loaded { snapshot, warnings, .. }) => {
-                        if let Err(error) = self.clone().accept(snapshot, warnings).await {
+                    Ok(loaded) => {
+                        if let Err(error) = self.clone().accept(loaded).await {
                             tracing::error!(%error, "a good configuration is not whole in force yet");
                             lock(&self.state).last_error = Some(error.to_string());
                             self.shared.telemetry.metrics.config_refused();
@@ -396,8 +404,9 @@ impl App {
                 last_error: state.last_error.clone(),
                 warnings: state.warnings.clone(),
             },
-            workloads: node.status().into_iter().map(workload_status).collect(),
-            svids: self.store.status().into_iter().map(svid_status).collect(),
+            workloads: node.status().into_iter().map(report::workload).collect(),
+            policies: report::policies(&self.shared.snapshot.load()),
+            svids: self.store.status().into_iter().map(report::svid).collect(),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
@@ -442,42 +451,4 @@ async fn serve_admin(admin: Admin, app: Arc<App>) {
     let readiness = app.readiness.clone();
     let state = admin::State { readiness, metrics, status: Box::new(move || app.status()) };
     admin.serve(Arc::new(state)).await;
-}
-
-fn workload_status(workload: node::WorkloadStatus) -> admin::status::WorkloadStatus {
-    let (state, reason) = match workload.state {
-        node::WorkloadState::Enrolled => (admin::status::WorkloadState::Enrolled, None),
-        node::WorkloadState::Pending(reason) => {
-            (admin::status::WorkloadState::Pending, Some(reason))
-        }
-        node::WorkloadState::Refused(reason) => {
-            (admin::status::WorkloadState::Refused, Some(reason))
-        }
-    };
-    let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
-    admin::status::WorkloadStatus {
-        workload: workload.workload,
-        identity: workload.identity.to_string(),
-        network_namespace: workload.network_namespace,
-        state,
-        reason,
-        addresses: workload.addresses,
-        ports: ports
-            .into_iter()
-            .filter_map(|(name, port)| Some((name.to_owned(), port?)))
-            .collect(),
-    }
-}
-
-fn svid_status(svid: crate::identity::SvidStatus) -> admin::status::SvidStatus {
-    let timestamp = |time: Option<SystemTime>| time.map(admin::status::timestamp);
-    admin::status::SvidStatus {
-        identity: svid.id.to_string(),
-        source: svid.source.to_owned(),
-        serial: svid.serial,
-        not_before: timestamp(svid.not_before),
-        not_after: timestamp(svid.not_after),
-        next_renewal: timestamp(svid.next_renewal),
-        last_error: svid.last_error,
-    }
 }

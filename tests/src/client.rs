@@ -72,9 +72,15 @@ pub fn connect_socket(socket: Socket, to: SocketAddr) -> Result<TcpStream> {
 }
 
 fn limited(stream: TcpStream) -> Result<TcpStream> {
-    stream.set_read_timeout(Some(patience(LIMIT)))?;
-    stream.set_write_timeout(Some(patience(LIMIT)))?;
-    stream.set_nodelay(true)?;
+    // MPTCP sockets learned these options one by one, the last with Linux 5.17. Without them a connection
+    // that hangs is ended by the limit of the whole run.
+    let supported = |result: std::io::Result<()>| match result {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        result => result,
+    };
+    supported(stream.set_read_timeout(Some(patience(LIMIT))))?;
+    supported(stream.set_write_timeout(Some(patience(LIMIT))))?;
+    supported(stream.set_nodelay(true))?;
     Ok(stream)
 }
 

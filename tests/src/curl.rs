@@ -53,13 +53,28 @@ pub fn get(
     path: &str,
     canary: &str,
 ) -> Result<Curl> {
+    // `to` has brackets where it is IPv6.
+    run(
+        pod,
+        &[
+            "--connect-to",
+            &format!("{host}:{port}:{to}"),
+            "--header",
+            &format!("X-Canary: {canary}"),
+            &format!("http://{host}:{port}{path}"),
+        ],
+    )
+}
+
+/// curl from `pod` with these arguments, which name one URL.
+///
+/// # Errors
+/// As [`curl`].
+pub fn run(pod: &Pod, arguments: &[&str]) -> Result<Curl> {
     let mut command = pod.place.command("curl")?;
     command.args(["--silent", "--show-error", "--noproxy", "*", "--max-time"]);
     command.arg(patience(Duration::from_secs(15)).as_secs().to_string());
-    // `to` has brackets where it is IPv6.
-    command.args(["--connect-to", &format!("{host}:{port}:{to}")]);
-    command.args(["--header", &format!("X-Canary: {canary}")]);
-    command.args(["--write-out", "\n%{http_code}", &format!("http://{host}:{port}{path}")]);
+    command.args(["--write-out", "\n%{http_code}"]).args(arguments);
     let output = output(command)?;
     let text = String::from_utf8_lossy(&output.stdout);
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -14,6 +14,7 @@
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
+//! | [`recorder`], [`talker`] | an application that records what reaches it; a client that writes HTTP by hand |
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
@@ -38,8 +39,10 @@ pub mod netns;
 pub mod openssl;
 pub mod packet;
 pub mod process;
+pub mod recorder;
 pub mod servers;
 pub mod smtp;
+pub mod talker;
 pub mod wait;
 pub mod walkthrough;
 pub mod wire;

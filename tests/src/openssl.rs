@@ -138,6 +138,16 @@ impl Seen {
         self.x509(&["-text"])
     }
 
+    /// The SHA-256 of the server's certificate, in small hexadecimal digits.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn fingerprint(&self) -> Result<String> {
+        let text = self.x509(&["-fingerprint", "-sha256"])?;
+        let (_, digits) = text.trim().split_once('=').context("openssl's fingerprint")?;
+        Ok(digits.replace(':', "").to_ascii_lowercase())
+    }
+
     fn x509(&self, arguments: &[&str]) -> Result<String> {
         let begin = self.text.find("-----BEGIN CERTIFICATE-----");
         let begin = begin.with_context(|| format!("no certificate in: {}", self.text))?;

@@ -139,20 +139,43 @@ pub fn nginx(pod: &Pod, ports: &[(u16, &Pair)], clients: &Authority) -> Result<P
             )
         })
         .collect();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|kind| format!("{kind}_temp_path {place}/{kind};\n"))
-        .collect();
+    let http = format!("{}{servers}", temporary(&place.to_string()));
+    start_nginx(pod, &directory, &http, ports.first().context("a port")?.0)
+}
+
+/// nginx that speaks HTTP/2 in the clear, to clients who know it beforehand. Its page says what it
+/// was asked for, and what it was told of the client.
+///
+/// # Errors
+/// When it does not listen.
+pub fn nginx_http2(pod: &Pod, directory: &Path, port: u16) -> Result<Process> {
+    let directory = directory.join("nginx-http2");
+    fs::create_dir_all(&directory)?;
+    let place = directory.display();
+    let page = "$server_protocol $request_uri $http_x_forwarded_client_cert";
+    let server =
+        format!("server {{ listen {port} http2; location / {{ return 200 '{page}'; }} }}\n");
+    start_nginx(pod, &directory, &format!("{}{server}", temporary(&place.to_string())), port)
+}
+
+fn temporary(place: &str) -> String {
+    let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    kinds.iter().map(|kind| format!("{kind}_temp_path {place}/{kind};\n")).collect()
+}
+
+/// `http` is what the section of that name holds.
+fn start_nginx(pod: &Pod, directory: &Path, http: &str, port: u16) -> Result<Process> {
     let text = format!(
-        "daemon off; master_process off; user root; pid {place}/pid; error_log stderr;\n\
-         events {{}}\nhttp {{ access_log off; default_type text/plain;\n{temporary}{servers}}}\n"
+        "daemon off; master_process off; user root; pid {}/pid; error_log stderr;\n\
+         events {{}}\nhttp {{ access_log off; default_type text/plain;\n{http}}}\n",
+        directory.display()
     );
     let file = directory.join("nginx.conf");
     fs::write(&file, text)?;
     let mut command = pod.place.command("/usr/sbin/nginx")?;
     command.args(["-e", "stderr", "-c"]).arg(&file);
     let server = Process::start(format!("nginx in {}", pod.name), command)?;
-    listening(server, pod, ports.first().context("a port")?.0)
+    listening(server, pod, port)
 }
 
 fn listening(mut server: Process, pod: &Pod, port: u16) -> Result<Process> {

@@ -18,6 +18,8 @@ use mtls_tests::{Capture, Pod, PodSpec, World, mariadb, smtp};
 
 const TLS_PORT: u16 = 9000;
 const OPAQUE_PORT: u16 = 9001;
+/// In no service, so that nobody has said what is spoken there.
+const WORD_PORT: u16 = 9100;
 /// How long a STRICT port waits for a client that says nothing; the test waits as long, often.
 const WAIT: &str = "2s";
 
@@ -31,10 +33,12 @@ enum Protocol {
     OwnTls,
     /// The client speaks first, in bytes that are neither TLS nor HTTP.
     Opaque,
+    /// The client speaks first, in a word that could begin HTTP and does not, and awaits the answer.
+    Word,
 }
 
 impl Protocol {
-    const ALL: [Self; 4] = [Self::Database, Self::Mail, Self::OwnTls, Self::Opaque];
+    const ALL: [Self; 5] = [Self::Database, Self::Mail, Self::OwnTls, Self::Opaque, Self::Word];
 
     fn port(self) -> u16 {
         match self {
@@ -42,6 +46,7 @@ impl Protocol {
             Self::Mail => smtp::PORT,
             Self::OwnTls => TLS_PORT,
             Self::Opaque => OPAQUE_PORT,
+            Self::Word => WORD_PORT,
         }
     }
 
@@ -50,7 +55,7 @@ impl Protocol {
         match self {
             Self::Database => Some(mariadb::GREETING),
             Self::Mail => Some(smtp::GREETING),
-            Self::OwnTls | Self::Opaque => None,
+            Self::OwnTls | Self::Opaque | Self::Word => None,
         }
     }
 
@@ -68,6 +73,10 @@ impl Protocol {
             Self::OwnTls => {
                 let (exit, text) = openssl::https(client, to, NAME, &servers.pair)?;
                 Talk { worked: exit == 0 && text.contains("s_server"), said: text }
+            }
+            Self::Word => {
+                let talk = client.inside(|| converse(to, canary))?;
+                Talk { worked: talk.worked(), said: format!("{talk:?}") }
             }
             Self::Opaque => {
                 let bytes = format!("\0\u{1}{canary}\0\n");
@@ -105,6 +114,7 @@ impl Servers {
             mail.push(smtp::serve(pod)?);
             others.push(openssl::serve(pod, TLS_PORT, &pair)?);
             others.push(serve(pod, "echo", OPAQUE_PORT)?);
+            others.push(serve(pod, "echo", WORD_PORT)?);
         }
         Ok(Self { directory, pair, mail, _others: others })
     }

@@ -40,18 +40,17 @@ fn a_good_change_is_in_force_for_new_connections_within_a_second() -> Result<()>
 }
 
 #[test]
-fn a_bad_file_is_refused_with_its_place_and_the_last_good_state_stays() -> Result<()> {
+fn a_bad_object_is_refused_with_its_place_and_closes_only_what_it_selects() -> Result<()> {
     let mut world = World::new()?;
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
     world.change(|mesh| {
         mesh.mode("full", "httpbin", "STRICT");
     })?;
     ensure!(!plaintext_works(&world)?);
-    let generation = world.b().generation()?;
     let refused = world.b().metric("mtls_config_reloads_total", &["result=\"refused\""])?;
     let mark = world.b().process.stderr.len();
 
-    // Line 7 holds a mode that does not exist; the good PERMISSIVE around it must not get in either.
+    // Line 7 holds a mode that does not exist.
     world.mesh.write_file(
         "broken.yaml",
         "apiVersion: security.istio.io/v1\n\
@@ -72,17 +71,31 @@ fn a_bad_file_is_refused_with_its_place_and_the_last_good_state_stays() -> Resul
             .metric("mtls_config_reloads_total", &["result=\"refused\""])
             .is_ok_and(|now| now > refused)
     })?;
-    ensure!(!plaintext_works(&world)?, "the last good state stays in force");
+    ensure!(world.b().metric("mtls_config_refused_objects", &[])? == 1.0, "one object");
+    ensure!(!plaintext_works(&world)?, "what was in force stays");
     let status = world.b().status()?;
     ensure!(status.to_string().contains("broken.yaml"), "status shows the refusal: {status}");
-    ensure!(world.b().generation()? == generation, "the generation in force is the old one");
 
-    // A good change beside the bad file does not get in without it being mended.
+    // A good change beside the bad file is in force; what the bad one selects stays closed.
+    let port = 9001;
+    let _other = serve(world.pod("httpbin-partial"), "echo", port)?;
+    let to = world.pod("httpbin-partial").v4(port);
+    let from = world.pod("sleep-legacy").clone();
+    let works = || from.inside(|| converse(to, "plaintext")).is_ok_and(|talk| talk.worked());
+    ensure!(works(), "PERMISSIVE is the default");
+    world.mesh.mode("partial", "httpbin", "STRICT");
     world.mesh.mode("full", "httpbin", "PERMISSIVE");
     world.mesh.write()?;
+    eventually(Duration::from_secs(10), "STRICT in the other namespace", || !works())?;
+
+    // Mended, it is as if it had never been.
     world.mesh.remove_file("broken.yaml")?;
     eventually(Duration::from_secs(10), "the mended configuration", || {
         plaintext_works(&world).unwrap_or(false)
+    })?;
+    // Counted once it is in force everywhere.
+    eventually(Duration::from_secs(5), "nothing to be refused", || {
+        world.b().metric("mtls_config_refused_objects", &[]).is_ok_and(|count| count == 0.0)
     })
 }
 

@@ -19,6 +19,9 @@ pub struct Status {
     pub awaited: Vec<String>,
     pub config: ConfigStatus,
     pub workloads: Vec<WorkloadStatus>,
+    /// AuthorizationPolicy objects that select a workload of this node.
+    #[serde(default)]
+    pub policies: Vec<PolicyStatus>,
     pub svids: Vec<SvidStatus>,
     pub kernel: KernelStatus,
     pub connections: ConnectionsStatus,
@@ -69,6 +72,22 @@ impl WorkloadState {
             Self::Refused => "refused",
         }
     }
+}
+
+/// One AuthorizationPolicy in force on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// `namespace/name`.
+    pub policy: String,
+    /// `ALLOW`, `DENY`, `AUDIT` or `CUSTOM`.
+    pub action: String,
+    pub dry_run: bool,
+    /// Why the object was refused: what it selects is denied.
+    pub refused: Option<String>,
+    /// What is not enforced as written on connections that are not HTTP.
+    pub differs: Vec<String>,
+    /// `namespace/name` of those that it selects.
+    pub workloads: Vec<String>,
 }
 
 /// The certificate of one identity.

@@ -27,6 +27,7 @@ fn status() -> Status {
             warnings: Vec::new(),
         },
         workloads: Vec::new(),
+        policies: Vec::new(),
         svids: vec![SvidStatus {
             identity: "spiffe://cluster.local/ns/full/sa/server".into(),
             source: "embedded".into(),

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Exit, Failed, print};
 use crate::config::{MeshArgs, NodeArgs, NodePaths};
-use crate::source::files;
+use crate::source::files::{self, LoadError};
 
 /// The flags of `mtls-daemon check`.
 #[derive(Debug, Args)]
@@ -25,6 +25,9 @@ pub(super) fn check(args: CheckArgs) -> Result<(), Failed> {
     let settings = args.mesh.try_into()?;
     let loaded = files::load(&args.dir, node.as_str(), &settings, 0)
         .map_err(|error| Failed::new(Exit::Config, error))?;
+    if !loaded.errors.is_empty() {
+        return Err(Failed::new(Exit::Config, LoadError(loaded.errors)));
+    }
     let mut out = String::new();
     for warning in &loaded.warnings {
         writeln!(out, "warning: {warning}").expect("writing to a String does not fail");

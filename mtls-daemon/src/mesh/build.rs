@@ -4,59 +4,106 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::accept::{Accepted, Chosen};
 use super::compile::{Direct, Policy, declared};
+use super::kinds::Kinds;
 use super::members::Members;
 use super::service_entry::ServiceEntry;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
-use super::{MeshSettings, Objects, Service, Snapshot};
+use super::{MeshSettings, Objects, Service, Snapshot, legacy};
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::{DestinationRules, PeerAuthentications, TlsMode};
 
-/// A snapshot and what looked odd on the way.
+/// A snapshot, what it was made of, and what was wrong or looked odd on the way.
 #[derive(Debug)]
 pub struct Built {
     pub snapshot: Snapshot,
+    /// For the next time.
+    pub accepted: Accepted,
+    /// Objects that were refused, each with what is in force in its place.
+    pub errors: Vec<ConfigError>,
     pub warnings: Vec<ConfigError>,
 }
 
 impl Snapshot {
-    /// Puts `objects` together for the daemon of `node`. One error refuses all of them: half a
-    /// configuration could open what the other half closes.
+    /// Puts `objects` together for the daemon of `node`. An object that is refused keeps the version
+    /// that it has in `previous`; without one, it is as closed as it could have meant.
+    ///
+    /// # Errors
+    /// Without `previous`, where nothing makes up for what was refused: a file that cannot be
+    /// understood, or an object that says where somebody is.
     pub fn build(
-        objects: Objects,
+        mut objects: Objects,
+        previous: Option<&Accepted>,
         settings: MeshSettings,
         node: &str,
         generation: u64,
     ) -> Result<Built, Vec<ConfigError>> {
-        let mut errors = Vec::new();
-        let mut warnings = Vec::new();
-        warn_policies(&objects, &settings, &mut warnings);
-        let members = Members::build(
-            &objects.workload_entries,
-            &objects.node_workloads,
-            node,
-            &settings,
-            &mut errors,
-            &mut warnings,
-        );
-        let services = services::build(
-            &objects.service_entries,
-            &members,
-            &objects.names,
-            &mut errors,
-            &mut warnings,
-        );
-        errors.extend(objects.errors);
+        let mut chosen = Chosen::of(&mut objects, previous);
+        let mut errors = objects.errors;
+        let mut incomplete = chosen.incomplete && previous.is_none();
+        let (kinds, members, entries, mut warnings) = loop {
+            let (mut conflicts, mut warnings) = (Vec::new(), Vec::new());
+            let mut kinds = Kinds::of(&chosen);
+            let members = Members::build(
+                &kinds.workload_entries,
+                &kinds.node_workloads,
+                node,
+                &settings,
+                &chosen.incumbents,
+                &mut conflicts,
+                &mut warnings,
+            );
+            let entries = std::mem::take(&mut kinds.service_entries);
+            services::build(
+                &entries,
+                &members,
+                &chosen.incumbents,
+                &objects.names,
+                &mut conflicts,
+                &mut warnings,
+            );
+            // Without an earlier version nobody can be put back where he was.
+            incomplete |= previous.is_none() && !conflicts.is_empty();
+            let done =
+                conflicts.is_empty() || incomplete || !chosen.take_back(&conflicts, previous);
+            errors.append(&mut conflicts);
+            if done {
+                break (kinds, members, entries, warnings);
+            }
+        };
         warnings.extend(objects.warnings);
-        if !errors.is_empty() {
-            errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        let services = services::build(
+            &entries,
+            &members,
+            &chosen.incumbents,
+            &objects.names,
+            &mut Vec::new(),
+            &mut Vec::new(),
+        );
+        let mut kinds = kinds;
+        kinds.take_in_place(std::mem::take(&mut chosen.in_place), &settings.root_namespace);
+        warn_policies(&kinds, &settings, &mut warnings);
+        legacy::convert(
+            std::mem::take(&mut kinds.legacy),
+            &entries,
+            &kinds.workload_entries,
+            &settings,
+            &mut kinds.peer_authentications,
+            &mut errors,
+        );
+        errors.append(&mut chosen.errors);
+        let place = |error: &ConfigError| (error.file.clone(), error.line);
+        errors.sort_by_key(place);
+        warnings.sort_by_key(place);
+        if incomplete {
             return Err(errors);
         }
         let authentications =
-            PeerAuthentications::new(&settings.root_namespace, objects.peer_authentications);
+            PeerAuthentications::new(&settings.root_namespace, kinds.peer_authentications);
         let aliases: Vec<String> =
             settings.trust_domain_aliases.iter().map(ToString::to_string).collect();
         let authorizations = Authorizations::new(
@@ -65,10 +112,10 @@ impl Snapshot {
                 trust_domain: settings.trust_domain.as_str(),
                 aliases: &aliases,
             },
-            objects.authorization_policies,
-            objects.refused_policies,
+            kinds.authorization_policies,
+            kinds.refused_policies,
         );
-        let rules = DestinationRules::new(&settings.root_namespace, objects.destination_rules);
+        let rules = DestinationRules::new(&settings.root_namespace, kinds.destination_rules);
         let policy = Policy {
             settings: &settings,
             authentications: &authentications,
@@ -89,10 +136,10 @@ impl Snapshot {
         }
         warn_disagreements(&answers, &services, &mut warnings);
         answers.node_workloads = members.node_workloads;
-        warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         let snapshot =
             Snapshot::new(generation, settings, authentications, authorizations, answers);
-        Ok(Built { snapshot, warnings })
+        let accepted = Accepted { objects: chosen.objects };
+        Ok(Built { snapshot, accepted, errors, warnings })
     }
 }
 
@@ -185,8 +232,8 @@ fn warn_disagreements(
     }
 }
 
-fn warn_policies(objects: &Objects, settings: &MeshSettings, warnings: &mut Vec<ConfigError>) {
-    for object in &objects.peer_authentications {
+fn warn_policies(kinds: &Kinds, settings: &MeshSettings, warnings: &mut Vec<ConfigError>) {
+    for object in &kinds.peer_authentications {
         if object.meta.namespace == settings.root_namespace && !object.selector.is_empty() {
             warnings.push(object.meta.origin.error(
                 "spec.selector",
@@ -195,7 +242,7 @@ fn warn_policies(objects: &Objects, settings: &MeshSettings, warnings: &mut Vec<
             ));
         }
     }
-    for rule in &objects.destination_rules {
+    for rule in &kinds.destination_rules {
         let top = rule.traffic.iter();
         let settings = top.flat_map(|t| t.tls.iter().chain(t.ports.values().flatten()));
         // Towards servers outside the mesh they are names of any kind.

@@ -111,7 +111,9 @@ impl CompiledService {
         let targets = ports.flat_map(|port| port.v4.iter().chain(&port.v6));
         targets.filter_map(|target| match &target.tls {
             ClientTls::Originate { origination, .. } => Some(&*origination.settings),
-            ClientTls::Plaintext { .. } | ClientTls::IstioMutual { .. } => None,
+            ClientTls::Plaintext { .. }
+            | ClientTls::IstioMutual { .. }
+            | ClientTls::Refused { .. } => None,
         })
     }
 
@@ -226,6 +228,9 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
+        if let Some(rule) = rule.filter(|rule| rule.refused) {
+            return ClientTls::Refused { because: format!("{} is refused", rule.because).into() };
+        }
         let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
             return self.auto(Some(service), server, Some(number), sni);

@@ -74,6 +74,8 @@ fn untouched(mode: Mode, protocol: PortProtocol) -> bool {
 fn in_the_clear(tls: &ClientTls) -> bool {
     match tls {
         ClientTls::Plaintext { .. } => true,
-        ClientTls::IstioMutual { .. } | ClientTls::Originate { .. } => false,
+        ClientTls::IstioMutual { .. } | ClientTls::Originate { .. } | ClientTls::Refused { .. } => {
+            false
+        }
     }
 }

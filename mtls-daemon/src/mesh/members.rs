@@ -1,6 +1,6 @@
 //! `WorkloadEntry` and `NodeWorkload` objects to workloads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,11 +39,13 @@ impl Members {
         node_workloads: &[NodeWorkloadEntry],
         node: &str,
         settings: &MeshSettings,
+        incumbents: &HashSet<Arc<str>>,
         errors: &mut Vec<ConfigError>,
         warnings: &mut Vec<ConfigError>,
     ) -> Self {
         let mut members = Self::default();
-        let merged = members.merge(entries, node_workloads, node, settings, errors, warnings);
+        let merged =
+            members.merge(entries, node_workloads, node, settings, incumbents, errors, warnings);
         for (index, entry) in entries.iter().enumerate() {
             let workload = match &merged[index] {
                 Some(workload) => workload.clone(),
@@ -74,12 +76,14 @@ impl Members {
 
     /// Merges the entries that a `NodeWorkload` names. Objects of other nodes are merged as well,
     /// so that every node calls a workload by the same name.
+    #[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
     fn merge(
         &mut self,
         entries: &[WorkloadEntry],
         node_workloads: &[NodeWorkloadEntry],
         node: &str,
         settings: &MeshSettings,
+        incumbents: &HashSet<Arc<str>>,
         errors: &mut Vec<ConfigError>,
         warnings: &mut Vec<ConfigError>,
     ) -> Vec<Option<Arc<Workload>>> {
@@ -89,8 +93,10 @@ impl Members {
         let here = |object: &NodeWorkloadEntry| object.node.as_deref().is_none_or(|n| n == node);
         // This node's first: where two nodes name one entry, each calls it by its own name.
         let mut objects: Vec<&NodeWorkloadEntry> = node_workloads.iter().collect();
+        // Those that are in force already before newer ones.
         objects.sort_by_key(|object| {
-            (!here(object), object.meta.namespace.clone(), object.meta.name.clone())
+            let newer = !incumbents.contains(&object.meta.origin.object);
+            (!here(object), newer, object.meta.namespace.clone(), object.meta.name.clone())
         });
         for object in objects {
             let origin = &object.meta.origin;

@@ -1,9 +1,13 @@
 //! What the mesh looks like right now: workloads, services and their endpoints, compiled with the
 //! policy into one immutable [`Snapshot`] that everything else reads.
 
+mod accept;
 mod build;
 mod compile;
+mod in_place;
 mod kernel;
+mod kinds;
+mod legacy;
 mod members;
 pub mod names;
 pub mod naming;
@@ -18,6 +22,7 @@ mod tests;
 pub mod workload;
 mod workload_entry;
 
+pub use accept::Accepted;
 pub use objects::Objects;
 pub use plan::{AskFor, ClientTls, InboundPlan, Origination, OutboundPlan, PeerKnowledge};
 pub use service::{Endpoint, Service, ServicePort};

@@ -50,6 +50,8 @@ pub enum ClientTls {
     /// TLS for an application that speaks plaintext, to a server that need not be a workload:
     /// SIMPLE and MUTUAL (policy.md 2.3).
     Originate { origination: Arc<Origination>, because: Arc<str> },
+    /// Nothing is sent: the rule for this host was refused, so nobody knows how.
+    Refused { because: Arc<str> },
 }
 
 impl ClientTls {
@@ -60,7 +62,9 @@ impl ClientTls {
             (Self::Originate { origination: a, .. }, Self::Originate { origination: b, .. }) => {
                 a == b
             }
-            (Self::Originate { .. }, _) | (_, Self::Originate { .. }) => false,
+            (Self::Refused { .. }, Self::Refused { .. }) => true,
+            (Self::Originate { .. } | Self::Refused { .. }, _)
+            | (_, Self::Originate { .. } | Self::Refused { .. }) => false,
             (
                 Self::Plaintext { .. } | Self::IstioMutual { .. },
                 Self::Plaintext { .. } | Self::IstioMutual { .. },

@@ -1,6 +1,6 @@
 //! `ServiceEntry` objects to services with their endpoints resolved.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,12 +10,13 @@ use super::service_entry::{Resolution, ServiceEntry};
 use super::workload_entry::EndpointSpec;
 use super::{Endpoint, Service, ServicePort};
 use crate::policy::effective::selects;
-use crate::policy::error::{Code, ConfigError};
+use crate::policy::error::{Code, ConfigError, Origin};
 
 /// A service beside the object that it came from, sorted by namespace and name.
 pub fn build<'e>(
     entries: &'e [ServiceEntry],
     members: &Members,
+    incumbents: &HashSet<Arc<str>>,
     names: &Answers,
     errors: &mut Vec<ConfigError>,
     warnings: &mut Vec<ConfigError>,
@@ -25,7 +26,7 @@ pub fn build<'e>(
         .map(|entry| (Arc::new(service(entry, members, names, warnings)), entry))
         .collect();
     services.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    check_addresses(&services, members, errors);
+    check_addresses(&services, members, incumbents, errors);
     for (service, entry) in &services {
         if service.external && service.endpoints.iter().any(|e| e.speaks_mtls) {
             warnings.push(entry.meta.origin.error(
@@ -172,9 +173,11 @@ pub fn target_port(endpoint: &Endpoint, port: &ServicePort) -> u16 {
     endpoint.ports.get(&*port.name).copied().or(port.target_port).unwrap_or(port.number)
 }
 
+/// Two objects claim one address: the one that is not in force already yields.
 fn check_addresses(
     services: &[(Arc<Service>, &ServiceEntry)],
     members: &Members,
+    incumbents: &HashSet<Arc<str>>,
     errors: &mut Vec<ConfigError>,
 ) {
     let mut claims: HashMap<SocketAddr, &ServiceEntry> = HashMap::new();
@@ -182,24 +185,42 @@ fn check_addresses(
     for (_, entry) in services {
         inline.extend(entry.endpoints.iter().map(|endpoint| (endpoint.address, *entry)));
     }
-    for (_, entry) in services {
+    let newer = |origin: &Origin| !incumbents.contains(&origin.object);
+    let mut entries: Vec<&ServiceEntry> = services.iter().map(|(_, entry)| *entry).collect();
+    entries.sort_by_key(|entry| newer(&entry.meta.origin));
+    for entry in entries {
         let origin = &entry.meta.origin;
         for (position, (address, line)) in entry.virtual_addresses().iter().enumerate() {
-            let mut conflict = |reason: String| {
+            let conflict = |reason: String| {
                 let field = format!("spec.addresses[{position}]");
-                let mut error = origin.error(&field, Code::Conflict, reason);
-                error.line = *line;
-                errors.push(error);
+                ConfigError { line: *line, ..origin.error(&field, Code::Conflict, reason) }
             };
             if let Some(member) = members.at(*address) {
-                conflict(format!("{address} is the address of {}", member.origin.place()));
+                if newer(&member.origin) && !newer(origin) {
+                    let reason = format!("{address} is the address of {}", origin.place());
+                    errors.push(member.origin.error("spec.address", Code::Conflict, reason));
+                } else {
+                    errors.push(conflict(format!(
+                        "{address} is the address of {}",
+                        member.origin.place()
+                    )));
+                }
             } else if let Some(other) = inline.get(address) {
-                conflict(format!("{address} is an endpoint of {}", other.meta.origin.place()));
+                let other = &other.meta.origin;
+                if newer(other) && !newer(origin) {
+                    let reason = format!("{address} is an address of {}", origin.place());
+                    errors.push(other.error("spec.endpoints", Code::Conflict, reason));
+                } else {
+                    errors.push(conflict(format!("{address} is an endpoint of {}", other.place())));
+                }
             }
             for port in &entry.ports {
                 let claim = SocketAddr::new(*address, port.number);
                 if let Some(other) = claims.insert(claim, entry) {
-                    conflict(format!("{claim} is also of {}", other.meta.origin.place()));
+                    errors.push(conflict(format!(
+                        "{claim} is also of {}",
+                        other.meta.origin.place()
+                    )));
                     // The other ports usually conflict as well: once an address is enough.
                     break;
                 }

@@ -24,6 +24,8 @@ pub struct DestinationRule {
     /// None: no `trafficPolicy` at all, which matters when rules are merged (policy.md 2.1.6).
     pub traffic: Option<TrafficPolicy>,
     pub subsets: Vec<Subset>,
+    /// It was refused: clients that it is for do not reach its host.
+    pub refused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,7 +71,56 @@ impl DestinationRule {
             .map(|field| read_subsets(&field, report))
             .unwrap_or_default();
         fields.finish(report);
-        Some(Self { meta, host: host?, export_to, workload_selector, traffic, subsets })
+        Some(Self {
+            meta,
+            host: host?,
+            export_to,
+            workload_selector,
+            traffic,
+            subsets,
+            refused: false,
+        })
+    }
+
+    /// Closes every host to the clients and services of its namespace.
+    pub fn closed(meta: ObjectMeta) -> Self {
+        Self {
+            meta,
+            host: "*".into(),
+            export_to: ExportTo::All,
+            workload_selector: BTreeMap::new(),
+            traffic: None,
+            subsets: Vec::new(),
+            refused: true,
+        }
+    }
+
+    /// What stands in for a document that was refused: its host is closed, to whom it was for; every
+    /// host where that cannot be read.
+    pub fn refused(document: &Document<'_>) -> Self {
+        // What is wrong was reported when the object was read.
+        let mut unheard = Report::default();
+        let mut object = Self::closed(document.meta.clone());
+        let Some(mut fields) = document.spec(&mut unheard) else { return object };
+        let host = fields.take(&mut unheard, "host");
+        if let Some(host) = host.and_then(|f| read_host(&f, &object.meta, &mut unheard)) {
+            object.host = host;
+        }
+        let selector = fields.take(&mut unheard, "workloadSelector");
+        let labels = selector.and_then(|f| read_workload_selector(&f, &mut unheard));
+        let export_field = fields.take(&mut unheard, "exportTo");
+        let export_to = ExportTo::read(export_field, &object.meta.namespace, &mut unheard);
+        if unheard.errors.is_empty() && unheard.warnings.is_empty() {
+            object.workload_selector = labels.unwrap_or_default();
+            let private = !object.workload_selector.is_empty();
+            object.export_to = if private { ExportTo::Own } else { export_to };
+        }
+        object
+    }
+
+    /// The same for an object that is right by itself.
+    pub fn into_refused(self) -> Self {
+        Self { traffic: None, subsets: Vec::new(), refused: true, ..self }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::peer_authentication::Standing;
 use super::{EffectiveMode, Mode, PeerAuthentication};
 
 /// All PeerAuthentication objects, sorted by scope.
@@ -32,7 +33,9 @@ impl WorkloadModes {
 impl PeerAuthentications {
     pub fn new(root_namespace: &str, mut objects: Vec<PeerAuthentication>) -> Self {
         // Conflicts in one scope: the oldest wins, losers are dropped whole (policy.md 1.3).
-        objects.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
+        objects.sort_by(|a, b| {
+            (a.standing, a.meta.age_order()).cmp(&(b.standing, b.meta.age_order()))
+        });
         let mut all = Self {
             mesh: None,
             namespaces: HashMap::new(),
@@ -130,5 +133,9 @@ pub fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, St
 }
 
 fn decided_by(object: &PeerAuthentication, mode: Mode) -> EffectiveMode {
-    EffectiveMode { mode, because: object.meta.origin.object.clone() }
+    let because = match object.standing {
+        Standing::Refused => format!("{} (refused)", object.meta.origin.object).into(),
+        Standing::Given | Standing::Converted => object.meta.origin.object.clone(),
+    };
+    EffectiveMode { mode, because }
 }

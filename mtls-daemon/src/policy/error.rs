@@ -22,16 +22,20 @@ pub enum Code {
     FieldType,
     FieldValue,
     FieldMissing,
-    /// Misspelt, or in a place where it has no meaning.
-    FieldUnknown,
     /// Valid for Istio, refused here so that it is not silently left out.
     Unsupported,
     /// An address, port or network namespace is claimed twice.
     Conflict,
     /// A name refers to no object.
     Reference,
-    /// Warning: the field is not known, or not used.
+    /// What is in force in the place of an object that was refused.
+    Refused,
+    /// Warning: the field is not known: misspelt, or in a place where it has no meaning.
+    WarnUnknown,
+    /// Warning: Istio knows the field, and nothing here uses it.
     WarnIgnored,
+    /// Warning: something else has taken its place.
+    WarnDeprecated,
     /// Warning: the field is there and empty.
     WarnEmpty,
     /// Warning: valid, and probably not what was meant.
@@ -41,6 +45,11 @@ pub enum Code {
 }
 
 impl Code {
+    /// Warnings refuse nothing.
+    pub fn is_warning(self) -> bool {
+        self.as_str().starts_with('W')
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::FileRead => "E_FILE_READ",
@@ -53,11 +62,13 @@ impl Code {
             Self::FieldType => "E_FIELD_TYPE",
             Self::FieldValue => "E_FIELD_VALUE",
             Self::FieldMissing => "E_FIELD_MISSING",
-            Self::FieldUnknown => "E_FIELD_UNKNOWN",
             Self::Unsupported => "E_UNSUPPORTED",
             Self::Conflict => "E_CONFLICT",
             Self::Reference => "E_REFERENCE",
+            Self::Refused => "E_REFUSED",
+            Self::WarnUnknown => "W_FIELD_UNKNOWN",
             Self::WarnIgnored => "W_FIELD_IGNORED",
+            Self::WarnDeprecated => "W_DEPRECATED",
             Self::WarnEmpty => "W_FIELD_EMPTY",
             Self::WarnSuspicious => "W_SUSPICIOUS",
             Self::WarnNoToken => "W_NO_TOKEN",

@@ -13,8 +13,7 @@ use super::yaml::{Entry, Node, Value};
 pub struct Field<'n> {
     pub path: String,
     pub node: &'n Node,
-    /// Here a slip would open what should be closed: what is unknown or empty below is an error,
-    /// not a warning.
+    /// Here a slip would open what should be closed: what is empty below is an error, not a warning.
     pub strict: bool,
 }
 
@@ -289,6 +288,16 @@ impl<'n> Fields<'n> {
         Some(Field { path, node: &entry.node, strict: self.strict })
     }
 
+    /// As [`Self::take`], where a null has a meaning of its own: None absent, `Some(None)` null.
+    pub fn take_or_null(&mut self, name: &'static str) -> Option<Option<Field<'n>>> {
+        self.known.push(name);
+        let index = self.entries.iter().position(|entry| entry.key == name)?;
+        self.seen[index] = true;
+        let node = &self.entries[index].node;
+        let field = Field { path: self.path_of(name), node, strict: self.strict };
+        Some((node.value != Value::Null).then_some(field))
+    }
+
     /// As [`Self::take`]; absence is an error.
     pub fn need(&mut self, report: &mut Report, name: &'static str) -> Option<Field<'n>> {
         let found = self.take(report, name);
@@ -347,13 +356,8 @@ impl<'n> Fields<'n> {
             let hint = nearest(&entry.key, free)
                 .map(|name| format!(": did you mean {name}?"))
                 .unwrap_or_default();
-            if self.strict {
-                let reason = format!("is not known here{hint}");
-                report.error(entry.line, &path, Code::FieldUnknown, reason);
-            } else {
-                let reason = format!("is not known here and is ignored{hint}");
-                report.warn(entry.line, &path, Code::WarnIgnored, reason);
-            }
+            let reason = format!("is not known here and is ignored{hint}");
+            report.warn(entry.line, &path, Code::WarnUnknown, reason);
         }
     }
 

@@ -27,6 +27,8 @@ pub struct ResolvedRule {
     pub because: Arc<str>,
     pub traffic: Option<TrafficPolicy>,
     pub subsets: Vec<Subset>,
+    /// One of its objects was refused: the host is closed.
+    pub refused: bool,
 }
 
 /// Rules of one namespace that a client may use for a host, by the client's labels.
@@ -156,6 +158,7 @@ fn candidates(rules: &[&Arc<DestinationRule>]) -> Candidates {
             because: rule.meta.origin.object.clone(),
             traffic: rule.traffic.clone(),
             subsets: rule.subsets.clone(),
+            refused: rule.refused,
         };
         if !rule.workload_selector.is_empty() {
             all.selected.push((rule.workload_selector.clone(), Arc::new(resolved)));
@@ -165,6 +168,13 @@ fn candidates(rules: &[&Arc<DestinationRule>]) -> Candidates {
             merged = Some(resolved);
             continue;
         };
+        // A refused one could have set anything: the others do not open what it would have closed.
+        if merged.refused || resolved.refused {
+            if !merged.refused {
+                *merged = resolved;
+            }
+            continue;
+        }
         if merged.traffic.is_none() && resolved.traffic.is_some() {
             merged.traffic = resolved.traffic;
             merged.because = resolved.because;

@@ -22,6 +22,18 @@ pub struct ObjectMeta {
 }
 
 impl ObjectMeta {
+    /// Of a document whose name could not be read.
+    pub fn unnamed(namespace: &str, origin: Origin) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: "".into(),
+            labels: BTreeMap::new(),
+            created: None,
+            dry_run: None,
+            origin,
+        }
+    }
+
     /// Oldest first, then by name, then by namespace (policy.md 1.3).
     pub fn age_order(&self) -> (Option<SystemTime>, &str, &str) {
         (self.created, &self.name, &self.namespace)

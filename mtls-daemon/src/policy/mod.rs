@@ -11,6 +11,7 @@ pub mod export;
 pub mod field;
 pub mod host;
 pub mod inbound;
+pub mod legacy;
 pub mod lookup;
 pub mod metadata;
 pub mod mode;

@@ -89,6 +89,8 @@ pub fn documents(text: &[u8], limits: &Limits, report: &mut Report) -> Option<Ve
                 | Error::AliasReplayStackDepthExceeded { .. }
                 | Error::AliasExpansionLimitExceeded { .. }
                 | Error::AliasReplayCounterOverflow { .. } => Code::YamlLimit,
+                // The scanner's own bound on nesting, which has no kind of its own.
+                other if other.to_string().contains("recursion limit") => Code::YamlLimit,
                 _ => Code::YamlSyntax,
             };
             let reason = match cause(error) {

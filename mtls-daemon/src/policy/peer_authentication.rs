@@ -7,6 +7,16 @@ use super::error::{Code, Report};
 use super::field::Field;
 use super::metadata::{Document, ObjectMeta};
 
+/// How an object came to be, in the order in which objects of one scope go before each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It stands in for one that was refused: STRICT, before whatever else is in its scope.
+    Refused,
+    Given,
+    /// Made of a legacy policy, which it replaced.
+    Converted,
+}
+
 /// One object. A mode of None is UNSET: it inherits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAuthentication {
@@ -16,6 +26,7 @@ pub struct PeerAuthentication {
     pub mode: Option<Mode>,
     /// By workload (container) port, not service port (policy.md 1.6).
     pub ports: BTreeMap<u16, Option<Mode>>,
+    pub standing: Standing,
 }
 
 impl PeerAuthentication {
@@ -26,6 +37,7 @@ impl PeerAuthentication {
             selector: BTreeMap::new(),
             mode: None,
             ports: BTreeMap::new(),
+            standing: Standing::Given,
         };
         let mut fields = document.spec(report)?;
         if let Some(selector) = fields.take(report, "selector") {
@@ -59,6 +71,33 @@ impl PeerAuthentication {
         }
         fields.finish(report);
         Some(object)
+    }
+
+    /// STRICT for all of the scope that `meta` is in.
+    pub fn strict(meta: ObjectMeta) -> Self {
+        let (selector, ports) = (BTreeMap::new(), BTreeMap::new());
+        Self { meta, selector, mode: Some(Mode::Strict), ports, standing: Standing::Refused }
+    }
+
+    /// What stands in for a document that was refused: STRICT for what it selects, for its whole
+    /// scope where that cannot be read.
+    pub fn refused(document: &Document<'_>) -> Self {
+        // What is wrong was reported when the object was read.
+        let mut unheard = Report::default();
+        let mut object = Self::strict(document.meta.clone());
+        let Some(mut fields) = document.spec(&mut unheard) else { return object };
+        if let Some(selector) = fields.take(&mut unheard, "selector") {
+            let labels = read_selector(&selector, &mut unheard);
+            if unheard.errors.is_empty() && unheard.warnings.is_empty() {
+                object.selector = labels;
+            }
+        }
+        object
+    }
+
+    /// The same for an object that is right by itself.
+    pub fn into_refused(self) -> Self {
+        Self { selector: self.selector, ..Self::strict(self.meta) }
     }
 }
 

@@ -33,8 +33,9 @@ fn rule_5_2_and_5_3_what_the_client_sent_is_kept_only_where_it_may_be() {
         assert_eq!(got.as_deref(), expected, "{how:?} {received:?}");
     };
     let client = client();
-    let forged = Some("URI=spiffe://td/ns/admin/sa/admin");
-    let appended = format!("{},{WHOLE}", forged.unwrap_or_default());
+    const FORGED: &str = "URI=spiffe://td/ns/admin/sa/admin";
+    let forged = Some(FORGED);
+    let appended = format!("{FORGED},{WHOLE}");
     for how in [Sanitize, ForwardOnly, AppendForward, SanitizeSet] {
         check(how, None, forged, None);
         check(how, None, None, None);

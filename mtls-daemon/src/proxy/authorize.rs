@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::http::InFlight;
 use crate::identity::SpiffeId;
 use crate::mesh::{Snapshot, Workload};
 use crate::policy::authz::{Connection, Verdict};
@@ -31,6 +32,14 @@ impl Parties {
             destination: self.destination,
             sni: self.sni.as_deref(),
         }
+    }
+
+    /// What `snapshot` says of the requests that are open on it: the first that it denies.
+    pub fn judge_requests(&self, snapshot: &Snapshot, open: &InFlight) -> Option<Verdict> {
+        let plan = snapshot.inbound(&self.workload, self.destination.port());
+        open.denied(self.connection(), |connection, request| {
+            plan.authorization.request(connection, request)
+        })
     }
 
     /// What `snapshot` says of the connection as a whole, without looking into it.

@@ -12,6 +12,7 @@ use super::authorize::Parties;
 use super::failure::Failure;
 use super::http::{self, Authorize, Connecting, Traffic, detect};
 use super::inbound::Inbound;
+use super::never_http::NeverHttp;
 use super::relay::{Side, Tally, relay};
 use crate::mesh::InboundPlan;
 use crate::policy::PortProtocol;
@@ -43,17 +44,16 @@ impl Inbound<'_> {
     ) -> Result<(), Failure> {
         let needed = self.current.forward_client_cert
             || plan.authorization.needs_http(self.destination.port());
-        let is_http = needed
-            && !settled.opaque
-            && match plan.protocol {
-                PortProtocol::Tcp => false,
-                PortProtocol::Http => true,
-                PortProtocol::Auto if settled.announced_http => true,
-                PortProtocol::Auto => {
-                    self.speaks_http(&mut client, &settled.parties, &mut application).await?
-                }
-            };
-        if is_http {
+        let spoken = match plan.protocol {
+            _ if !needed || settled.opaque => Inside::Bytes,
+            PortProtocol::Tcp => Inside::Bytes,
+            PortProtocol::Http => Inside::Http,
+            PortProtocol::Auto if settled.announced_http => Inside::Http,
+            PortProtocol::Auto => {
+                self.inside(&mut client, &settled.parties, &mut application).await?
+            }
+        };
+        if spoken == Inside::Http {
             return self.requests(client, settled, application, flow, tally).await;
         }
         flow.verdict = Some(self.place.admit(&self.worker.shared, settled.parties)?);
@@ -62,35 +62,60 @@ impl Inbound<'_> {
             None => self.reach_application().await?,
         };
         self.worker.shared.telemetry.opened(flow);
+        if spoken == Inside::Undecided {
+            let mut client = NeverHttp::new(client);
+            return relay(&mut client, &mut application, self.destination, tally).await;
+        }
         relay(&mut client, &mut application, self.destination, tally).await
     }
 
-    /// Whether the client of a port that nobody declared speaks HTTP. A silent one may be waiting
-    /// for the server's greeting: after a while the application is reached, and whoever speaks first
-    /// decides.
-    async fn speaks_http<C: Side>(
+    /// What the client of a port that nobody declared speaks. A silent one may be waiting for the
+    /// server's greeting: after a while the application is reached, and whoever speaks first decides.
+    async fn inside<C: Side>(
         &self,
         client: &mut Replay<C>,
         parties: &Parties,
         application: &mut Option<TcpStream>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Inside, Failure> {
         let timeouts = &self.worker.shared.timeouts;
-        if application.is_none() {
-            if let Ok(answer) = timeout(timeouts.detect, begins_http(client)).await {
-                return answer;
+        loop {
+            match detect::is_http(client.peeked()) {
+                Some(true) => return Ok(Inside::Http),
+                Some(false) => return Ok(Inside::Bytes),
+                None => {}
             }
-            if !parties.judge(&self.worker.shared.snapshot.load()).allowed {
-                // Policy allows requests at most, so a greeting would not be delivered.
-                let answer = timeout(timeouts.mtls, begins_http(client)).await;
-                return answer.unwrap_or(Ok(false));
+            let begun = detect::begins_usually(client.peeked());
+            let limit = if begun { timeouts.head } else { timeouts.detect };
+            let more = async {
+                match application.as_ref() {
+                    // No clock: whoever waits for whom is their own business.
+                    Some(application) if client.peeked().is_empty() => tokio::select! {
+                        biased;
+                        more = client.peek_more() => Some(more),
+                        _ = application.readable() => None,
+                    },
+                    _ => timeout(limit, client.peek_more()).await.ok(),
+                }
+            };
+            match more.await {
+                Some(Ok(0)) => return Ok(Inside::Bytes),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(Failure::ClientReset(error)),
+                None if begun => return Err(Failure::DetectTimeout),
+                None if !client.peeked().is_empty() || application.is_some() => {
+                    return Ok(Inside::Undecided);
+                }
+                None if parties.judge(&self.worker.shared.snapshot.load()).allowed => {
+                    *application = Some(self.reach_application().await?);
+                }
+                // Policy allows requests at most, so no greeting would be delivered.
+                None => match timeout(timeouts.head, client.peek_more()).await {
+                    Ok(more) => {
+                        more.map_err(Failure::ClientReset)?;
+                    }
+                    Err(_) => return Ok(Inside::Undecided),
+                },
             }
-            *application = Some(self.reach_application().await?);
-        }
-        let Some(application) = application else { return Ok(false) };
-        tokio::select! {
-            biased;
-            answer = begins_http(client) => answer,
-            _ = application.readable() => Ok(false),
         }
     }
 
@@ -105,6 +130,7 @@ impl Inbound<'_> {
         let shared = &self.worker.shared;
         let counted = Counted { traffic: Arc::default(), tally };
         let connect = || -> Connecting<'_> { Box::pin(self.reach_application()) };
+        let in_flight = self.place.requests(&settled.parties);
         let authorize = Policies { shared, parties: &settled.parties };
         shared.telemetry.opened(flow);
         let context = http::Context {
@@ -119,6 +145,7 @@ impl Inbound<'_> {
             connect: &connect,
             connected: application.into(),
             report: Rc::new(shared.telemetry.requests(flow)),
+            in_flight,
             traffic: counted.traffic.clone(),
             head_time: shared.timeouts.head,
         };
@@ -126,16 +153,13 @@ impl Inbound<'_> {
     }
 }
 
-/// Waits until the client's first bytes are known to be HTTP or not. All of them stay in `client`.
-async fn begins_http<C: Side>(client: &mut Replay<C>) -> Result<bool, Failure> {
-    loop {
-        if let Some(answer) = detect::is_http(client.peeked()) {
-            return Ok(answer);
-        }
-        if client.peek_more().await.map_err(Failure::ClientReset)? == 0 {
-            return Ok(false);
-        }
-    }
+/// What a connection carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    Http,
+    Bytes,
+    /// Bytes, unless what follows makes a request of what has come: that is refused.
+    Undecided,
 }
 
 /// The policies in force at the moment of each request.

@@ -71,6 +71,10 @@ pub enum Failure {
     NoSuchServicePort(String, u16),
     #[error("{0} is not exported to namespace {1}: name the namespace in its exportTo")]
     NotExported(String, String),
+    #[error(
+        "{0}, so how to reach its host is not known: `mtls-daemon status` says what is wrong in it"
+    )]
+    RuleRefused(String),
     #[error("the kernel recorded no original destination: not a redirected connection")]
     NoOriginalDestination,
     #[error("the destination is the daemon's own listener")]
@@ -117,6 +121,7 @@ impl Failure {
             Self::NoEndpoint(_) => "no_endpoint",
             Self::NoSuchServicePort(..) => "no_such_service_port",
             Self::NotExported(..) => "not_exported",
+            Self::RuleRefused(_) => "rule_refused",
             Self::NoOriginalDestination => "no_original_destination",
             Self::LoopRefused => "loop_refused",
             Self::SourceBind(_) => "source_bind_failed",
@@ -136,6 +141,7 @@ impl Failure {
             | Self::AuthorizationDenied { .. }
             | Self::PolicyChanged { .. }
             | Self::NotExported(..)
+            | Self::RuleRefused(_)
             | Self::RulesDisagree { .. }
             | Self::ForeignTlsOnHttpPort => Fault::Policy,
             Self::Origination { error, .. } => match error {

@@ -13,6 +13,7 @@ use std::task::{Poll, Waker};
 
 use super::authorize::Parties;
 use super::failure::Failure;
+use super::http::InFlight;
 use super::{Listening, Pod, Shared};
 use crate::mesh::{ClientTls, OutboundPlan, Snapshot, Workload};
 use crate::policy::Mode;
@@ -95,7 +96,8 @@ impl InTheClear {
                         return match tls {
                             ClientTls::Plaintext { .. } => Ok(()),
                             ClientTls::IstioMutual { because, .. }
-                            | ClientTls::Originate { because, .. } => Err(because.to_string()),
+                            | ClientTls::Originate { because, .. }
+                            | ClientTls::Refused { because } => Err(because.to_string()),
                         };
                     }
                 }
@@ -115,6 +117,8 @@ struct Entry {
     in_the_clear: Option<InTheClear>,
     /// Relayed as bytes, so that AuthorizationPolicy judges the connection as a whole.
     admitted: Option<Parties>,
+    /// HTTP: its requests are judged one by one.
+    requests: Option<(Parties, Rc<InFlight>)>,
 }
 
 /// The open connections of one thread.
@@ -141,6 +145,7 @@ impl Live {
             stop: stop.clone(),
             in_the_clear: None,
             admitted: None,
+            requests: None,
         };
         self.entries.borrow_mut().insert(number, entry);
         Place { live: self, number, stop }
@@ -162,9 +167,14 @@ impl Live {
     /// not leave there.
     pub fn judge(&self, snapshot: &Snapshot) {
         for entry in self.entries.borrow().values() {
-            if let Some(parties) = &entry.admitted
-                && let Err(failure) = admit(parties, snapshot)
-            {
+            let denied = match (&entry.admitted, &entry.requests) {
+                (Some(parties), _) => admit(parties, snapshot).err(),
+                (None, Some((parties, open))) => {
+                    parties.judge_requests(snapshot, open).map(|verdict| denied(parties, verdict))
+                }
+                (None, None) => None,
+            };
+            if let Some(failure) = denied {
                 tracing::info!(workload = entry.pod.current().workload.key(), %failure,
                     "ends a connection");
                 entry.stop.tell(failure);
@@ -182,14 +192,24 @@ impl Live {
 
 fn admit(parties: &Parties, snapshot: &Snapshot) -> Result<Verdict, Failure> {
     let verdict = parties.judge(snapshot);
-    if verdict.allowed {
-        Ok(verdict)
-    } else {
-        Err(Failure::AuthorizationDenied { verdict, client: parties.to_string() })
-    }
+    if verdict.allowed { Ok(verdict) } else { Err(denied(parties, verdict)) }
+}
+
+fn denied(parties: &Parties, verdict: Verdict) -> Failure {
+    Failure::AuthorizationDenied { verdict, client: parties.to_string() }
 }
 
 impl Place<'_> {
+    /// From here on the connection is HTTP. Requests that are open when a policy comes that denies
+    /// one of them end with their connection.
+    pub fn requests(&self, parties: &Parties) -> Rc<InFlight> {
+        let open = Rc::new(InFlight::default());
+        if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {
+            entry.requests = Some((parties.clone(), open.clone()));
+        }
+        open
+    }
+
     /// From here on the connection is relayed as bytes, if AuthorizationPolicy allows it: as it is
     /// now, and as it will be.
     pub fn admit(&self, shared: &Shared, parties: Parties) -> Result<Verdict, Failure> {

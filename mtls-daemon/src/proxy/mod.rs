@@ -10,6 +10,7 @@ pub mod http;
 mod http_error;
 mod inbound;
 mod live;
+mod never_http;
 mod outbound;
 pub mod relay;
 mod server_name;

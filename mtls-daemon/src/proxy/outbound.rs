@@ -186,6 +186,7 @@ async fn open(
             return Ok(Upstream::Plain(server, address));
         }
         ClientTls::IstioMutual { expected, sni, because } => (expected, sni, because),
+        ClientTls::Refused { because } => return Err(Failure::RuleRefused(because.to_string())),
         ClientTls::Originate { origination, because } => {
             flow.because = Some(because);
             return originate(worker, pod, current, client, address, origination, flow).await;

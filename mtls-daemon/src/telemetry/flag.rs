@@ -47,6 +47,7 @@ impl Flag {
             Failure::PlaintextRefused { .. }
             | Failure::ForeignTlsOnHttpPort
             | Failure::NotExported(..)
+            | Failure::RuleRefused(_)
             | Failure::RulesDisagree { .. }
             | Failure::NoSuchServicePort(..)
             | Failure::NoOriginalDestination
@@ -82,7 +83,7 @@ mod tests {
         for (failure, code, fault) in failures() {
             let expected = match (code, fault) {
                 ("plaintext_refused" | "tls_on_http_port" | "not_exported", _)
-                | ("no_such_service_port", _)
+                | ("no_such_service_port" | "rule_refused", _)
                 | ("no_original_destination" | "loop_refused", _) => "NR",
                 ("rules_disagree", _) => "NR",
                 ("no_endpoint" | "name_not_resolved", _) => "UH",

@@ -72,6 +72,7 @@ pub struct Metrics {
     outbound: Connections,
     workloads_enrolled: Gauge,
     config_generation: Gauge,
+    config_refused_objects: Gauge,
     reloads: Family<ResultLabel, Counter>,
     svid_expiry: Family<IdentityLabel, Gauge>,
     svids_issued: Family<ResultLabel, Counter>,
@@ -114,6 +115,10 @@ impl Metrics {
             outbound: connections(Direction::Outbound),
             failed: add.add("mtls_connections_failed", "Connections without an orderly end"),
             workloads_enrolled: add.add("mtls_workloads_enrolled", "Workloads intercepted now"),
+            config_refused_objects: add.add(
+                "mtls_config_refused_objects",
+                "Objects that were refused in the newest configuration",
+            ),
             config_generation: add.add("mtls_config_generation", "Configuration in force"),
             reloads: add.add("mtls_config_reloads", "Configurations read, by what became of them"),
             svid_expiry: add
@@ -190,13 +195,15 @@ impl Metrics {
         self.workloads_enrolled.set(i64::try_from(workloads).unwrap_or(i64::MAX));
     }
 
-    /// A configuration was read and is in force.
-    pub fn config_accepted(&self, generation: u64) {
+    /// A configuration was read and is in force, apart from `refused` objects of it.
+    pub fn config_in_force(&self, generation: u64, refused: usize, whole: bool) {
         self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
-        self.reloads.get_or_create(&ResultLabel { result: "accepted" }).inc();
+        self.config_refused_objects.set(i64::try_from(refused).unwrap_or(i64::MAX));
+        let result = if whole { "accepted" } else { "refused" };
+        self.reloads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// A configuration was read and refused: the one before it stays in force.
+    /// A configuration could not be read at all: the one before it stays in force.
     pub fn config_refused(&self) {
         self.reloads.get_or_create(&ResultLabel { result: "refused" }).inc();
     }

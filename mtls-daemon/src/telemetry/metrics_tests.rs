@@ -166,7 +166,7 @@ fn the_state_of_configuration_and_svids_is_shown() {
     let metrics = Metrics::new("node-1");
     let text = metrics.encode();
     has(&text, "mtls_config_reloads_total{result=\"refused\"} 0");
-    metrics.config_accepted(3);
+    metrics.config_in_force(3, 2, true);
     metrics.config_refused();
     metrics.set_workloads_enrolled(2);
     metrics.set_svids_issued(1, 1);
@@ -178,6 +178,7 @@ fn the_state_of_configuration_and_svids_is_shown() {
     ]);
     let text = metrics.encode();
     has(&text, "mtls_config_generation 3");
+    has(&text, "mtls_config_refused_objects 2");
     has(&text, "mtls_config_reloads_total{result=\"accepted\"} 1");
     has(&text, "mtls_config_reloads_total{result=\"refused\"} 1");
     has(&text, "mtls_workloads_enrolled 2");

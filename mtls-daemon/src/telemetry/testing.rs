@@ -162,6 +162,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::NoIdentity("full/client".into()), "no_identity", "us"),
         (Failure::NoEndpoint("web.test".into()), "no_endpoint", "server"),
         (Failure::NoSuchServicePort("web.test".into(), 81), "no_such_service_port", "server"),
+        (Failure::RuleRefused("DestinationRule a/b is refused".into()), "rule_refused", "policy"),
         (Failure::NotExported("web.test".into(), "full".into()), "not_exported", "policy"),
         (Failure::NoOriginalDestination, "no_original_destination", "client"),
         (Failure::LoopRefused, "loop_refused", "client"),

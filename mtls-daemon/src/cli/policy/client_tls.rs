@@ -131,6 +131,7 @@ fn endpoint(file: &CaseFile, row: &Value) -> Result<Answer> {
             ("mtls", because)
         }
         OutboundPlan::Connect { tls: ClientTls::Originate { because, .. }, .. } => ("tls", because),
+        OutboundPlan::Connect { tls: ClientTls::Refused { because }, .. } => ("refused", because),
         other => bail!("the service has no endpoint: {other:?}"),
     };
     let mut answer = Answer::from(json!(result));
@@ -213,7 +214,7 @@ fn service(file: &CaseFile, row: &Value) -> Result<Answer> {
     let service = &row["service"];
     let root = file.text(row, "root_namespace").unwrap_or("istio-system");
     let objects = rows::objects(&rows::yaml(file, row)?);
-    let all = PeerAuthentications::new(root, objects.peer_authentications);
+    let all = PeerAuthentications::new(root, objects.peer_authentications());
     let instances: Option<Vec<bool>> = (service["resolution"] == "headless").then(|| {
         let instances = service["instances"].as_array().into_iter().flatten();
         instances.map(|instance| instance["tls_mode_label"] == "istio").collect()

@@ -5,6 +5,7 @@ mod asked;
 mod client_tls;
 mod eval;
 mod fields;
+mod lint;
 mod matching;
 mod mode;
 mod policies;
@@ -44,6 +45,8 @@ pub(super) enum Verb {
     Validate(CasesArgs),
     /// The X-Forwarded-Client-Cert that an application gets, and the identities that it names
     Xfcc(CasesArgs),
+    /// Say what is wrong in a directory of objects; exit 65 if something is
+    Lint(lint::LintArgs),
 }
 
 pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
@@ -57,5 +60,6 @@ pub(super) fn execute(verb: Verb) -> Result<(), Failed> {
         Verb::Select(args) => select::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Xfcc(args) => xfcc::run(&args),
+        Verb::Lint(args) => lint::run(args),
     }
 }

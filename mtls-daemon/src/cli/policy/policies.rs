@@ -10,7 +10,7 @@ use crate::policy::authz::{Authorizations, AuthzSettings, RefusedPolicy};
 use crate::policy::error::Report;
 use crate::policy::metadata::Document;
 use crate::policy::parse::{Limits, documents};
-use crate::policy::{AuthorizationPolicy, Mode, PeerAuthentication, PeerAuthentications};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, PeerAuthentications};
 
 /// Objects of the two kinds that decide about connections. Other kinds in a row are somebody else's.
 #[derive(Debug, Default)]
@@ -80,12 +80,7 @@ impl Policies {
             _ => {
                 let object = PeerAuthentication::read(document, report);
                 // One that is wrong opens nothing.
-                let strict = || PeerAuthentication {
-                    meta: document.meta.clone(),
-                    selector: BTreeMap::new(),
-                    mode: Some(Mode::Strict),
-                    ports: BTreeMap::new(),
-                };
+                let strict = || PeerAuthentication::refused(document);
                 let sound = object.filter(|_| report.errors.is_empty());
                 self.authentications.push(sound.unwrap_or_else(strict));
             }

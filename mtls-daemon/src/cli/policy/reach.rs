@@ -9,6 +9,7 @@ use super::simulate::{Call, Outcome, Tls};
 use crate::cli::Failed;
 use crate::cli::cases::{self, Answer, CaseFile, CasesArgs, Table};
 use crate::mesh::{ClientTls, Objects, OutboundPlan, Snapshot};
+use crate::policy::authz::Connection;
 use crate::policy::host::resolve_short_name;
 
 /// Where a row names no server: the usual names of the scenario.
@@ -41,7 +42,8 @@ fn direct(file: &CaseFile, row: &Value) -> Result<Answer> {
     let mut call = connection.clone();
     call["application"] = application.into();
     let call = Call::read(&call)?;
-    let (outcome, because) = world.arrive(&call, port)?;
+    let principal = connection["src"]["principal"].as_str().unwrap_or_default();
+    let (outcome, because) = world.arrive(&call, port, principal)?;
     let success = if outcome.succeeds() { "success" } else { "failure" };
     let mut answer = Answer::from(json!(success));
     answer.more.insert("because".into(), json!(because));
@@ -66,7 +68,7 @@ fn matrix(file: &CaseFile, row: &Value) -> Result<Answer> {
     };
     let call = Call { tls, http: server.protocol.as_deref() == Some("http") };
     let outcome = if server_meshed {
-        let (outcome, reason) = world.arrive(&call, server.port)?;
+        let (outcome, reason) = world.arrive(&call, server.port, &world.client)?;
         because.insert("server".into(), json!(reason));
         outcome
     } else if call.tls.is_some() {
@@ -96,8 +98,8 @@ impl Server {
     /// As the row says; else what its only DestinationRule for one host says; else `b` of `ns1`.
     fn of(row: &Value, objects: &Objects, meshed: bool) -> Result<Self> {
         let given = &row["server"];
-        let mut hosts =
-            objects.destination_rules.iter().map(|rule| &rule.host).filter(|h| !h.contains('*'));
+        let rules = objects.destination_rules();
+        let mut hosts = rules.iter().map(|rule| &rule.host).filter(|h| !h.contains('*'));
         let host = match (given["host"].as_str(), hosts.next(), hosts.next()) {
             (Some(host), ..) => host.to_owned(),
             (None, Some(only), None) if given.is_null() => only.to_string(),
@@ -116,7 +118,7 @@ impl Server {
             labels => labels.clone(),
         };
         // A subset is its labels.
-        let subset = objects.destination_rules.iter().flat_map(|rule| &rule.subsets);
+        let subset = rules.iter().flat_map(|rule| &rule.subsets);
         for subset in subset.filter(|s| row["subset"].as_str() == Some(&*s.name)) {
             for (key, value) in &subset.labels {
                 labels[key] = value.as_str().into();
@@ -167,6 +169,8 @@ impl Server {
 
 struct World {
     snapshot: Snapshot,
+    /// The client's identity, as policies write it.
+    client: String,
 }
 
 impl World {
@@ -193,7 +197,9 @@ impl World {
             + &rows::object("WorkloadEntry", "the-client-of-the-row", namespace, &spec);
         let mut objects = rows::objects(&yaml);
         objects.subset = subset.map(Into::into);
-        Ok(Self { snapshot: rows::snapshot(objects, rows::settings(file, row)?)? })
+        let settings = rows::settings(file, row)?;
+        let client = format!("{}/ns/{namespace}/sa/{account}", settings.trust_domain);
+        Ok(Self { snapshot: rows::snapshot(objects, settings)?, client })
     }
 
     /// What the client's daemon sends, and why. None: plaintext.
@@ -216,14 +222,32 @@ impl World {
             OutboundPlan::Connect { tls: ClientTls::Originate { because, .. }, .. } => {
                 Ok((Some(Tls { alpn: None, certificate: false }), because.to_string()))
             }
+            OutboundPlan::Connect { tls: ClientTls::Refused { because }, .. } => {
+                anyhow::bail!("{because}")
+            }
             other => anyhow::bail!("the service has no endpoint: {other:?}"),
         }
     }
 
-    /// What the server's daemon does with it, and why.
-    fn arrive(&self, call: &Call, port: u16) -> Result<(Outcome, String)> {
-        let server = self.snapshot.workload_at(rows::SERVER.parse()?).context("the server")?;
+    /// What the server's daemon does with it, and why. `principal`: whose certificate it is.
+    fn arrive(&self, call: &Call, port: u16, principal: &str) -> Result<(Outcome, String)> {
+        let address = rows::SERVER.parse()?;
+        let server = self.snapshot.workload_at(address).context("the server")?;
         let plan = self.snapshot.inbound(server, port);
-        Ok((call.outcome(plan.mode.mode, plan.protocol), plan.mode.because.to_string()))
+        let outcome = call.outcome(plan.mode.mode, plan.protocol);
+        if outcome.succeeds() {
+            let source = rows::CLIENT.parse()?;
+            let verdict = plan.authorization.connection(&Connection {
+                principal: matches!(outcome, Outcome::Terminated(_)).then_some(principal),
+                source,
+                remote: source,
+                destination: (address, port).into(),
+                sni: None,
+            });
+            if !verdict.allowed {
+                return Ok((Outcome::Rejected("denied"), verdict.to_string()));
+            }
+        }
+        Ok((outcome, plan.mode.because.to_string()))
     }
 }

@@ -86,8 +86,10 @@ pub(super) fn objects(yaml: &str) -> Objects {
     objects
 }
 
+/// What a daemon would have in force that read these objects first: an object that it refuses is
+/// closed, as it is there.
 pub(super) fn snapshot(objects: Objects, settings: MeshSettings) -> Result<Snapshot> {
-    match Snapshot::build(objects, settings, "", 0) {
+    match Snapshot::build(objects, None, settings, "", 0) {
         Ok(built) => Ok(built.snapshot),
         Err(errors) => {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::Status;
-use crate::admin::status::{SvidStatus, WorkloadStatus};
+use crate::admin::status::{PolicyStatus, SvidStatus, WorkloadStatus};
 use crate::cli::table::table;
 
 /// `now` makes certificates' times relative.
@@ -15,6 +15,10 @@ pub(super) fn render(status: &Status, now: SystemTime) -> String {
     out.push_str(&section("workloads", workloads(&status.workloads)));
     out.push('\n');
     out.push_str(&section("identities", svids(&status.svids, now)));
+    if let Some(policies) = policies(&status.policies) {
+        out.push('\n');
+        out.push_str(&policies);
+    }
     if !status.kernel.programs.is_empty() || !status.kernel.decisions.is_empty() {
         out.push('\n');
         kernel(&mut out, status);
@@ -67,6 +71,25 @@ fn workloads(workloads: &[WorkloadStatus]) -> Option<String> {
         })
         .collect();
     let header = ["WORKLOAD", "STATE", "ADDRESSES", "NETWORK NAMESPACE", "IDENTITY", "REASON"];
+    (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn policies(policies: &[PolicyStatus]) -> Option<String> {
+    let rows: Vec<_> = policies
+        .iter()
+        .map(|policy| {
+            let mut action = policy.action.clone();
+            if policy.dry_run {
+                action.push_str(" (dry run)");
+            }
+            let note = match &policy.refused {
+                Some(reason) => format!("REFUSED, denies what it selects: {reason}"),
+                None => policy.differs.join("; "),
+            };
+            [policy.policy.clone(), action, join(policy.workloads.iter()), note]
+        })
+        .collect();
+    let header = ["AUTHORIZATION POLICY", "ACTION", "WORKLOADS", "NOT AS WRITTEN"];
     (!rows.is_empty()).then(|| table(header, &rows))
 }
 
@@ -164,6 +187,7 @@ mod tests {
                 warnings: Vec::new(),
             },
             workloads: Vec::new(),
+            policies: Vec::new(),
             svids: Vec::new(),
             kernel: KernelStatus::default(),
             connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },

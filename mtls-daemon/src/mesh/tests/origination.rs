@@ -69,10 +69,10 @@ fn names_outside_the_mesh_stand_for_what_they_resolve_to() {
         for text in [MESH, &outside("db", more), &simple("db", "{mode: SIMPLE}")] {
             objects.add_file("f.yaml", text.as_bytes(), &Limits::default());
         }
-        let names = objects.names_to_resolve();
+        let names = objects.names_to_resolve(None);
         assert_eq!(names.iter().map(|name| &**name).collect::<Vec<_>>(), ["db.example.com"]);
         objects.names = [("db.example.com".into(), answer)].into();
-        Snapshot::build(objects, settings(), "a", 1).unwrap()
+        Snapshot::build(objects, None, settings(), "a", 1).unwrap()
     };
     let (old, new) = ("198.51.100.8", "198.51.100.9");
     let built = resolve("resolution: DNS", &[new], &[old, new]);

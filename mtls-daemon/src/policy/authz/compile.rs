@@ -9,6 +9,7 @@ use super::attribute::{self, Attribute};
 use super::identity::{expand_domains, expand_principals};
 use super::index::AuthzSettings;
 use super::model::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source, Values};
+use super::status::{Difference, differences};
 use super::template::PathPattern;
 use super::text::{Pattern, Texts};
 
@@ -21,6 +22,8 @@ pub(super) struct Compiled {
     pub dry_run: bool,
     /// Set: it was refused, and this is why.
     pub refused: Option<Arc<str>>,
+    /// What is not enforced as written where HTTP is not seen.
+    pub differences: Vec<Difference>,
     pub rules: Vec<CompiledRule>,
 }
 
@@ -103,6 +106,7 @@ pub(super) fn compile(object: &AuthorizationPolicy, settings: &AuthzSettings<'_>
         action: object.action,
         dry_run: object.dry_run,
         refused: None,
+        differences: differences(object),
         rules,
     }
 }

@@ -62,6 +62,7 @@ impl Authorizations {
                 action: Action::Deny,
                 dry_run: false,
                 refused: Some(object.reason),
+                differences: Vec::new(),
                 rules: Vec::new(),
             };
             add(&object.meta.namespace, object.selector.unwrap_or_default(), policy);

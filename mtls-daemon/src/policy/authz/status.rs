@@ -1,5 +1,7 @@
 //! Which rules are enforced otherwise than written, and how (policy.md 4.8).
 
+use std::fmt;
+
 use super::attribute::Attribute;
 use super::model::{Action, AuthorizationPolicy, Rule};
 
@@ -11,6 +13,16 @@ pub struct Difference {
     /// Those that only HTTP has, as they are written.
     pub fields: Vec<String>,
     pub effect: &'static str,
+}
+
+/// `rule 0 (methods, paths): the rule allows no connection that is not HTTP`.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(rule) = self.rule {
+            write!(f, "rule {rule} ({}): ", self.fields.join(", "))?;
+        }
+        f.write_str(self.effect)
+    }
 }
 
 const NAMES: [&str; 7] = [

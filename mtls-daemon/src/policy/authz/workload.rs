@@ -6,6 +6,7 @@ use super::ask::{Connection, Request};
 use super::compile::Compiled;
 use super::evaluate::Ask;
 use super::model::Action;
+use super::status::Difference;
 use super::verdict::{Hit, Reason, Verdict};
 
 /// The policies in force for one workload, ready to be asked.
@@ -29,6 +30,8 @@ pub struct InForce<'a> {
     pub dry_run: bool,
     /// Why it was refused, if it was.
     pub refused: Option<&'a Arc<str>>,
+    /// What is not enforced as written where HTTP is not seen.
+    pub differences: &'a [Difference],
 }
 
 impl WorkloadAuthorization {
@@ -65,6 +68,7 @@ impl WorkloadAuthorization {
             action: policy.action,
             dry_run: policy.dry_run,
             refused: policy.refused.as_ref(),
+            differences: &policy.differences,
         })
     }
 

@@ -9,6 +9,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use super::in_flight::Ticket;
 use super::refusal::Refusal;
 use crate::policy::authz::Verdict;
 use crate::proxy::failure::Failure;
@@ -47,12 +48,18 @@ pub struct Record {
     report: Rc<dyn Report>,
     began: Instant,
     finished: Finished,
+    ticket: Option<Rc<Ticket>>,
 }
 
 impl Record {
     pub fn new(report: Rc<dyn Report>, grpc: bool) -> Self {
         let finished = Finished { code: 0, grpc, flag: "DC", elapsed: Duration::ZERO };
-        Self { report, began: Instant::now(), finished }
+        Self { report, began: Instant::now(), finished, ticket: None }
+    }
+
+    /// Policy let it pass; it is in flight until this record ends.
+    pub fn lasts(&mut self, ticket: Rc<Ticket>) {
+        self.ticket = Some(ticket);
     }
 
     fn answered(&mut self, code: StatusCode, flag: &'static str) {

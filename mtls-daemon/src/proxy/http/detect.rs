@@ -61,6 +61,40 @@ fn is_version(word: &[u8]) -> bool {
     word.len() > 5 && word[..5].eq_ignore_ascii_case(b"HTTP/")
 }
 
+/// The methods of RFC 9110, of RFC 5789 and of WebDAV, and what HTTP/2 begins with.
+const USUAL: [&[u8]; 17] = [
+    b"GET",
+    b"HEAD",
+    b"POST",
+    b"PUT",
+    b"DELETE",
+    b"CONNECT",
+    b"OPTIONS",
+    b"TRACE",
+    b"PATCH",
+    b"PRI",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"MKCOL",
+    b"COPY",
+    b"MOVE",
+    b"LOCK",
+    b"UNLOCK",
+];
+
+/// Whether bytes that are not a request yet are worth waiting for: they begin one as clients write
+/// it. Other protocols' clients may send a word and wait for an answer to it.
+pub fn begins_usually(bytes: &[u8]) -> bool {
+    let Some(start) = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else {
+        return false;
+    };
+    let bytes = &bytes[start..];
+    match bytes.iter().position(|byte| matches!(byte, b' ' | b'\t')) {
+        Some(end) => USUAL.contains(&&bytes[..end]),
+        None => USUAL.iter().any(|method| method.starts_with(bytes)),
+    }
+}
+
 /// Whether `bytes` begin an HTTP request; None: more bytes decide.
 pub fn is_http(bytes: &[u8]) -> Option<bool> {
     match spoken(bytes) {

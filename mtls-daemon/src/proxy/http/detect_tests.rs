@@ -57,3 +57,13 @@ fn other_protocols_are_told_by_their_first_bytes() {
     assert_eq!(is_http(b""), None);
     assert_eq!(is_http(b"GET"), None);
 }
+
+#[test]
+fn only_usual_requests_are_waited_for() {
+    for bytes in [&b"G"[..], b"GET", b"GET /a", b"\r\nPOS", b"PRI * H", b"OPTIONS *"] {
+        assert!(begins_usually(bytes), "{:?}", String::from_utf8_lossy(bytes));
+    }
+    for bytes in [&b""[..], b"\r\n", b"hello", b"GETS", b"PING", b"SET a", b"\x16\x03"] {
+        assert!(!begins_usually(bytes), "{:?}", String::from_utf8_lossy(bytes));
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -15,12 +16,12 @@ use super::Context;
 use super::answer::{self, Denied, Payload, Record};
 use super::backend::{Backend, NoAnswer};
 use super::guard::MARK;
+use super::in_flight::{self, Ticket};
 use super::inward::{self, Inward};
 use super::link::{Link, Turn};
 use super::refusal::Refusal;
 use super::sanitise::{self, Fields, Sanitised};
 use super::tasks::Spawner;
-use crate::policy::authz;
 use crate::proxy::failure::Failure;
 
 pub struct Exchange<'a> {
@@ -81,9 +82,9 @@ impl<'a> Exchange<'a> {
 
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Payload> {
         let grpc = answer::is_grpc(request.headers());
-        let record = Record::new(self.context.report.clone(), grpc);
+        let mut record = Record::new(self.context.report.clone(), grpc);
         let mut turn = Turn::Http;
-        let response = match self.pass(request, &mut turn).await {
+        let response = match self.pass(request, &mut turn, &mut record).await {
             Ok(response) => answer::application(response, record),
             Err(Stop::Refused(refusal)) => answer::refused(refusal, !self.http2, record),
             Err(Stop::Denied) => answer::denied(record),
@@ -98,6 +99,7 @@ impl<'a> Exchange<'a> {
         &self,
         mut request: Request<Incoming>,
         turn: &mut Turn,
+        record: &mut Record,
     ) -> Result<Response<Incoming>, Stop> {
         if request.method().as_str().as_bytes()[0] == MARK && !self.http2 {
             let refusal = self.link.refusal();
@@ -110,7 +112,8 @@ impl<'a> Exchange<'a> {
         }
         let (mut parts, body) = request.into_parts();
         let sanitised = sanitise::request(&mut parts, &self.context).map_err(Stop::Refused)?;
-        self.judge(&parts, &sanitised)?;
+        let ticket = Rc::new(self.judge(&parts, &sanitised)?);
+        record.lasts(ticket.clone());
         let mut request = Request::from_parts(parts, Inward::new(body));
         if sanitised.expects_continue {
             inward::expect_continue(&mut request);
@@ -121,23 +124,22 @@ impl<'a> Exchange<'a> {
             self.backend.send_http1(&self.context, request).await
         };
         let response = sent.map_err(|error| self.no_answer(error))?;
-        self.settle(response, &sanitised, client, turn)
+        self.settle(response, &sanitised, client, ticket, turn)
     }
 
-    fn judge(&self, parts: &hyper::http::request::Parts, is: &Sanitised) -> Result<(), Stop> {
+    /// Whether policy allows it. Once it does, it is asked again whenever it changes.
+    fn judge(&self, parts: &hyper::http::request::Parts, is: &Sanitised) -> Result<Ticket, Stop> {
         let mut connection = self.context.connection;
         connection.remote =
             sanitise::remote(&parts.headers, connection.source, self.context.trusted_proxies);
-        let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
         let headers = Fields(&parts.headers);
-        let method = parts.method.as_str();
-        let asked = authz::Request { method, path, host: &is.host, headers: &headers };
+        let asked = in_flight::request(&parts.method, &parts.uri, &is.host, &headers);
         let verdict = self.context.authorize.request(&connection, &asked);
         if verdict.allowed {
-            return Ok(());
+            return Ok(self.context.in_flight.enter(parts, &is.host, connection.remote));
         }
         let path = parts.uri.path();
-        let denied = Denied { method, path, host: &is.host, verdict: &verdict };
+        let denied = Denied { method: asked.method, path, host: &is.host, verdict: &verdict };
         self.context.report.denied(&denied);
         Err(Stop::Denied)
     }
@@ -165,6 +167,7 @@ impl<'a> Exchange<'a> {
         mut response: Response<Incoming>,
         is: &Sanitised,
         client: OnUpgrade,
+        ticket: Rc<Ticket>,
         turn: &mut Turn,
     ) -> Result<Response<Incoming>, Stop> {
         let status = response.status();
@@ -192,7 +195,10 @@ impl<'a> Exchange<'a> {
         *turn = Turn::Tunnel;
         self.not_switched.take();
         self.tunnels.set(true);
-        self.spawner.spawn(tunnel(client, application));
+        self.spawner.spawn(async move {
+            tunnel(client, application).await;
+            drop(ticket);
+        });
         Ok(response)
     }
 }

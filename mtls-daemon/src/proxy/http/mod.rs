@@ -15,7 +15,7 @@
 //!     normalisation: Normalisation::Base,
 //!     authorize: &policies,                    // asked for every request: loads the snapshot itself
 //!     connect: &connect, connected: application.into(),
-//!     report: Rc::new(telemetry.requests(&flow)), traffic: traffic.clone(), head_time,
+//!     report: Rc::new(telemetry.requests(&flow)), in_flight, traffic: traffic.clone(), head_time,
 //! };
 //! let result = http::serve(Replay::new(tls_stream), context).await;
 //! tally.sent.set(traffic.total_sent());        // also after the future was dropped
@@ -30,6 +30,7 @@ mod exchange;
 pub mod framing;
 mod guard;
 pub mod head;
+mod in_flight;
 mod inward;
 mod link;
 mod refusal;
@@ -55,6 +56,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 pub use answer::{Denied, Finished, Report};
+pub use in_flight::InFlight;
 pub use link::Traffic;
 pub use refusal::Refusal;
 pub use unavailable::unavailable;
@@ -106,6 +108,8 @@ pub struct Context<'a> {
     /// A connection to the application that had to be made beforehand.
     pub connected: RefCell<Option<TcpStream>>,
     pub report: Rc<dyn Report>,
+    /// Where requests are while they last, so that others can have them judged again.
+    pub in_flight: Rc<InFlight>,
     pub traffic: Arc<Traffic>,
     /// How long a request's head may take from its first byte.
     pub head_time: Duration,
@@ -207,8 +211,8 @@ fn http1_server() -> hyper::server::conn::http1::Builder {
         .header_read_timeout(None)
         .max_headers(head::MAX_HEADERS + 1)
         .preserve_header_case(true)
-        .auto_date_header(false)
-        .pipeline_flush(true);
+        .auto_date_header(false);
+    // Never `pipeline_flush`: behind a request that waits, it keeps the whole answer in memory.
     server
 }
 

@@ -1,7 +1,7 @@
 //! Istio objects in a directory of YAML files, reloaded when they change.
 //!
-//! The directory is read as a whole and accepted as a whole: one error in one file refuses the
-//! change, and whoever holds the last good snapshot keeps it.
+//! The directory is read as a whole, and each object accepted or refused by itself: what becomes of a
+//! refused one depends on what was in force before, which goes from load to load.
 
 mod changes;
 mod read;
@@ -9,13 +9,14 @@ mod watch;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use read::Fingerprint;
 pub use watch::watch;
 
 use super::names::Names;
-use crate::mesh::{MeshSettings, Objects, Snapshot};
+use crate::mesh::{Accepted, MeshSettings, Objects, Snapshot};
 use crate::policy::error::{Code, ConfigError};
 use crate::policy::parse::Limits;
 
@@ -28,14 +29,18 @@ const ATTEMPTS: u32 = 20;
 #[derive(Debug)]
 pub struct Loaded {
     pub snapshot: Snapshot,
+    /// The objects that it is made of, for the next load.
+    pub accepted: Arc<Accepted>,
+    /// Objects and files that were refused, each with what is in force in its place.
+    pub errors: Vec<ConfigError>,
     /// What was ignored or looks odd.
     pub warnings: Vec<ConfigError>,
     /// What was read, for [`watch`] to go on from.
     pub fingerprint: Fingerprint,
 }
 
-/// Everything that is wrong in the directory, in the order of files and lines. The configuration
-/// is at fault; trying again helps only after it was changed.
+/// Nothing can be in force: everything that is wrong in the directory, in the order of files and
+/// lines. The configuration is at fault; trying again helps only after it was changed.
 #[derive(Debug, Clone)]
 pub struct LoadError(pub Vec<ConfigError>);
 
@@ -91,7 +96,7 @@ fn load_within(
         if before.is_younger_than(SETTLE) {
             std::thread::sleep(SETTLE);
         }
-        let loaded = load_once(dir, node, settings, generation, names, limits);
+        let loaded = load_once(dir, node, settings, generation, None, names, limits);
         let after = stamp()?;
         if before == after {
             return loaded;
@@ -108,20 +113,26 @@ fn load_once(
     node: &str,
     settings: &MeshSettings,
     generation: u64,
+    previous: Option<&Accepted>,
     names: &Names,
     limits: &Limits,
 ) -> Result<Loaded, LoadError> {
-    let contents = read::contents(dir, limits).map_err(LoadError)?;
+    let contents = read::contents(dir, limits).map_err(|error| LoadError(vec![error]))?;
     let mut objects = Objects::default();
-    for (file, text) in &contents.files {
-        objects.add_file(file, text, limits);
+    let empty = contents.files.is_empty();
+    for (file, text) in contents.files {
+        match text {
+            Ok(text) => objects.add_file(&file, &text, limits),
+            Err(error) => objects.add_unreadable(error),
+        }
     }
-    objects.names = names.resolve(&objects.names_to_resolve());
+    objects.names = names.resolve(&objects.names_to_resolve(previous));
     // An address that changed is a change, as if it were written in a file.
-    let hash = contents.hash_with(&objects.names);
-    let built = Snapshot::build(objects, settings.clone(), node, generation).map_err(LoadError)?;
+    let hash = read::hash_with(contents.hash, &objects.names);
+    let built = Snapshot::build(objects, previous, settings.clone(), node, generation)
+        .map_err(LoadError)?;
     let mut warnings = built.warnings;
-    if contents.files.is_empty() {
+    if empty {
         warnings.push(ConfigError {
             reason: "has no *.yaml or *.yml file: no workload is enrolled".to_owned(),
             code: Code::WarnEmpty,
@@ -131,6 +142,8 @@ fn load_once(
     let node_workloads = built.snapshot.node_workloads().len();
     Ok(Loaded {
         snapshot: built.snapshot,
+        accepted: Arc::new(built.accepted),
+        errors: built.errors,
         warnings,
         fingerprint: Fingerprint { hash, node_workloads },
     })

@@ -22,19 +22,17 @@ pub struct Fingerprint {
 }
 
 pub(super) struct Contents {
-    /// By name. The path as messages show it, and the text.
-    pub files: Vec<(String, Vec<u8>)>,
+    /// By name. The path as messages show it, and the text or why there is none.
+    pub files: Vec<(String, Result<Vec<u8>, ConfigError>)>,
     pub hash: [u8; 32],
 }
 
-impl Contents {
-    /// The files and what their names stand for.
-    pub fn hash_with(&self, names: &Answers) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(self.hash);
-        hash.update(format!("{names:?}"));
-        hash.finalize().into()
-    }
+/// Files, by their hash, and what the names in them stand for.
+pub(super) fn hash_with(files: [u8; 32], names: &Answers) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(files);
+    hash.update(format!("{names:?}"));
+    hash.finalize().into()
 }
 
 /// What `stat` says about the directory and its files: cheap to take, differs after any change.
@@ -75,36 +73,36 @@ pub(super) fn stamp(dir: &Path) -> io::Result<Stamp> {
     Ok(Stamp { directory: (meta.dev(), meta.ino()), files })
 }
 
-/// Reads every file, or says what is wrong with each that cannot be read.
-pub(super) fn contents(dir: &Path, limits: &Limits) -> Result<Contents, Vec<ConfigError>> {
-    let paths = list(dir).map_err(|error| vec![unreadable(dir, error)])?;
-    let mut errors = Vec::new();
+/// Reads every file. The directory itself must be readable.
+pub(super) fn contents(dir: &Path, limits: &Limits) -> Result<Contents, ConfigError> {
+    let paths = list(dir).map_err(|error| unreadable(dir, error))?;
     let mut files = Vec::new();
     let mut hash = Sha256::new();
     for path in paths {
-        match read_bounded(&path, limits.max_bytes) {
-            Ok(Some(text)) => {
-                let name = path.display().to_string();
-                for part in [name.as_bytes(), &text] {
-                    hash.update((part.len() as u64).to_be_bytes());
-                    hash.update(part);
-                }
-                files.push((name, text));
+        let name = path.display().to_string();
+        let text = match read_bounded(&path, limits.max_bytes) {
+            Ok(Some(text)) => Ok(text),
+            Ok(None) => continue,
+            Err(error) => {
+                let code = match error.kind() {
+                    io::ErrorKind::FileTooLarge => Code::FileSize,
+                    _ => Code::FileRead,
+                };
+                Err(ConfigError { code, ..unreadable(&path, error) })
             }
-            Ok(None) => {}
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                let mut error = unreadable(&path, error);
-                error.code = Code::FileSize;
-                errors.push(error);
-            }
-            Err(error) => errors.push(unreadable(&path, error)),
+        };
+        // An error says why, which is no text that a file can have and stand for the same.
+        let (kind, content) = match &text {
+            Ok(text) => (b"text".as_slice(), text.as_slice()),
+            Err(error) => (b"error".as_slice(), error.reason.as_bytes()),
+        };
+        for part in [name.as_bytes(), kind, content] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
         }
+        files.push((name, text));
     }
-    if errors.is_empty() {
-        Ok(Contents { files, hash: hash.finalize().into() })
-    } else {
-        Err(errors)
-    }
+    Ok(Contents { files, hash: hash.finalize().into() })
 }
 
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -137,12 +135,20 @@ fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
+    // Before a byte of it is read; a file that grows meanwhile is noticed below.
+    if meta.len() > u64::try_from(max).unwrap_or(u64::MAX) {
+        return Err(too_large(max));
+    }
     let mut text = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX);
     fs::File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut text)?;
     if text.len() > max {
-        let reason = format!("larger than the limit of {max} bytes: split it");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+        return Err(too_large(max));
     }
     Ok(Some(text))
+}
+
+fn too_large(max: usize) -> io::Error {
+    let reason = format!("larger than the limit of {max} bytes: split it");
+    io::Error::new(io::ErrorKind::FileTooLarge, reason)
 }

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::changes::Changes;
 use super::read::{self, Stamp};
 use super::{Fingerprint, LoadError, Loaded, SETTLE, load_once, unreadable};
-use crate::mesh::MeshSettings;
+use crate::mesh::{Accepted, MeshSettings};
 use crate::source::names::Names;
 
 /// The same where the change would end the enrolment of every workload of this node: files that
@@ -31,8 +31,9 @@ const POLL: Duration = Duration::from_secs(2);
 
 type Stamped = Result<Stamp, String>;
 
-/// Calls `on_change` with each change of `dir`, accepted or refused, until dropped. `seen` and
-/// `generation` are those of the load before; accepted snapshots get the numbers after it.
+/// Calls `on_change` with each change of `dir`, in force or refused as a whole, until dropped. `seen`,
+/// `accepted` and `generation` are those of the load before; snapshots get the numbers after it.
+#[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
 pub async fn watch(
     dir: PathBuf,
     node: String,
@@ -40,6 +41,7 @@ pub async fn watch(
     names: Arc<Names>,
     mut generation: u64,
     seen: Fingerprint,
+    mut accepted: Arc<Accepted>,
     mut on_change: impl FnMut(Result<Loaded, LoadError>),
 ) {
     let mut changes = Changes::of(&dir);
@@ -73,7 +75,7 @@ pub async fn watch(
         if !settled(&changes, &dir, &now).await {
             continue;
         }
-        let result = reload(&dir, &node, &settings, &names, generation + 1).await;
+        let result = reload(&dir, &node, &settings, &names, generation + 1, &accepted).await;
         let ends_enrolment = result
             .as_ref()
             .is_ok_and(|new| in_force.node_workloads > 0 && new.fingerprint.node_workloads == 0);
@@ -89,6 +91,7 @@ pub async fn watch(
             Ok(loaded) => {
                 generation = loaded.snapshot.generation;
                 in_force = loaded.fingerprint;
+                accepted = loaded.accepted.clone();
                 told = Some(loaded.fingerprint);
                 on_change(Ok(loaded));
             }
@@ -142,11 +145,13 @@ async fn reload(
     settings: &MeshSettings,
     names: &Arc<Names>,
     generation: u64,
+    accepted: &Arc<Accepted>,
 ) -> Result<Loaded, LoadError> {
     let (path, node, settings) = (dir.to_owned(), node.to_owned(), settings.clone());
-    let names = names.clone();
+    let (accepted, names) = (accepted.clone(), names.clone());
     let load = tokio::task::spawn_blocking(move || {
-        load_once(&path, &node, &settings, generation, &names, &super::Limits::default())
+        let limits = super::Limits::default();
+        load_once(&path, &node, &settings, generation, Some(&accepted), &names, &limits)
     });
     load.await.unwrap_or_else(|error| Err(LoadError(vec![unreadable(dir, error)])))
 }

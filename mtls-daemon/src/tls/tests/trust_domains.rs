@@ -88,7 +88,7 @@ fn settled(mode: &str, trust_domain: &str) -> Mode {
         enable_auto_mtls: true,
         mesh_ranges: Vec::new(),
     };
-    let snapshot = Snapshot::build(objects, settings, "a", 1).expect("good").snapshot;
+    let snapshot = Snapshot::build(objects, None, settings, "a", 1).expect("good").snapshot;
     let server = snapshot.workload_at("10.0.0.2".parse().unwrap()).expect("the workload");
     snapshot.inbound(server, PORT).mode.mode
 }

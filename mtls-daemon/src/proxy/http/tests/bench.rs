@@ -146,6 +146,7 @@ pub async fn front(setup: &Setup, application: SocketAddr) -> SocketAddr {
                     connect: &connect,
                     connected: None.into(),
                     report: setup.heard.clone(),
+                    in_flight: Default::default(),
                     traffic: Arc::new(Traffic::default()),
                     head_time: setup.head_time,
                 };

@@ -186,6 +186,11 @@ fn a_gibibyte_passes_both_ways_without_being_kept() {
         assert_eq!(answer.headers()["length"], LENGTH.to_string());
         let answer = client.send_request(request("/down", Long::new(0))).await.expect("one");
         assert_eq!(length_of(answer.into_body()).await, LENGTH);
+        // Nor where the next request waits already.
+        let mut stream = TcpStream::connect(front).await.expect("connected");
+        let two = b"GET /down HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2);
+        stream.write_all(&two).await.expect("sent");
+        tokio::io::copy(&mut stream.take(LENGTH), &mut tokio::io::sink()).await.expect("read");
         let grown = resident().saturating_sub(before);
         assert!(grown < 128 << 20, "grew by {grown} bytes");
     });

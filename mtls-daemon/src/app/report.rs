@@ -1,0 +1,71 @@
+//! What the daemon's parts know, in the words of `status`.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::admin::status::{
+    PolicyStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
+};
+use crate::mesh::Snapshot;
+use crate::node;
+use crate::policy::authz::InForce;
+
+pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
+    let (state, reason) = match workload.state {
+        node::WorkloadState::Enrolled => (WorkloadState::Enrolled, None),
+        node::WorkloadState::Pending(reason) => (WorkloadState::Pending, Some(reason)),
+        node::WorkloadState::Refused(reason) => (WorkloadState::Refused, Some(reason)),
+    };
+    let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
+    WorkloadStatus {
+        workload: workload.workload,
+        identity: workload.identity.to_string(),
+        network_namespace: workload.network_namespace,
+        state,
+        reason,
+        addresses: workload.addresses,
+        ports: ports
+            .into_iter()
+            .filter_map(|(name, port)| Some((name.to_owned(), port?)))
+            .collect(),
+    }
+}
+
+pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
+    let timestamp = |time: Option<SystemTime>| time.map(shown);
+    SvidStatus {
+        identity: svid.id.to_string(),
+        source: svid.source.to_owned(),
+        serial: svid.serial,
+        not_before: timestamp(svid.not_before),
+        not_after: timestamp(svid.not_after),
+        next_renewal: timestamp(svid.next_renewal),
+        last_error: svid.last_error,
+    }
+}
+
+/// The AuthorizationPolicy objects that select a workload of this node, by name.
+pub fn policies(snapshot: &Snapshot) -> Vec<PolicyStatus> {
+    let mut found: BTreeMap<String, PolicyStatus> = BTreeMap::new();
+    for here in snapshot.node_workloads() {
+        // Which policies select a workload does not depend on the port.
+        let authorization = snapshot.inbound(&here.workload, 0).authorization;
+        for policy in authorization.policies() {
+            let entry = found.entry(policy.object.to_string()).or_insert_with(|| status(&policy));
+            entry.workloads.push(format!("{}/{}", here.namespace, here.name));
+        }
+    }
+    found.into_values().collect()
+}
+
+fn status(policy: &InForce<'_>) -> PolicyStatus {
+    let name = policy.object.strip_prefix("AuthorizationPolicy ").unwrap_or(policy.object);
+    PolicyStatus {
+        policy: name.to_owned(),
+        action: policy.action.to_string(),
+        dry_run: policy.dry_run,
+        refused: policy.refused.map(ToString::to_string),
+        differs: policy.differences.iter().map(ToString::to_string).collect(),
+        workloads: Vec::new(),
+    }
+}

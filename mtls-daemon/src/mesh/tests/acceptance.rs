@@ -1,0 +1,278 @@
+//! Objects that are refused: what is in force in their place.
+
+use super::*;
+use crate::mesh::Accepted;
+
+fn again(previous: Option<&Accepted>, files: &[(&str, &str)]) -> Built {
+    let mut objects = Objects::default();
+    for (file, text) in files {
+        objects.add_file(file, text.as_bytes(), &Limits::default());
+    }
+    Snapshot::build(objects, previous, settings(), "a", 1).unwrap()
+}
+
+fn mode(built: &Built, address: &str) -> String {
+    let workload = built.snapshot.workload_at(address.parse().unwrap()).unwrap();
+    let plan = built.snapshot.inbound(workload, 80);
+    format!("{} by {}", plan.mode.mode, plan.mode.because)
+}
+
+fn says(built: &Built, what: &str) {
+    let all: Vec<String> = built.errors.iter().map(ToString::to_string).collect();
+    assert!(all.iter().any(|error| error.contains(what)), "{what} is not in {all:#?}");
+}
+
+const STRICT: &str = "{mtls: {mode: STRICT}}";
+const WRONG: &str = "{mtls: {mode: SOMETIMES}}";
+
+#[test]
+fn a_refused_object_keeps_its_version_and_the_others_go_on() {
+    let first = again(None, &[("m", MESH), ("a", &authn("full", "{mtls: {mode: DISABLE}}"))]);
+    let other = authn("other", STRICT);
+    let second =
+        again(Some(&first.accepted), &[("m", MESH), ("a", &authn("full", WRONG)), ("b", &other)]);
+    assert_eq!(mode(&second, "10.0.0.2"), "DISABLE by PeerAuthentication full/default");
+    says(&second, "SOMETIMES");
+    says(&second, "the version that was read before stays in force [E_REFUSED]");
+    assert!(second.accepted.objects.contains_key("PeerAuthentication other/default"));
+    // Still, a reload later; and deleted objects go.
+    let third = again(Some(&second.accepted), &[("m", MESH), ("a", &authn("full", WRONG))]);
+    assert_eq!(mode(&third, "10.0.0.2"), "DISABLE by PeerAuthentication full/default");
+    let fourth = again(Some(&third.accepted), &[("m", MESH)]);
+    assert_eq!(mode(&fourth, "10.0.0.2"), "PERMISSIVE by default (no PeerAuthentication)");
+    assert_eq!(fourth.errors, []);
+}
+
+#[test]
+fn without_a_version_a_peer_authentication_is_strict_for_what_it_selects() {
+    for (spec, expected) in [
+        (WRONG, ["STRICT", "STRICT"]),
+        ("{selector: {matchLabels: {app: client}}, mtls: {mode: X}}", ["STRICT", "PERMISSIVE"]),
+        // The selector is what is wrong: all of the namespace.
+        ("{selector: {matchLabels: {app: '*'}}}", ["STRICT", "STRICT"]),
+        ("{selector: {matchLabel: {app: client}}, mtls: {mode: X}}", ["STRICT", "STRICT"]),
+    ] {
+        let built = again(None, &[("m", MESH), ("a", &authn("full", spec))]);
+        let modes = ["10.0.0.1", "10.0.0.2"].map(|address| mode(&built, address));
+        for (mode, expected) in modes.iter().zip(expected) {
+            assert!(mode.starts_with(expected), "{spec}: {modes:?}");
+        }
+        assert!(modes[0].ends_with("PeerAuthentication full/default (refused)"), "{modes:?}");
+    }
+    let mesh = again(None, &[("m", MESH), ("a", &authn("istio-system", WRONG))]);
+    assert!(mode(&mesh, "10.0.0.2").starts_with("STRICT"));
+    // Not even its name can be read, or it has a version that nobody knows.
+    for (from, to) in [("name: default", "name: [x]"), ("istio.io/v1", "istio.io/v9")] {
+        let text = authn("full", STRICT).replace(from, to);
+        let built = again(None, &[("m", MESH), ("a", &text)]);
+        assert!(mode(&built, "10.0.0.2").starts_with("STRICT"), "{text}");
+    }
+}
+
+#[test]
+fn a_refused_one_goes_before_a_good_one_of_its_scope() {
+    let good = authn("full", "{mtls: {mode: DISABLE}}").replace("default", "aaa");
+    let built = again(None, &[("m", MESH), ("a", &good), ("b", &authn("full", WRONG))]);
+    assert!(mode(&built, "10.0.0.2").starts_with("STRICT"));
+}
+
+#[test]
+fn a_refused_destination_rule_closes_its_host_and_no_other() {
+    let wrong = "trafficPolicy: {tls: {mode: NEVER}}";
+    let built = again(None, &[("m", MESH), ("a", &rule("full", "server", wrong))]);
+    assert_eq!(answer(&built.snapshot, "10.96.0.1:8000", 0), "refused");
+    assert!(answer(&built.snapshot, "10.0.0.2:80", 0).starts_with("mtls"));
+    let other = again(None, &[("m", MESH), ("a", &rule("full", "elsewhere", wrong))]);
+    assert!(answer(&other.snapshot, "10.96.0.1:8000", 0).starts_with("mtls"));
+    let unreadable = again(None, &[("m", MESH), ("a", &rule("full", "'%'", wrong))]);
+    assert_eq!(answer(&unreadable.snapshot, "10.96.0.1:8000", 0), "refused");
+    // Nothing of it goes out in the clear past the daemon either.
+    let client = built.snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap().clone();
+    assert!(
+        built
+            .snapshot
+            .outbound_rows(&client)
+            .iter()
+            .all(|row| { row.address != "10.96.0.1".parse::<IpAddr>().unwrap() })
+    );
+}
+
+#[test]
+fn of_two_objects_with_one_name_the_one_in_force_stays() {
+    let strict = authn("full", STRICT);
+    let open = authn("full", "{mtls: {mode: DISABLE}}");
+    let first = again(None, &[("m", MESH), ("z", &strict)]);
+    let second = again(Some(&first.accepted), &[("a", &open), ("m", MESH), ("z", &strict)]);
+    assert!(mode(&second, "10.0.0.2").starts_with("STRICT"));
+    says(
+        &second,
+        "a:1: PeerAuthentication full/default: metadata.name: is there twice: also at z:1",
+    );
+    // Without one in force: the first by file, and what the other one wanted is closed.
+    let start = again(None, &[("a", &open), ("m", MESH), ("z", &strict)]);
+    assert!(mode(&start, "10.0.0.2").starts_with("STRICT"), "{}", mode(&start, "10.0.0.2"));
+    says(
+        &start,
+        "z:1: PeerAuthentication full/default: metadata.name: is there twice: also at a:1",
+    );
+}
+
+#[test]
+fn an_address_that_is_taken_stays_with_who_had_it() {
+    let thief = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                 metadata: {name: thief, namespace: evil}\n\
+                 spec: {address: 10.0.0.2, serviceAccount: thief}\n";
+    let virtual_thief = thief.replace("10.0.0.2", "10.96.0.1");
+    let first = again(None, &[("m", MESH)]);
+    for text in [thief, &virtual_thief] {
+        let second = again(Some(&first.accepted), &[("a", text), ("m", MESH)]);
+        assert_eq!(
+            answer(&second.snapshot, "10.96.0.1:8000", 0),
+            format!("mtls 10.0.0.2:80 {SERVER}")
+        );
+        says(&second, "a:1: WorkloadEntry evil/thief: spec.address");
+        assert!(!second.accepted.objects.contains_key("WorkloadEntry evil/thief"));
+    }
+    // At the start nobody had it.
+    let mut objects = Objects::default();
+    objects.add_file("a", thief.as_bytes(), &Limits::default());
+    objects.add_file("m", MESH.as_bytes(), &Limits::default());
+    Snapshot::build(objects, None, settings(), "a", 1).unwrap_err();
+}
+
+#[test]
+fn two_workloads_never_share_a_name() {
+    let renamed = MESH.replace(
+        "metadata: {name: client, namespace: full}\nspec: {node: a",
+        "metadata: {name: plain, namespace: full}\nspec: {node: a",
+    );
+    let errors = refused(&[&renamed]);
+    assert!(
+        errors[0].contains("NodeWorkload full/plain: metadata.name: two workloads"),
+        "{errors:?}"
+    );
+    assert!(errors[0].contains("[E_CONFLICT]"), "{errors:?}");
+}
+
+#[test]
+fn an_enrolled_workload_stays_enrolled_when_its_entry_is_broken_or_goes() {
+    let first = again(None, &[("m", MESH)]);
+    let gone =
+        MESH.split("---").filter(|d| !d.contains("name: client, namespace: full}\nspec: {addr"));
+    let gone = gone.collect::<Vec<_>>().join("---");
+    let broken = MESH.replace("10.0.0.1, serviceAccount: client", "10.0.0.1");
+    let moved = MESH.replace("address: 10.0.0.1", "address: nowhere");
+    for text in [gone, broken, moved] {
+        assert_ne!(text, MESH);
+        let second = again(Some(&first.accepted), &[("m", &text)]);
+        let names: Vec<_> =
+            second.snapshot.node_workloads().iter().map(|w| w.workload.key()).collect();
+        assert_eq!(names, ["full/client"], "{text}");
+        assert!(!second.errors.is_empty());
+    }
+    // Taken away together, they go.
+    let third = again(Some(&first.accepted), &[("m", &authn("full", STRICT))]);
+    assert!(third.snapshot.node_workloads().is_empty());
+}
+
+#[test]
+fn what_a_file_held_stays_while_nobody_can_read_it() {
+    let first = again(None, &[("m", MESH), ("a", &authn("full", STRICT))]);
+    for text in [
+        "",
+        "{",
+        "kind: PeerAuthentication\n",
+        &authn("full", STRICT).replace("kind: Peer", "kind: Pear"),
+    ] {
+        let second = again(Some(&first.accepted), &[("m", MESH), ("a", text)]);
+        assert!(mode(&second, "10.0.0.2").starts_with("STRICT"), "{text}");
+        assert!(!second.errors.is_empty());
+        let third = again(Some(&second.accepted), &[("m", MESH), ("a", text)]);
+        assert!(mode(&third, "10.0.0.2").starts_with("STRICT"), "{text}");
+        // At the start nothing was there before.
+        let mut objects = Objects::default();
+        objects.add_file("a", text.as_bytes(), &Limits::default());
+        if !text.starts_with("kind") {
+            Snapshot::build(objects, None, settings(), "a", 1).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn kinds_that_close_nothing_are_refused_and_nothing_else_is() {
+    for (api, kind) in [
+        ("networking.istio.io/v1", "VirtualService"),
+        ("security.istio.io/v1", "RequestAuthentication"),
+        ("apps/v1", "Deployment"),
+    ] {
+        let text = format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n");
+        let built = again(None, &[("m", MESH), ("a", &text)]);
+        says(&built, &format!("{kind} default/x"));
+        assert!(mode(&built, "10.0.0.2").starts_with("PERMISSIVE"));
+    }
+}
+
+#[test]
+fn rule_1_13_legacy_policies_are_converted() {
+    let legacy = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "apiVersion: authentication.istio.io/v1alpha1\nkind: {kind}\n\
+             metadata: {{name: {name}, namespace: full}}\nspec: {spec}\n"
+        )
+    };
+    let policy = |name: &str, spec: &str| legacy("Policy", name, spec);
+    for (text, server, client) in [
+        (legacy("MeshPolicy", "default", "{peers: [{mtls: {}}]}"), "STRICT", "STRICT"),
+        (policy("default", "{peers: [{mtls: }]}"), "STRICT", "STRICT"),
+        (policy("default", "{peers: [{mtls: {mode: PERMISSIVE}}]}"), "PERMISSIVE", "PERMISSIVE"),
+        (policy("default", "{}"), "DISABLE", "DISABLE"),
+        (policy("s", "{targets: [{name: server}], peers: [{mtls: {}}]}"), "STRICT", "PERMISSIVE"),
+        // Service port 8000 is the workload's port 80.
+        (
+            policy(
+                "s",
+                "{targets: [{name: server, ports: [{number: 8000}]}], peers: [{mtls: {}}]}",
+            ),
+            "STRICT",
+            "PERMISSIVE",
+        ),
+        (
+            policy("s", "{targets: [{name: server, ports: [{name: tcp}]}], peers: [{mtls: {}}]}"),
+            "PERMISSIVE",
+            "PERMISSIVE",
+        ),
+        // Nobody knows whom it means.
+        (policy("s", "{targets: [{name: nobody}]}"), "STRICT", "STRICT"),
+        (policy("default", "{peers: [{jwt: {}}]}"), "STRICT", "STRICT"),
+    ] {
+        let built = again(None, &[("m", MESH), ("a", &text)]);
+        assert!(
+            mode(&built, "10.0.0.2").starts_with(server),
+            "{text}: {}",
+            mode(&built, "10.0.0.2")
+        );
+        assert!(mode(&built, "10.0.0.1").starts_with(client), "{text}");
+        let warned = built.warnings.iter().any(|w| w.reason.contains("PeerAuthentication"));
+        assert!(warned, "{text}: {:?}", built.warnings);
+    }
+    // A PeerAuthentication of the same scope goes before.
+    let both = policy("default", "{}") + "---\n" + &authn("full", STRICT);
+    assert!(mode(&again(None, &[("m", MESH), ("a", &both)]), "10.0.0.2").starts_with("STRICT"));
+}
+
+#[test]
+fn ten_thousand_objects_are_accepted_and_one_wrong_one_costs_only_itself() {
+    let mut text = String::new();
+    for number in 0..10_000 {
+        let mode = if number == 5_000 { "WRONG" } else { "STRICT" };
+        let one = authn(&format!("n{number}"), &format!("{{mtls: {{mode: {mode}}}}}"));
+        text += &format!("---\n{one}");
+    }
+    let started = std::time::Instant::now();
+    let first = again(None, &[("m", MESH), ("a", &text)]);
+    assert_eq!(first.accepted.objects.len(), 9_999 + 5);
+    assert_eq!(first.errors.len(), 2, "the mistake, and what is in force instead");
+    again(Some(&first.accepted), &[("m", MESH), ("a", &text)]);
+    // Unoptimised and on a busy machine; what grows with the square takes far longer.
+    assert!(started.elapsed() < std::time::Duration::from_secs(120), "{:?}", started.elapsed());
+}

@@ -11,11 +11,13 @@ use tokio::sync::mpsc;
 use crate::admin::{self, Admin, AdminError, Readiness};
 use crate::bpf::{BpfError, Kernel};
 use crate::cli::Exit;
-use crate::config::Config;
+use crate::config::{Config, IdentitySource};
 use crate::drain::{self, Signals};
-use crate::identity::SvidStore;
 use crate::identity::ca::CaError;
 use crate::identity::source::embedded::EmbeddedCa;
+use crate::identity::source::istio_ca::{self, IstioCa};
+use crate::identity::source::{SourceError, SvidSource};
+use crate::identity::{Revocations, SvidStore};
 use crate::mesh::Accepted;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::policy::error::Code;
@@ -53,6 +55,8 @@ pub enum RunError {
     Privilege(#[from] node::privilege::PrivilegeError),
     #[error(transparent)]
     Ca(#[from] CaError),
+    #[error("the CA cannot be asked: {0}")]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Admin(#[from] AdminError),
     #[error("{what}: {error}")]
@@ -70,6 +74,7 @@ impl RunError {
             | Self::Busy(_)
             | Self::Privilege(_)
             | Self::Ca(_)
+            | Self::Source(_)
             | Self::Admin(_)
             | Self::Io { .. } => Exit::Failure,
         }
@@ -127,9 +132,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
-    let trust_domain = config.mesh.trust_domain.clone();
-    let ca = EmbeddedCa::open(&config.ca_dir, trust_domain, config.key_type, config.svid_lifetime)?;
-    let store = SvidStore::new(Arc::new(ca), config.mesh.trust_domain_aliases.clone());
+    let revocations = Revocations::new(None);
+    let (source, server) = identity_source(&config, &revocations)?;
+    let store = SvidStore::new(source, config.mesh.trust_domain_aliases.clone());
 
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
@@ -170,7 +175,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         started: SystemTime::now(),
         config,
     });
-    tokio::spawn(store.run());
+    tokio::spawn(store.clone().run());
+    if let Some(server) = server {
+        let renew = move || store.renew_all();
+        tokio::spawn(server.follow(istio_ca::poll::INTERVAL, renew));
+    }
     let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
     let generation = loaded.snapshot.generation;
@@ -196,6 +205,39 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tracing::warn!("the last access log lines could not be written");
     }
     Ok(())
+}
+
+/// Where SVIDs come from; a server is also followed for revocations and new roots.
+type Source = (Arc<dyn SvidSource>, Option<Arc<IstioCa>>);
+
+fn identity_source(config: &Config, revocations: &Arc<Revocations>) -> Result<Source, RunError> {
+    let trust_domain = config.mesh.trust_domain.clone();
+    match &config.identity {
+        IdentitySource::Embedded => {
+            let ca = EmbeddedCa::open(
+                &config.ca_dir,
+                trust_domain,
+                config.key_type,
+                config.svid_lifetime,
+            )?;
+            Ok((Arc::new(ca), None))
+        }
+        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster } => {
+            let settings = istio_ca::Settings {
+                address: address.clone(),
+                server_name: server_name.clone(),
+                root_file: root_file.clone(),
+                credential: credential.clone(),
+                cluster: cluster.clone(),
+                trust_domain,
+                key_type: config.key_type,
+                lifetime: config.svid_lifetime,
+                state_dir: config.state_dir.clone(),
+            };
+            let server = Arc::new(IstioCa::new(settings, revocations.clone())?);
+            Ok((server.clone(), Some(server)))
+        }
+    }
 }
 
 /// A relayed connection takes two descriptors, and the limit that login shells and service managers

@@ -3,10 +3,12 @@
 
 mod flags;
 mod http;
+mod identity;
 mod node_name;
 
 pub use flags::{MeshArgs, NodeArgs, RunArgs};
 pub use http::HttpArgs;
+pub use identity::{IdentityArgs, IdentitySource, SourceKind};
 pub use node_name::{NodeName, NodeNameError};
 
 use std::net::SocketAddr;
@@ -42,6 +44,8 @@ pub enum ConfigError {
          certificates may have"
     )]
     Alias(TrustDomain),
+    #[error("this node's name makes no SPIFFE ID: {0}; give another with --node")]
+    NodeIdentity(crate::identity::SpiffeIdError),
     #[error("{0}")]
     LogLevel(String),
 }
@@ -72,6 +76,7 @@ pub struct Config {
     /// `<run-dir>/<node>/admin.sock`.
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
+    pub identity: IdentitySource,
     pub mesh: MeshSettings,
     pub http: HttpSettings,
     /// What is not to be used of this kernel.
@@ -95,6 +100,7 @@ impl TryFrom<RunArgs> for Config {
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         let NodePaths { node, run_dir, admin_socket, .. } = args.node.try_into()?;
         Ok(Self {
+            identity: args.identity.source(&node)?,
             config_dir: args.config_dir,
             ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
             state_dir: args.state_dir,

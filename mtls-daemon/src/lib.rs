@@ -5,9 +5,11 @@
 pub mod admin;
 pub mod app;
 pub mod bpf;
+pub mod ca;
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod grpc;
 pub mod identity;
 pub mod mesh;
 pub mod node;

@@ -1,12 +1,20 @@
 //! Where bytes of strangers come first, as functions of those bytes alone: each holds for any input,
 //! and `fuzz/` and the tests below look for one for which it does not.
 
+use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
+use rustls_pki_types::CertificateDer;
+
+use crate::ca::authenticate::token_review;
+use crate::ca::{bearer, csr};
+use crate::identity::SpiffeId;
+use crate::identity::revocations::normal_serial;
 use crate::mesh::Objects;
 use crate::policy::parse::Limits;
 use crate::proxy::http::detect::{self, Spoken};
 use crate::proxy::http::framing::Body;
 use crate::proxy::http::head;
 use crate::tls::hello::{Scan, Seen};
+use crate::tls::svid::parse_svid;
 
 /// The first bytes of an HTTP/1 connection: its head, and the body that the head announces.
 ///
@@ -64,6 +72,35 @@ pub fn client_hello(bytes: &[u8]) {
 /// Never: what is wrong with it is said.
 pub fn policy_yaml(bytes: &[u8]) {
     Objects::default().add_file("fuzzed.yaml", bytes, &Limits::default());
+}
+
+/// What a certificate authority and its nodes are sent: a CSR, a certificate, a token, an API server's
+/// answer about one.
+///
+/// # Panics
+/// A key or an identity comes out that does not stand the same question again.
+pub fn ca_input(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let pem = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", bytes));
+    for csr in [&*text, &pem] {
+        if let Ok(key) = csr::public_key(csr) {
+            let der = key.subject_public_key_info();
+            assert_eq!(SubjectPublicKeyInfo::from_der(&der).ok(), Some(key));
+        }
+    }
+    if let Ok(facts) = parse_svid(&[CertificateDer::from(bytes)]) {
+        assert_eq!(SpiffeId::parse(facts.id.as_str()).ok(), Some(facts.id));
+    }
+    if let Ok(token) = bearer::token(Some(text.lines())) {
+        assert!(text.contains(token));
+    }
+    if let Ok(review) = serde_json::from_slice(bytes)
+        && let Ok(account) = token_review::account(&review, token_review::AUDIENCE)
+    {
+        assert!(!account.namespace.contains(':') && !account.name.contains(':'));
+    }
+    let serial = normal_serial(&text);
+    assert_eq!(normal_serial(&serial), serial);
 }
 
 #[cfg(test)]

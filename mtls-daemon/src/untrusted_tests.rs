@@ -75,3 +75,24 @@ fn any_policy_file() {
     ];
     mutated(seeds, ROUNDS / 10, policy_yaml);
 }
+
+#[test]
+fn anything_that_a_ca_is_sent() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+    let csr = params.serialize_request(&key).unwrap();
+    let uri = "spiffe://cluster.local/ns/a/sa/b".try_into().unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+    let certificate = params.self_signed(&key).unwrap();
+    let pem = csr.pem().unwrap();
+    let seeds: &[&[u8]] = &[
+        csr.der(),
+        pem.as_bytes(),
+        certificate.der(),
+        b"Basic x\nBearer mtls-join.0123456789ab.00\n",
+        br#"{"status":{"authenticated":true,"audiences":["istio-ca"],"user":{"username":"system:serviceaccount:a:b","groups":["system:serviceaccounts"],"extra":{}}}}"#,
+    ];
+    assert!(csr::public_key(&pem).is_ok() && parse_svid(&[certificate.der().clone()]).is_ok());
+    mutated(seeds, ROUNDS / 10, ca_input);
+}

@@ -1,5 +1,6 @@
 //! The command line: one file a verb, and the exit codes that scripts rely on.
 
+mod ca;
 mod cases;
 mod check;
 mod cleanup;
@@ -42,6 +43,9 @@ enum Verb {
     /// the clear until a daemon is back. This takes them away for good, with rules, routes and pins.
     #[command(after_help = exit::HELP)]
     Cleanup(cleanup::CleanupArgs),
+    /// A certificate authority for many nodes
+    #[command(subcommand)]
+    Ca(ca::CaVerb),
     /// Read a configuration directory as the daemon would, and print what is wrong with it
     #[command(after_help = exit::HELP)]
     Check(check::CheckArgs),
@@ -64,6 +68,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Run(args) => run::run(*args),
         Verb::Status(args) => status::status(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
+        Verb::Ca(verb) => ca::ca(verb),
         Verb::Check(args) => check::check(args),
         Verb::Identity(args) => identity::identity(args),
         Verb::Policy { verb } => policy::execute(verb),

@@ -25,7 +25,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
 }
 
 /// The kernel then writes no core file of this process, and lets no other user trace it.
-fn keep_keys_out_of_core_files() {
+pub(super) fn keep_keys_out_of_core_files() {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "a crash may leave private keys in a core file");
     }

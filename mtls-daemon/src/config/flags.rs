@@ -225,6 +225,9 @@ pub struct RunArgs {
     )]
     pub drain: Duration,
 
+    #[command(flatten)]
+    pub identity: super::IdentityArgs,
+
     // Last: the flags after it would stand under its heading.
     #[command(flatten)]
     pub mesh: MeshArgs,

@@ -116,3 +116,31 @@ fn the_hosts_name_is_lowered_or_refused_with_the_flag_to_use() {
     let error = hostname(&file).expect_err("an underscore").to_string();
     assert!(error.contains("my_laptop") && error.contains("--node"), "{error}");
 }
+
+#[test]
+fn where_svids_come_from_is_one_thing_or_another() {
+    use crate::identity::source::istio_ca::Credential;
+    let source = |args: &[&str]| {
+        let args: Vec<_> = ["--node", "vm-1"].iter().chain(args).copied().collect();
+        config(&args).map(|config| config.identity)
+    };
+    assert!(matches!(source(&[]), Ok(IdentitySource::Embedded)));
+    let server = ["--identity-source", "istio-ca", "--ca-address", "ca:15012", "--ca-root", "/r"];
+    let Ok(IdentitySource::IstioCa { address, server_name, root_file, credential, cluster }) =
+        source(&server)
+    else {
+        panic!("a server");
+    };
+    assert_eq!((address.as_str(), server_name.as_str()), ("ca:15012", "istiod.istio-system.svc"));
+    assert_eq!((root_file.as_path(), cluster.as_str()), (Path::new("/r"), "Kubernetes"));
+    let name = "vm-1".parse().expect("a node's name");
+    assert_eq!(credential, Credential::Node { name, join_token: None });
+
+    let token = |flag| [&server[..], &[flag, "/token"]].concat();
+    let Ok(IdentitySource::IstioCa { credential, .. }) = source(&token("--ca-token-file")) else {
+        panic!("a server");
+    };
+    assert_eq!(credential, Credential::TokenFile("/token".into()));
+    let both = [token("--ca-token-file"), token("--ca-join-token-file")[6..].to_vec()].concat();
+    refused(&both, &["--ca-token-file", "--ca-join-token-file"]);
+}

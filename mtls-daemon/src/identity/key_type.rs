@@ -19,7 +19,7 @@ pub enum KeyType {
 
 impl KeyType {
     /// A new key. An RSA key takes the processor up to some seconds: never on a connection's path.
-    pub(super) fn generate(self) -> Result<KeyPair, rcgen::Error> {
+    pub(crate) fn generate(self) -> Result<KeyPair, rcgen::Error> {
         match self {
             Self::EcdsaP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
             Self::EcdsaP384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),

@@ -33,6 +33,8 @@ struct Renewal {
     next: Next,
     failures: u32,
     last_error: Option<String>,
+    /// The attempt under way may have missed what the next one has to bring.
+    again: bool,
     /// Nobody wants this identity any more: what is still being issued for it is thrown away.
     retired: bool,
 }
@@ -87,6 +89,7 @@ impl IdentitySlot {
             next: Next::RetryAt(Instant::now()),
             failures: 0,
             last_error: None,
+            again: false,
             retired: false,
         };
         Self {
@@ -146,6 +149,19 @@ impl IdentitySlot {
         free
     }
 
+    /// Asks for a new SVID although this one is good: within `soon`, not all slots together.
+    pub(super) fn renew(&self, soon: Duration) {
+        let mut renewal = self.renewal();
+        match renewal.next {
+            Next::Working => renewal.again = true,
+            // What is missing is already asked for as soon as it may.
+            Next::RetryAt(_) => {}
+            Next::RenewAt(_) => {
+                renewal.next = Next::RetryAt(Instant::now() + soon.mul_f64(fastrand::f64()));
+            }
+        }
+    }
+
     /// A failure keeps the SVID that is there.
     pub(super) fn finish(&self, result: Result<Issued, String>) {
         let mut renewal = self.renewal();
@@ -154,7 +170,10 @@ impl IdentitySlot {
         }
         match result {
             Ok(issued) => {
-                renewal.next = Next::RenewAt(renewal_time(&issued.identity, SystemTime::now()));
+                renewal.next = match std::mem::take(&mut renewal.again) {
+                    false => Next::RenewAt(renewal_time(&issued.identity, SystemTime::now())),
+                    true => Next::RetryAt(Instant::now()),
+                };
                 renewal.failures = 0;
                 renewal.last_error = None;
                 // Under the lock: `retire` must not come in between and be undone.

@@ -18,6 +18,9 @@ use crate::tls::TlsIdentity;
 /// leave the blocking pool to others.
 const CONCURRENT: usize = 4;
 
+/// How long the nodes of a mesh take over asking for new SVIDs when roots change.
+const RENEW_ALL: Duration = Duration::from_secs(2);
+
 /// The longest sleep. Waiting goes by the monotonic clock and expiry by the wall clock; looking
 /// now and then notices a suspended host or a corrected clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -75,6 +78,15 @@ impl SvidStore {
         for (_, slot) in before.iter().filter(|(id, _)| !ids.contains(*id)) {
             slot.retire();
         }
+    }
+
+    /// Asks for new SVIDs for everybody, and with them the source's new bundle; what is there stays
+    /// in use until then.
+    pub fn renew_all(&self) {
+        for slot in self.slots.load().values() {
+            slot.renew(RENEW_ALL);
+        }
+        self.wake.notify_one();
     }
 
     /// Issues what is missing and renews at half life with jitter, until cancelled. Runs as one
@@ -168,8 +180,9 @@ fn issue(
     aliases: &[TrustDomain],
     id: &SpiffeId,
 ) -> Result<Issued, String> {
-    let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
     let svid = source.issue(id).map_err(|error| error.to_string())?;
+    // After it: a CA server's answer brings the bundle as well.
+    let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
     let bundles = with_aliases(bundle, aliases);
     let identity = TlsIdentity::new(&svid, &bundles).map_err(|error| error.to_string())?;
     if identity.not_after() <= SystemTime::now() {

@@ -2,6 +2,7 @@
 //! place that names rustls.
 
 pub mod accept;
+pub mod authority;
 pub mod connect;
 pub mod error;
 mod handshake;
@@ -11,6 +12,7 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+pub mod statement;
 mod subject;
 pub mod svid;
 mod svid_rules;

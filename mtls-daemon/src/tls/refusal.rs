@@ -27,6 +27,8 @@ pub(super) enum Refusal {
     NotSpiffe { uri: String, why: String },
     #[error("{0} names a trust domain and no workload (X509-SVID §5.2)")]
     NoPath(SpiffeId),
+    #[error("{0} is a node's or the CA's own identity, and none of them is a peer of workloads")]
+    NoWorkload(SpiffeId),
     #[error("{0}: it is a CA's certificate, which is never a workload's identity (X509-SVID §4.1)")]
     Ca(SpiffeId),
     #[error("{id}: its key usage {why} (X509-SVID §4.3)")]
@@ -97,6 +99,7 @@ impl Refusal {
             | Self::Signer { .. }
             | Self::Chain { .. }
             | Self::Unexpected { .. }
+            | Self::NoWorkload(_)
             | Self::OutsideHandshake => CertificateError::Other(OtherError(Arc::new(self.clone()))),
         };
         rustls::Error::InvalidCertificate(error)

@@ -7,7 +7,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroize;
@@ -28,6 +28,27 @@ pub struct Authority {
     key: KeyPair,
     not_after: SystemTime,
     organization: Option<String>,
+    /// What stands between a leaf and the root, in that order: nothing if this is a root.
+    intermediates: Vec<CertificateDer<'static>>,
+}
+
+/// Whom a certificate is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub id: &'a SpiffeId,
+    /// Beside the ID; only a server that is found by name has any.
+    pub dns_names: &'a [String],
+}
+
+/// A certificate for a key that its holder made.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    /// Leaf first, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Lower-case hex.
+    pub serial: String,
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
 }
 
 impl Authority {
@@ -51,20 +72,49 @@ impl Authority {
         let pem = certificate.pem();
         let organization = Some(trust_domain.to_string());
         let certificate = certificate.into();
-        Ok((Self { certificate, key, not_after: not_after.into(), organization }, pem))
+        let not_after = not_after.into();
+        let intermediates = Vec::new();
+        Ok((Self { certificate, key, not_after, organization, intermediates }, pem))
     }
 
     /// An existing root. The error is the reason that makes it unusable, in words.
     pub fn parse(certificate: &str, key: &str, now: SystemTime) -> Result<Self, String> {
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|error| format!("its certificate is not PEM: {error}"))?;
-        let mut der = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes())
-            .map_err(|error| format!("its key is not a PKCS#8 key in PEM: {error}"))?;
-        let parsed = KeyPair::try_from(&der);
-        der.zeroize();
-        let key = parsed.map_err(|error| format!("its key is of no kind we can use: {error}"))?;
-        let facts = root_facts(&certificate, &key, now)?;
-        Ok(Self { certificate, key, not_after: facts.not_after, organization: facts.organization })
+        let key = parse_key(key)?;
+        let facts = signer_facts(&certificate, &key, now)?;
+        if !facts.self_signed {
+            let why = "its certificate is not self-signed, and only roots are supported";
+            return Err(why.to_owned());
+        }
+        let SignerFacts { not_after, organization, .. } = facts;
+        Ok(Self { certificate, key, not_after, organization, intermediates: Vec::new() })
+    }
+
+    /// A CA below somebody else's root, as Istio's `cacerts`: its certificate and key, and the
+    /// certificates from it (which may be repeated there) up to one of `roots`.
+    pub fn plugged_in(
+        certificate: &str,
+        key: &str,
+        chain: &str,
+        roots: &[CertificateDer<'static>],
+        now: SystemTime,
+    ) -> Result<Self, String> {
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|error| format!("its certificate is not PEM: {error}"))?;
+        let key = parse_key(key)?;
+        let facts = signer_facts(&certificate, &key, now)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
+        let chain = chain.map_err(|error| format!("its chain is not PEM: {error}"))?;
+        let mut intermediates = Vec::new();
+        if !roots.contains(&certificate) {
+            intermediates.push(certificate.clone());
+        }
+        // Whoever verifies has the roots.
+        let above = chain.into_iter().filter(|it| *it != certificate && !roots.contains(it));
+        intermediates.extend(above);
+        let SignerFacts { not_after, organization, .. } = facts;
+        Ok(Self { certificate, key, not_after, organization, intermediates })
     }
 
     pub fn certificate(&self) -> &CertificateDer<'static> {
@@ -81,7 +131,7 @@ impl Authority {
         self.organization.as_deref()
     }
 
-    pub(super) fn key_pem(&self) -> zeroize::Zeroizing<String> {
+    pub(crate) fn key_pem(&self) -> zeroize::Zeroizing<String> {
         self.key.serialize_pem().into()
     }
 
@@ -94,11 +144,42 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Svid, CaError> {
+        self.issue_named(Subject { id, dns_names: &[] }, key_type, lifetime, now)
+    }
+
+    /// As [`Self::issue`], with names for a server.
+    pub fn issue_named(
+        &self,
+        subject: Subject<'_>,
+        key_type: KeyType,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Svid, CaError> {
+        let mut key = key_type.generate().map_err(sign)?;
+        let signed = self.sign(&key, subject, lifetime, now);
+        let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        key.zeroize();
+        let Signed { chain, serial, not_before, not_after } = signed?;
+        Ok(Svid { id: subject.id.clone(), chain, key: key_der, serial, not_before, not_after })
+    }
+
+    /// A certificate for somebody else's key, of the same profile and lifetime as an SVID of
+    /// [`Self::issue`]. Nothing but the key comes from who asked.
+    pub fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        Subject { id, dns_names }: Subject<'_>,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Signed, CaError> {
         if lifetime < Duration::from_secs(1) {
             return Err(CaError::Lifetime);
         }
         if id.path().is_empty() {
             return Err(CaError::NoWorkload(id.to_string()));
+        }
+        if now >= self.not_after {
+            return Err(CaError::Sign("the CA's own certificate has expired".to_owned()));
         }
         let not_before = whole_seconds(now - BACKDATE);
         let not_after = whole_seconds((now + lifetime).min(self.not_after));
@@ -109,6 +190,11 @@ impl Authority {
         let uri =
             id.as_str().try_into().map_err(|_| CaError::Sign(format!("{id} is not ASCII")))?;
         params.subject_alt_names = vec![SanType::URI(uri)];
+        for name in dns_names {
+            let dns = name.as_str().try_into();
+            let dns = dns.map_err(|_| CaError::Sign(format!("{name} is not ASCII")))?;
+            params.subject_alt_names.push(SanType::DnsName(dns));
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages =
             vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
@@ -120,18 +206,11 @@ impl Authority {
         params.serial_number = Some(serial_number);
 
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key).map_err(sign)?;
-        let mut key = key_type.generate().map_err(sign)?;
-        let leaf = params.signed_by(&key, &issuer).map_err(sign)?;
-        let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        key.zeroize();
-        Ok(Svid {
-            id: id.clone(),
-            chain: vec![leaf.into()],
-            key: key_der,
-            serial,
-            not_before: not_before.into(),
-            not_after: not_after.into(),
-        })
+        let leaf = params.signed_by(key, &issuer).map_err(sign)?;
+        let mut chain = vec![leaf.into()];
+        chain.extend(self.intermediates.iter().cloned());
+        let (not_before, not_after) = (not_before.into(), not_after.into());
+        Ok(Signed { chain, serial, not_before, not_after })
     }
 }
 
@@ -141,16 +220,26 @@ impl Drop for Authority {
     }
 }
 
-struct RootFacts {
-    not_after: SystemTime,
-    organization: Option<String>,
+/// PKCS#8, or the older forms that `openssl` and `step` write.
+fn parse_key(key: &str) -> Result<KeyPair, String> {
+    let mut der = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .map_err(|error| format!("its key is not a private key in PEM: {error}"))?;
+    let parsed = KeyPair::try_from(&der);
+    der.zeroize();
+    parsed.map_err(|error| format!("its key is of no kind we can use: {error}"))
 }
 
-fn root_facts(
+struct SignerFacts {
+    not_after: SystemTime,
+    organization: Option<String>,
+    self_signed: bool,
+}
+
+fn signer_facts(
     certificate: &CertificateDer<'_>,
     key: &KeyPair,
     now: SystemTime,
-) -> Result<RootFacts, String> {
+) -> Result<SignerFacts, String> {
     let (_, root) = X509Certificate::from_der(certificate)
         .map_err(|error| format!("its certificate cannot be parsed: {error}"))?;
     if root.public_key().raw != key.subject_public_key_info() {
@@ -164,9 +253,7 @@ fn root_facts(
     if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
         return Err("its certificate may not sign others (key usage)".to_owned());
     }
-    if root.subject().as_raw() != root.issuer().as_raw() {
-        return Err("its certificate is not self-signed, and only roots are supported".to_owned());
-    }
+    let self_signed = root.subject().as_raw() == root.issuer().as_raw();
     let not_before: SystemTime = root.validity().not_before.to_datetime().into();
     let not_after: SystemTime = root.validity().not_after.to_datetime().into();
     if now < not_before {
@@ -178,7 +265,7 @@ fn root_facts(
     }
     let organization =
         root.subject().iter_organization().next().and_then(|o| o.as_str().ok()).map(str::to_owned);
-    Ok(RootFacts { not_after, organization })
+    Ok(SignerFacts { not_after, organization, self_signed })
 }
 
 /// Certificates carry whole seconds.

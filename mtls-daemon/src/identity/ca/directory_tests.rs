@@ -1,12 +1,15 @@
 use std::collections::BTreeSet;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 use std::sync::Barrier;
+use std::time::Duration;
 
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::*;
 use crate::identity::SpiffeId;
+use crate::identity::ca::files::{DIRECTORY_MODE, FILE_MODE};
 
 fn domain() -> TrustDomain {
     TrustDomain::parse("cluster.local").unwrap()

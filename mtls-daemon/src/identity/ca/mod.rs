@@ -1,11 +1,14 @@
-//! The embedded certificate authority: one self-signed root, which signs SVIDs itself.
+//! What signs: a CA's certificate and key, in memory and in files. The embedded CA is one self-signed
+//! root, which signs SVIDs itself; the CA server (`crate::ca`) has more of them.
 
 mod authority;
 mod directory;
+pub(crate) mod files;
+pub(crate) mod sealed;
 
 use std::path::PathBuf;
 
-pub use authority::Authority;
+pub use authority::{Authority, Signed, Subject};
 pub use directory::open_or_make;
 
 /// Why the CA cannot be opened or cannot sign. All of it is on our side: the peer has no part in it.
@@ -54,6 +57,10 @@ pub enum CaError {
         directory.display()
     )]
     Unusable { directory: PathBuf, why: String },
+    #[error("the key-encryption file {}: {why}", path.display())]
+    SealingKey { path: PathBuf, why: &'static str },
+    #[error("{} cannot be used: {why}", path.display())]
+    File { path: PathBuf, why: String },
     #[error("{id} is not this CA's to issue: it serves the trust domain {trust_domain}")]
     ForeignTrustDomain { id: String, trust_domain: String },
     #[error("{0} names a trust domain and no workload: it gets no SVID")]
@@ -63,7 +70,3 @@ pub enum CaError {
     #[error("signing failed: {0}")]
     Sign(String),
 }
-
-/// Mode bits of the CA's directory and of its files.
-const DIRECTORY_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;

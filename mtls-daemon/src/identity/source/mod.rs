@@ -1,6 +1,7 @@
 //! Where SVIDs come from, chosen by configuration.
 
 pub mod embedded;
+pub mod istio_ca;
 
 use super::ca::CaError;
 use super::{Bundle, SpiffeId, Svid};

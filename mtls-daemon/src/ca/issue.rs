@@ -1,0 +1,405 @@
+//! The CA itself: who asks, for whom, and the certificate.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+
+use super::allow::{self, AccountName, Pods};
+use super::audit::{Audit, Entry};
+use super::authenticate::{Authenticator, Caller, Credentials, Purpose, join, node};
+use super::nodes::{self, Node, Nodes};
+use super::revoke::{self, Held};
+use super::signing::{Signing, Source, pem_of};
+use super::state::Watched;
+use super::{Refusal, StateDir, csr, issued, roots, seconds, token};
+use crate::identity::KeyType;
+use crate::identity::ca::sealed::SealingKey;
+use crate::identity::ca::{CaError, Signed, Subject};
+use crate::identity::{NodeName, SpiffeId, TrustDomain};
+
+/// Requests that wait for a processor; one more is told to come back.
+const WAITING: usize = 4096;
+
+/// How long a signed revocation list is handed out before it is signed again.
+const SIGN_AGAIN: Duration = Duration::from_secs(2);
+
+pub struct Settings {
+    pub directory: PathBuf,
+    pub trust_domain: TrustDomain,
+    /// None: roots of its own.
+    pub plugged_in: Option<PathBuf>,
+    /// Of a root that has to be made.
+    pub key_type: KeyType,
+    pub sealing: Option<SealingKey>,
+    pub dns_names: Vec<String>,
+    pub default_lifetime: Duration,
+    pub max_lifetime: Duration,
+    /// Service accounts that may ask for the pods on their own node.
+    pub trusted_accounts: BTreeSet<AccountName>,
+}
+
+pub struct Ca {
+    settings: Settings,
+    source: Source,
+    directory: Arc<StateDir>,
+    signing: ArcSwap<Signing>,
+    authenticators: Vec<Box<dyn Authenticator>>,
+    pods: Option<Arc<dyn Pods>>,
+    audit: Audit,
+    nodes: Watched<Nodes>,
+    revoked: Watched<Held>,
+    list: Mutex<Option<SignedList>>,
+    processors: Semaphore,
+    waiting: Semaphore,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    pub csr: String,
+    /// In seconds; nothing and less is the default.
+    pub lifetime: i64,
+    /// The identity that a node asks for on a workload's behalf.
+    pub impersonated: Option<String>,
+}
+
+/// Whom the certificate is for, and what has to be done before it is handed out.
+struct Grant {
+    id: SpiffeId,
+    /// Who answers for it: revoked with this node.
+    node: Option<NodeName>,
+    token: Option<String>,
+    /// Of the certificate that the caller showed.
+    shown: Option<String>,
+}
+
+#[derive(Clone)]
+pub struct SignedList {
+    pub list: Vec<u8>,
+    pub signature: Vec<u8>,
+    number: u64,
+    issuer: String,
+    signed: SystemTime,
+}
+
+impl Ca {
+    /// Makes the first root if there is none.
+    pub fn open(settings: Settings, audit: Audit, now: SystemTime) -> Result<Self, CaError> {
+        let directory = Arc::new(StateDir::open(&settings.directory)?);
+        let source = match &settings.plugged_in {
+            Some(folder) => Source::PluggedIn(folder.clone()),
+            None => Source::Own,
+        };
+        if matches!(source, Source::Own) {
+            let Settings { trust_domain, key_type, sealing, .. } = &settings;
+            roots::make(&directory, trust_domain, *key_type, sealing.as_ref(), now)?;
+        }
+        issued::compact(&directory, now)?;
+        let signing = load(&settings, &source, &directory, now)?;
+        let authenticators: Vec<Box<dyn Authenticator>> = vec![
+            Box::new(node::NodeSvid(settings.trust_domain.clone())),
+            Box::new(join::JoinTokens(directory.clone())),
+        ];
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            source,
+            directory,
+            signing: ArcSwap::from_pointee(signing),
+            authenticators,
+            pods: None,
+            audit,
+            nodes: Watched::new(nodes::FILE),
+            revoked: Watched::new(revoke::FILE),
+            list: Mutex::new(None),
+            processors: Semaphore::new(processors),
+            waiting: Semaphore::new(WAITING),
+            settings,
+        })
+    }
+
+    /// One more way to prove who one is, asked after those that are there.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: impl Authenticator + 'static) -> Self {
+        self.authenticators.push(Box::new(authenticator));
+        self
+    }
+
+    /// The cluster's pods, for which trusted node accounts may ask.
+    #[must_use]
+    pub fn with_pods(mut self, pods: Arc<dyn Pods>) -> Self {
+        self.pods = Some(pods);
+        self
+    }
+
+    pub fn signing(&self) -> Arc<Signing> {
+        self.signing.load_full()
+    }
+
+    pub fn directory(&self) -> &StateDir {
+        &self.directory
+    }
+
+    /// Takes over what changed in the CA's files. A fault keeps what is there. Blocking.
+    pub fn refresh(&self, now: SystemTime) -> Result<(), CaError> {
+        if self.signing.load().is_current(&self.source, &self.directory, now) {
+            return Ok(());
+        }
+        let signing = load(&self.settings, &self.source, &self.directory, now)?;
+        let changed = signing.anchors_pem != self.signing.load().anchors_pem;
+        self.signing.store(Arc::new(signing));
+        if changed {
+            tracing::info!("the CA's roots changed");
+        }
+        Ok(())
+    }
+
+    /// Answers a request, and writes it down.
+    ///
+    /// # Errors
+    /// Why there is no certificate.
+    pub async fn create(
+        self: &Arc<Self>,
+        credentials: Credentials,
+        request: Request,
+    ) -> Result<Vec<String>, Refusal> {
+        let mut entry = Entry { peer: Some(credentials.peer), ..Entry::default() };
+        let result = self.decide(&credentials, request, &mut entry).await;
+        let written = match &result {
+            Ok(_) => self.audit.issued(&entry),
+            Err(refusal) => self.audit.refused(&entry, &refusal.to_string()),
+        };
+        if let Err(error) = written {
+            tracing::error!(%error, "the audit log cannot be written: no certificate is handed out");
+            return Err(Refusal::Internal(format!("the audit log cannot be written: {error}")));
+        }
+        result
+    }
+
+    async fn decide(
+        self: &Arc<Self>,
+        credentials: &Credentials,
+        request: Request,
+        entry: &mut Entry,
+    ) -> Result<Vec<String>, Refusal> {
+        let _waiting = self.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
+        entry.identity = request.impersonated.as_ref().map(|id| id.chars().take(256).collect());
+        let caller = self.authenticate(credentials, Purpose::Certificate, entry).await?;
+        let lifetime = self.lifetime(request.lifetime)?;
+        let _processor = self.processors.acquire().await.map_err(|_| Refusal::Busy)?;
+        let (ca, now, mut noted) = (self.clone(), credentials.now, entry.clone());
+        let work = move || {
+            let result = ca.issue(caller, &request, lifetime, now, &mut noted);
+            (result, noted)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        let (result, noted) =
+            done.map_err(|error| Refusal::Internal(format!("issuing failed: {error}")))?;
+        *entry = noted;
+        result
+    }
+
+    /// Who asks.
+    pub async fn authenticate(
+        &self,
+        credentials: &Credentials,
+        purpose: Purpose,
+        entry: &mut Entry,
+    ) -> Result<Caller, Refusal> {
+        let mut failures = Vec::new();
+        for authenticator in &self.authenticators {
+            match authenticator.authenticate(credentials, purpose).await {
+                Some(Ok(caller)) => {
+                    entry.method = Some(authenticator.name());
+                    entry.caller = Some(caller.name());
+                    return Ok(caller);
+                }
+                Some(Err(why)) => failures.push(format!("{}: {why}", authenticator.name())),
+                None => {}
+            }
+        }
+        if failures.is_empty() {
+            failures.push(match credentials.bearer_token() {
+                Ok(_) => "no authenticator knows this kind of token".to_owned(),
+                Err(error) => format!("no client certificate, and {error}"),
+            });
+        }
+        Err(Refusal::Unauthenticated(failures.join("; ")))
+    }
+
+    fn lifetime(&self, asked: i64) -> Result<Duration, Refusal> {
+        let Settings { default_lifetime, max_lifetime, .. } = &self.settings;
+        let Ok(asked @ 1..) = u64::try_from(asked) else { return Ok(*default_lifetime) };
+        if asked > max_lifetime.as_secs() {
+            let most = humantime::format_duration(*max_lifetime);
+            return Err(Refusal::BadRequest(format!(
+                "a lifetime of {asked} seconds is asked for, at most {most} is granted"
+            )));
+        }
+        Ok(Duration::from_secs(asked))
+    }
+
+    fn grant(&self, caller: Caller, request: &Request) -> Result<Grant, Refusal> {
+        let trust_domain = &self.settings.trust_domain;
+        let refuse = |error: allow::NotAllowed| Refusal::NotAllowed(error.to_string());
+        let impersonated = request.impersonated.as_deref();
+        let internal = |error: crate::identity::SpiffeIdError| Refusal::Internal(error.to_string());
+        match (caller, impersonated) {
+            (Caller::Node { name, serial }, asked) => {
+                let known = self.nodes.get(&self.directory)?;
+                let id = match asked {
+                    Some(asked) => {
+                        allow::node(&known, &name, asked, trust_domain).map_err(refuse)?
+                    }
+                    None if known.0.contains_key(&name) => {
+                        name.id(trust_domain).map_err(internal)?
+                    }
+                    None => return Err(refuse(allow::NotAllowed::NodeUnknown(name))),
+                };
+                Ok(Grant { id, node: Some(name), token: None, shown: Some(serial) })
+            }
+            (Caller::Joining { .. }, Some(_)) => Err(Refusal::NotAllowed(
+                "a join token is for the node's own certificate, which then asks for others".into(),
+            )),
+            (Caller::Joining { token_id, token }, None) => {
+                let id = token.node.id(trust_domain).map_err(internal)?;
+                Ok(Grant { id, node: Some(token.node), token: Some(token_id), shown: None })
+            }
+            (Caller::Account(account), Some(asked)) => {
+                let trusted = &self.settings.trusted_accounts;
+                let pods = self.pods.as_deref();
+                let (id, node) =
+                    allow::account(trusted, &account, asked, trust_domain, pods).map_err(refuse)?;
+                Ok(Grant { id, node: NodeName::parse(&node).ok(), token: None, shown: None })
+            }
+            (Caller::Account(account), None) => {
+                let id = SpiffeId::istio(trust_domain, &account.namespace, &account.name)
+                    .map_err(|error| Refusal::NotAllowed(error.to_string()))?;
+                Ok(Grant { id, node: None, token: None, shown: None })
+            }
+        }
+    }
+
+    /// Blocking.
+    fn issue(
+        &self,
+        caller: Caller,
+        request: &Request,
+        lifetime: Duration,
+        now: SystemTime,
+        entry: &mut Entry,
+    ) -> Result<Vec<String>, Refusal> {
+        let grant = self.grant(caller, request)?;
+        entry.identity = Some(grant.id.to_string());
+        let key = csr::public_key(&request.csr)
+            .map_err(|error| Refusal::BadRequest(error.to_string()))?;
+        let signing = self.signing.load_full();
+        let subject = Subject { id: &grant.id, dns_names: &[] };
+        let signed = signing.authority.sign(&key, subject, lifetime, now)?;
+        self.record(&grant, &signed, &signing.issuer, now)?;
+        let lives = signed.not_after.duration_since(now).unwrap_or_default();
+        entry.signed(&signed.serial, lives, signed.not_after);
+        let mut chain: Vec<String> = signed.chain.iter().map(pem_of).collect();
+        // All roots are one element: clients of Istio take the last for the trust anchors.
+        chain.push(signing.anchors_pem.clone());
+        Ok(chain)
+    }
+
+    /// What has to be true, and to be remembered, at the moment of handing out: in one turn, so that
+    /// a token is used once, and a revocation that comes at the same time reaches this certificate or
+    /// stops it.
+    fn record(
+        &self,
+        grant: &Grant,
+        signed: &Signed,
+        issuer: &str,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
+        let turn = self.directory.turn()?;
+        let revoked = self.revoked.get(&self.directory)?;
+        let refuse = |what: String| Err(Refusal::NotAllowed(format!("{what} is revoked")));
+        if revoked.names_identity(grant.id.as_str()) {
+            return refuse(grant.id.to_string());
+        }
+        if let Some(node) = &grant.node
+            && revoked.names_node(node)
+        {
+            return refuse(format!("node {node}"));
+        }
+        if let Some(serial) = &grant.shown
+            && revoked.names_serial(serial)
+        {
+            return refuse(format!("the caller's certificate {serial}"));
+        }
+        if let Some(id) = &grant.token {
+            let token = token::use_up(&turn, id, now)?
+                .map_err(|error| Refusal::Unauthenticated(error.to_string()))?;
+            let mut nodes: Nodes = turn.read(nodes::FILE)?;
+            let node = Node { identities: token.identities, joined: seconds(now) };
+            nodes.0.insert(token.node, node);
+            turn.write(nodes::FILE, &nodes)?;
+        }
+        let issued = issued::Issued {
+            serial: signed.serial.clone(),
+            issuer: issuer.to_owned(),
+            id: grant.id.to_string(),
+            node: grant.node.clone(),
+            not_after: seconds(signed.not_after),
+        };
+        issued::add(&turn, &issued)?;
+        if matches!(self.source, Source::Own) {
+            let lives = signed.not_after.duration_since(now).unwrap_or_default();
+            roots::note_lifetime(&turn, lives)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a caller that was known when it connected has been revoked since.
+    pub fn check_caller(&self, caller: &Caller) -> Result<(), Refusal> {
+        let Caller::Node { name, serial } = caller else { return Ok(()) };
+        let revoked = self.revoked.get(&self.directory)?;
+        if revoked.names_node(name) || revoked.names_serial(serial) {
+            return Err(Refusal::NotAllowed(format!("node {name} is revoked")));
+        }
+        Ok(())
+    }
+
+    /// The revocation list, signed not long ago. Blocking.
+    pub fn signed_list(&self, now: SystemTime) -> Result<SignedList, CaError> {
+        let held = self.revoked.get(&self.directory)?;
+        let signing = self.signing.load_full();
+        let mut cached = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = &*cached
+            && list.number == held.number
+            && list.issuer == signing.issuer
+            && now.duration_since(list.signed).is_ok_and(|age| age < SIGN_AGAIN)
+        {
+            return Ok(list.clone());
+        }
+        let list = serde_json::to_vec(&held.list(&self.settings.trust_domain, now))
+            .map_err(|error| CaError::Sign(error.to_string()))?;
+        let signed = SignedList {
+            signature: signing.sign_list(&list)?,
+            list,
+            number: held.number,
+            issuer: signing.issuer.clone(),
+            signed: now,
+        };
+        *cached = Some(signed.clone());
+        Ok(signed)
+    }
+}
+
+fn load(
+    settings: &Settings,
+    source: &Source,
+    directory: &StateDir,
+    now: SystemTime,
+) -> Result<Signing, CaError> {
+    let Settings { sealing, trust_domain, dns_names, default_lifetime, .. } = settings;
+    let sealing = sealing.as_ref();
+    Signing::load(source, directory, sealing, trust_domain, dns_names, *default_lifetime, now)
+}

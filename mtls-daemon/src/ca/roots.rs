@@ -1,0 +1,297 @@
+//! The CA's own roots: made once, and replaced in three steps without a failed connection.
+//!
+//! 1. `prepare`: a new root is trusted by everybody beside the old one, which still signs.
+//! 2. `switch`: the new one signs. What the old one signed is still trusted.
+//! 3. `retire`: the old one is trusted no more, and its key is gone.
+//!
+//! Between the steps everybody has to have heard: nodes of ours within seconds, other clients of
+//! Istio's protocol with their next certificate.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::seconds;
+use super::state::{StateDir, Turn};
+use crate::identity::KeyType;
+use crate::identity::TrustDomain;
+use crate::identity::ca::files;
+use crate::identity::ca::sealed::{self, SealingKey};
+use crate::identity::ca::{Authority, CaError};
+
+pub const FILE: &str = "roots.json";
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roots {
+    pub roots: Vec<Root>,
+    /// When the latest step was made, in seconds since 1970.
+    pub since: u64,
+    /// The longest lifetime of anything that was signed, in seconds: so long a client may not have
+    /// heard of a step.
+    pub longest_lifetime: u64,
+    /// Names are never used twice.
+    pub made: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    pub name: String,
+    pub phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Trusted, does not sign yet.
+    Next,
+    Signing,
+    /// Still trusted, signs no more.
+    Old,
+}
+
+/// What is needed to sign.
+pub struct Loaded {
+    pub authority: Authority,
+    /// All of them are trusted; the signing one first.
+    pub anchors: Vec<CertificateDer<'static>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error("{0}")]
+    Order(&'static str),
+    #[error(
+        "the previous step was {ago} ago, and clients that renew on their own may not have heard of it \
+         for {left} more; --force if all clients are nodes of mtls-daemon, which hear within seconds"
+    )]
+    TooEarly { ago: String, left: String },
+}
+
+fn certificate_file(name: &str) -> String {
+    format!("{name}.pem")
+}
+
+fn key_file(name: &str) -> String {
+    format!("{name}.key")
+}
+
+/// Makes the first root if there is none, and encrypts keys that are not yet.
+pub fn make(
+    directory: &StateDir,
+    trust_domain: &TrustDomain,
+    key_type: KeyType,
+    sealing: Option<&SealingKey>,
+    now: SystemTime,
+) -> Result<(), CaError> {
+    let turn = directory.turn()?;
+    let mut roots: Roots = turn.read(FILE)?;
+    if roots.roots.is_empty() {
+        let name = add(&turn, &mut roots, Phase::Signing, trust_domain, key_type, sealing, now)?;
+        turn.write(FILE, &roots)?;
+        tracing::info!(root = name, %trust_domain, ?key_type, "made a new root");
+        return Ok(());
+    }
+    let Some(sealing) = sealing else { return Ok(()) };
+    for root in &roots.roots {
+        let file = key_file(&root.name);
+        if let Some(key) = files::read_private(&directory.path(&file))?
+            && !sealed::is_sealed(&key)
+        {
+            turn.write_text(&file, &sealing.seal(key.as_bytes())?)?;
+            tracing::info!(root = root.name, "the key is encrypted from now on");
+        }
+    }
+    Ok(())
+}
+
+fn add(
+    turn: &Turn<'_>,
+    roots: &mut Roots,
+    phase: Phase,
+    trust_domain: &TrustDomain,
+    key_type: KeyType,
+    sealing: Option<&SealingKey>,
+    now: SystemTime,
+) -> Result<String, CaError> {
+    let (authority, pem) = Authority::generate(trust_domain, key_type, now)?;
+    roots.made += 1;
+    let name = format!("root-{}", roots.made);
+    let key = authority.key_pem();
+    let key = match sealing {
+        Some(sealing) => Zeroizing::new(sealing.seal(key.as_bytes())?),
+        None => key,
+    };
+    // The index names it last: until then its files are nobody's.
+    turn.write_text(&key_file(&name), &key)?;
+    turn.write_text(&certificate_file(&name), &pem)?;
+    roots.roots.push(Root { name: name.clone(), phase });
+    roots.since = seconds(now);
+    Ok(name)
+}
+
+/// The certificates of all roots, the signing one first, and the name and PEM of that one.
+type Certificates = (Vec<CertificateDer<'static>>, Option<(String, Zeroizing<String>)>);
+
+fn certificates(directory: &StateDir) -> Result<Certificates, CaError> {
+    let roots: Roots = directory.read(FILE)?;
+    let mut anchors = Vec::new();
+    let mut signing = None;
+    for root in &roots.roots {
+        let file = certificate_file(&root.name);
+        let path = directory.path(&file);
+        let missing = || unusable(directory, &file, "it is missing".to_owned());
+        let pem = files::read_private(&path)?.ok_or_else(missing)?;
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
+            .map_err(|error| unusable(directory, &file, error.to_string()))?;
+        if root.phase == Phase::Signing {
+            anchors.insert(0, certificate);
+            signing = Some((root.name.clone(), pem));
+        } else {
+            anchors.push(certificate);
+        }
+    }
+    Ok((anchors, signing))
+}
+
+fn unusable(directory: &StateDir, name: &str, why: String) -> CaError {
+    CaError::File { path: directory.path(name), why }
+}
+
+/// Whom to trust; nobody's key is read.
+pub fn anchors(directory: &StateDir) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    Ok(certificates(directory)?.0)
+}
+
+/// Reads the root that signs, and the certificates of all.
+pub fn load(
+    directory: &StateDir,
+    sealing: Option<&SealingKey>,
+    now: SystemTime,
+) -> Result<Loaded, CaError> {
+    let unusable = |name: &str, why: String| unusable(directory, name, why);
+    let (anchors, signing) = certificates(directory)?;
+    let Some((name, certificate)) = signing else {
+        return Err(unusable(FILE, "no root signs".to_owned()));
+    };
+    let file = key_file(&name);
+    let key = files::read_private(&directory.path(&file))?
+        .ok_or_else(|| unusable(&file, "it is missing".to_owned()))?;
+    let key = match (sealed::is_sealed(&key), sealing) {
+        (false, _) => key,
+        (true, Some(sealing)) => sealing.open(&key).ok_or_else(|| {
+            unusable(&file, "another key-encryption file sealed it, or it was changed".to_owned())
+        })?,
+        (true, None) => {
+            let why = "it is encrypted: name the file with --key-encryption-file".to_owned();
+            return Err(unusable(&file, why));
+        }
+    };
+    let authority =
+        Authority::parse(&certificate, &key, now).map_err(|why| unusable(&name, why))?;
+    Ok(Loaded { authority, anchors })
+}
+
+/// Remembers how long something that is signed will live.
+pub fn note_lifetime(turn: &Turn<'_>, lifetime: Duration) -> Result<(), CaError> {
+    let mut roots: Roots = turn.read(FILE)?;
+    if lifetime.as_secs() > roots.longest_lifetime && !roots.roots.is_empty() {
+        roots.longest_lifetime = lifetime.as_secs();
+        turn.write(FILE, &roots)?;
+    }
+    Ok(())
+}
+
+/// Step one. The new root's name.
+pub fn prepare(
+    directory: &StateDir,
+    trust_domain: &TrustDomain,
+    key_type: KeyType,
+    sealing: Option<&SealingKey>,
+    now: SystemTime,
+) -> Result<String, StepError> {
+    let turn = directory.turn()?;
+    let mut roots: Roots = turn.read(FILE)?;
+    match roots.roots.len() {
+        0 => return Err(StepError::Order("there is no root yet: `ca run` makes the first")),
+        1 => {}
+        _ => return Err(StepError::Order("a rotation is under way: finish it first")),
+    }
+    let name = add(&turn, &mut roots, Phase::Next, trust_domain, key_type, sealing, now)?;
+    turn.write(FILE, &roots)?;
+    Ok(name)
+}
+
+/// Step two. The name of the root that signs from now on.
+pub fn switch(directory: &StateDir, force: bool, now: SystemTime) -> Result<String, StepError> {
+    let turn = directory.turn()?;
+    let mut roots: Roots = turn.read(FILE)?;
+    if !roots.roots.iter().any(|root| root.phase == Phase::Next) {
+        return Err(StepError::Order("no new root is trusted yet: `ca root prepare` comes first"));
+    }
+    roots.everybody_has_heard(force, now)?;
+    let mut name = String::new();
+    for root in &mut roots.roots {
+        match root.phase {
+            Phase::Next => {
+                root.phase = Phase::Signing;
+                name.clone_from(&root.name);
+            }
+            Phase::Signing => root.phase = Phase::Old,
+            Phase::Old => {}
+        }
+    }
+    roots.since = seconds(now);
+    turn.write(FILE, &roots)?;
+    Ok(name)
+}
+
+/// Step three. The name of the root that is no more.
+pub fn retire(directory: &StateDir, force: bool, now: SystemTime) -> Result<String, StepError> {
+    let turn = directory.turn()?;
+    let mut roots: Roots = turn.read(FILE)?;
+    let Some(at) = roots.roots.iter().position(|root| root.phase == Phase::Old) else {
+        return Err(StepError::Order("no root is old: `ca root switch` comes first"));
+    };
+    roots.everybody_has_heard(force, now)?;
+    let root = roots.roots.remove(at);
+    roots.since = seconds(now);
+    turn.write(FILE, &roots)?;
+    for file in [key_file(&root.name), certificate_file(&root.name)] {
+        let path = directory.path(&file);
+        std::fs::remove_file(&path).map_err(files::io_error("remove", &path)).or_else(|error| {
+            match &error {
+                CaError::Io { error: io, .. } if io.kind() == std::io::ErrorKind::NotFound => {
+                    Ok(())
+                }
+                _ => Err(error),
+            }
+        })?;
+    }
+    Ok(root.name)
+}
+
+impl Roots {
+    /// Whether every certificate from before the latest step has expired, and with it every client's
+    /// last word of it.
+    fn everybody_has_heard(&self, force: bool, now: SystemTime) -> Result<(), StepError> {
+        let ago = seconds(now).saturating_sub(self.since);
+        let left = self.longest_lifetime.saturating_sub(ago);
+        if force || left == 0 {
+            return Ok(());
+        }
+        let [ago, left] =
+            [ago, left].map(|it| humantime::format_duration(Duration::from_secs(it)).to_string());
+        Err(StepError::TooEarly { ago, left })
+    }
+}
+
+#[cfg(test)]
+#[path = "roots_tests.rs"]
+mod tests;

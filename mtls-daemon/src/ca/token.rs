@@ -1,0 +1,192 @@
+//! Join tokens: how a machine that nobody vouches for yet gets its first certificate, once.
+//!
+//! A token is `mtls-join.<id>.<secret>`. The CA keeps the hash of the secret alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::seconds;
+use super::state::{StateDir, Turn};
+use crate::identity::ca::CaError;
+use crate::identity::{NodeName, SpiffeId};
+use crate::tls::provider::random_bytes;
+
+pub const FILE: &str = "tokens.json";
+pub const PREFIX: &str = "mtls-join.";
+
+/// Wrong secrets for one token, after which it is worth nothing. A secret has 256 bits: this guards
+/// the log, not the secret.
+pub const ATTEMPTS: u32 = 5;
+
+/// Used up and expired tokens are listed for so long.
+const REMEMBERED: u64 = 7 * 24 * 3600;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Tokens(BTreeMap<String, Token>);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    sha256: String,
+    pub node: NodeName,
+    pub identities: BTreeSet<String>,
+    pub created: u64,
+    pub expires: u64,
+    #[serde(default)]
+    pub failed_attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    #[error("the join token has no such form")]
+    Form,
+    #[error("there is no join token {0} (or no more)")]
+    Unknown(String),
+    #[error("the secret of join token {0} is wrong")]
+    Secret(String),
+    #[error("join token {0} was tried with {ATTEMPTS} wrong secrets and is void")]
+    Void(String),
+    #[error("join token {0} has expired")]
+    Expired(String),
+    #[error("join token {0} was used before")]
+    Used(String),
+}
+
+impl Token {
+    /// As `ca token list` shows it.
+    pub fn state(&self, now: SystemTime) -> &'static str {
+        match self.usable("", now) {
+            Ok(()) => "valid",
+            Err(TokenError::Used(_)) => "used",
+            Err(TokenError::Void(_)) => "void",
+            Err(_) => "expired",
+        }
+    }
+
+    fn usable(&self, id: &str, now: SystemTime) -> Result<(), TokenError> {
+        let id = id.to_owned();
+        if self.used.is_some() {
+            return Err(TokenError::Used(id));
+        }
+        if self.failed_attempts >= ATTEMPTS {
+            return Err(TokenError::Void(id));
+        }
+        if seconds(now) >= self.expires {
+            return Err(TokenError::Expired(id));
+        }
+        Ok(())
+    }
+}
+
+impl Tokens {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Token)> {
+        self.0.iter().map(|(id, token)| (id.as_str(), token))
+    }
+}
+
+/// Makes a token; the text is nowhere else.
+pub fn create(
+    directory: &StateDir,
+    node: NodeName,
+    identities: impl IntoIterator<Item = SpiffeId>,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<(String, Zeroizing<String>), CaError> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let id = hex(&random_bytes::<6>().map_err(CaError::Sign)?);
+    let secret = Zeroizing::new(hex(&random_bytes::<32>().map_err(CaError::Sign)?));
+    let token = Token {
+        sha256: hash(&secret),
+        node,
+        identities: identities.into_iter().map(|id| id.to_string()).collect(),
+        created: seconds(now),
+        expires: seconds(now + lifetime),
+        failed_attempts: 0,
+        used: None,
+    };
+    let turn = directory.turn()?;
+    let mut tokens: Tokens = turn.read(FILE)?;
+    tokens.0.retain(|_, token| token.expires.saturating_add(REMEMBERED) > seconds(now));
+    tokens.0.insert(id.clone(), token);
+    turn.write(FILE, &tokens)?;
+    Ok((id.clone(), format!("{PREFIX}{id}.{}", *secret).into()))
+}
+
+/// Takes a token back. False: there is none of that name.
+pub fn revoke(directory: &StateDir, id: &str) -> Result<bool, CaError> {
+    let turn = directory.turn()?;
+    let mut tokens: Tokens = turn.read(FILE)?;
+    let found = tokens.0.remove(id).is_some();
+    if found {
+        turn.write(FILE, &tokens)?;
+    }
+    Ok(found)
+}
+
+/// Whether the text is a token that may be used now; counts a wrong secret. Its name and what it is
+/// for.
+pub fn check(
+    directory: &StateDir,
+    text: &str,
+    now: SystemTime,
+) -> Result<Result<(String, Token), TokenError>, CaError> {
+    let Some((id, secret)) = text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')) else {
+        return Ok(Err(TokenError::Form));
+    };
+    // Ours have 12 hex digits; anything longer has no business in a log.
+    if id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Ok(Err(TokenError::Form));
+    }
+    let turn = directory.turn()?;
+    let mut tokens: Tokens = turn.read(FILE)?;
+    let Some(token) = tokens.0.get_mut(id) else {
+        return Ok(Err(TokenError::Unknown(id.to_owned())));
+    };
+    if let Err(error) = token.usable(id, now) {
+        return Ok(Err(error));
+    }
+    let given = hash(secret);
+    let same = aws_lc_rs::constant_time::verify_slices_are_equal(
+        given.as_bytes(),
+        token.sha256.as_bytes(),
+    );
+    if same.is_ok() {
+        return Ok(Ok((id.to_owned(), token.clone())));
+    }
+    token.failed_attempts += 1;
+    turn.write(FILE, &tokens)?;
+    Ok(Err(TokenError::Secret(id.to_owned())))
+}
+
+/// Uses a token up that [`check`] found good: only one of several callers succeeds.
+pub fn use_up(
+    turn: &Turn<'_>,
+    id: &str,
+    now: SystemTime,
+) -> Result<Result<Token, TokenError>, CaError> {
+    let mut tokens: Tokens = turn.read(FILE)?;
+    let Some(token) = tokens.0.get_mut(id) else {
+        return Ok(Err(TokenError::Unknown(id.to_owned())));
+    };
+    if let Err(error) = token.usable(id, now) {
+        return Ok(Err(error));
+    }
+    token.used = Some(seconds(now));
+    let token = token.clone();
+    turn.write(FILE, &tokens)?;
+    Ok(Ok(token))
+}
+
+fn hash(secret: &str) -> String {
+    Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+#[path = "token_tests.rs"]
+mod tests;

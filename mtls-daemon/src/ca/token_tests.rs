@@ -1,0 +1,75 @@
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn directory() -> (tempfile::TempDir, StateDir) {
+    let place = tempfile::tempdir().unwrap();
+    let directory = StateDir::open(&place.path().join("ca")).unwrap();
+    (place, directory)
+}
+
+fn made(directory: &StateDir) -> (String, Zeroizing<String>) {
+    let web = SpiffeId::parse("spiffe://cluster.local/ns/foo/sa/web").unwrap();
+    create(directory, NodeName::parse("vm-1").unwrap(), [web], HOUR, SystemTime::now()).unwrap()
+}
+
+#[test]
+fn a_token_is_good_once_and_only_its_hash_is_kept() {
+    let (_place, directory) = directory();
+    let (id, text) = made(&directory);
+    let secret = text.rsplit_once('.').unwrap().1;
+    let file = std::fs::read_to_string(directory.path(FILE)).unwrap();
+    assert!(file.contains(&id) && !file.contains(secret));
+
+    let now = SystemTime::now();
+    let (found, token) = check(&directory, &text, now).unwrap().unwrap();
+    assert_eq!((found.as_str(), token.node.as_str()), (id.as_str(), "vm-1"));
+    assert!(check(&directory, &text, now).unwrap().is_ok(), "looking does not use it up");
+    let turn = directory.turn().unwrap();
+    assert!(use_up(&turn, &id, now).unwrap().is_ok());
+    assert_eq!(use_up(&turn, &id, now).unwrap().unwrap_err(), TokenError::Used(id.clone()));
+    drop(turn);
+    assert_eq!(check(&directory, &text, now).unwrap().unwrap_err(), TokenError::Used(id));
+}
+
+#[test]
+fn a_token_expires() {
+    let (_place, directory) = directory();
+    let (id, text) = made(&directory);
+    let late = SystemTime::now() + HOUR;
+    assert_eq!(check(&directory, &text, late).unwrap().unwrap_err(), TokenError::Expired(id));
+}
+
+#[test]
+fn wrong_secrets_make_a_token_void() {
+    let (_place, directory) = directory();
+    let (id, text) = made(&directory);
+    let wrong = format!("{PREFIX}{id}.{}", "0".repeat(64));
+    let now = SystemTime::now();
+    for _ in 0..ATTEMPTS {
+        let error = check(&directory, &wrong, now).unwrap().unwrap_err();
+        assert_eq!(error, TokenError::Secret(id.clone()));
+    }
+    assert_eq!(check(&directory, &text, now).unwrap().unwrap_err(), TokenError::Void(id));
+}
+
+#[test]
+fn a_token_that_was_taken_back_is_unknown() {
+    let (_place, directory) = directory();
+    let (id, text) = made(&directory);
+    assert!(revoke(&directory, &id).unwrap());
+    assert!(!revoke(&directory, &id).unwrap());
+    let error = check(&directory, &text, SystemTime::now()).unwrap().unwrap_err();
+    assert_eq!(error, TokenError::Unknown(id));
+}
+
+#[test]
+fn what_has_no_tokens_form_is_refused() {
+    let (_place, directory) = directory();
+    for text in ["", "mtls-join.", "mtls-join.abc", "mtls-join.a b.c", "eyJ.eyJ.x"] {
+        let found = check(&directory, text, SystemTime::now()).unwrap().unwrap_err();
+        assert!(matches!(found, TokenError::Form), "{text}");
+    }
+    let long = format!("mtls-join.{}.x", "a".repeat(1000));
+    assert!(matches!(check(&directory, &long, SystemTime::now()).unwrap(), Err(TokenError::Form)));
+}

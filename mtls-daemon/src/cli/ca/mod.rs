@@ -1,0 +1,121 @@
+//! `mtls-daemon ca`
+
+mod node;
+mod revoke;
+mod root;
+mod run;
+mod token;
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+
+use super::{Exit, Failed};
+use crate::ca::StateDir;
+use crate::identity::ca::CaError;
+use crate::identity::{SpiffeId, TrustDomain};
+
+/// The verbs of `mtls-daemon ca`. All but `run` change files that the running CA reads anew at once.
+#[derive(Debug, Subcommand)]
+pub(super) enum CaVerb {
+    /// Run a certificate authority for this mesh until SIGTERM or SIGINT
+    #[command(visible_alias = "serve", after_help = super::exit::HELP)]
+    Run(Box<run::RunArgs>),
+    /// Join tokens: how a machine outside of Kubernetes gets its first certificate
+    #[command(subcommand)]
+    Token(token::TokenVerb),
+    /// The nodes that joined, and the identities that they may run
+    #[command(after_help = super::exit::HELP)]
+    Nodes(node::NodesArgs),
+    /// Revoke a certificate, an identity or a node, or show what is revoked
+    #[command(after_help = super::exit::HELP)]
+    Revoke(revoke::RevokeArgs),
+    /// Replace the CA's root in three steps, without a failed connection
+    #[command(subcommand)]
+    Root(root::RootVerb),
+}
+
+/// Which CA.
+#[derive(Debug, Clone, Args)]
+pub(super) struct DirectoryArgs {
+    /// The CA's directory: its keys, tokens, nodes and revocations
+    #[arg(long, env = "MTLS_CA_DIRECTORY", value_name = "DIR", default_value = "/var/lib/mtls-ca")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct TrustDomainArgs {
+    /// Trust domain of every identity that this CA signs
+    #[arg(
+        long,
+        env = "MTLS_TRUST_DOMAIN",
+        value_name = "TD",
+        default_value = "cluster.local",
+        value_parser = trust_domain
+    )]
+    trust_domain: TrustDomain,
+}
+
+pub(super) fn ca(verb: CaVerb) -> Result<(), Failed> {
+    match verb {
+        CaVerb::Run(args) => run::run(*args),
+        CaVerb::Token(verb) => token::token(verb),
+        CaVerb::Nodes(args) => node::nodes(args),
+        CaVerb::Revoke(args) => revoke::revoke(args),
+        CaVerb::Root(verb) => root::root(verb),
+    }
+}
+
+impl DirectoryArgs {
+    /// The directory of a CA that ran at least once: a slip of the pen makes no new one.
+    fn open(&self) -> Result<StateDir, Failed> {
+        if !self.dir.is_dir() {
+            let error = anyhow::anyhow!(
+                "{} is no CA's directory: `mtls-daemon ca run --dir` makes it",
+                self.dir.display()
+            );
+            return Err(Failed::new(Exit::Config, error));
+        }
+        StateDir::open(&self.dir).map_err(failed)
+    }
+}
+
+fn failed(error: CaError) -> Failed {
+    anyhow::Error::from(error).into()
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::configured(text).map_err(|error| error.to_string())
+}
+
+/// A whole SPIFFE ID, or `<namespace>/<service account>` in the trust domain.
+fn workload(text: &str, trust_domain: &TrustDomain) -> Result<SpiffeId, Failed> {
+    let id = match text.split_once('/') {
+        Some((namespace, account)) if !text.contains("://") => {
+            SpiffeId::istio(trust_domain, namespace, account).map_err(|error| error.to_string())
+        }
+        _ => crate::ca::allow::workload(text, trust_domain).map_err(|error| error.to_string()),
+    };
+    id.map_err(|why| {
+        let error = anyhow::anyhow!(
+            "{text:?} is no workload's identity: {why}; expected <namespace>/<service account>"
+        );
+        Failed::new(Exit::Config, error)
+    })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; expected a duration such as 10m, 24h or 90days"))?;
+    let year = Duration::from_secs(366 * 24 * 3600);
+    if duration < Duration::from_secs(1) || duration > year {
+        return Err("it must lie between a second and a year".to_owned());
+    }
+    Ok(duration)
+}
+
+fn date(seconds: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    humantime::format_rfc3339_seconds(time).to_string()
+}

@@ -1,0 +1,95 @@
+use super::*;
+
+fn id(text: &str) -> SpiffeId {
+    SpiffeId::parse(text).unwrap()
+}
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("cluster.local").unwrap()
+}
+
+fn entry(what: What) -> Revoked {
+    Revoked { what, at: 1, reason: "stolen".to_owned(), until: None }
+}
+
+fn list(number: u64, issued: u64, entries: Vec<Revoked>) -> Compiled {
+    let trust_domain = "cluster.local".to_owned();
+    Compiled::new(&RevocationList { trust_domain, number, issued, entries }, &domain())
+}
+
+fn by_serial(serial: &str, issuer: Option<&str>) -> Revoked {
+    let issuer = issuer.map(str::to_owned);
+    entry(What::Certificate { serial: serial.to_owned(), issuer })
+}
+
+#[test]
+fn a_certificate_is_refused_by_its_serial_and_issuer() {
+    let web = id("spiffe://cluster.local/ns/foo/sa/web");
+    let held = list(1, 0, vec![by_serial("0A:BC", Some("11")), by_serial("def", None)]);
+    let ask = |serial, issuer| held.check(Certificate { serial, issuer, id: &web });
+    let error = ask("abc", Some("11")).unwrap_err();
+    assert!(
+        error.to_string().contains("abc") && error.to_string().ends_with(": stolen"),
+        "{error}"
+    );
+    assert!(ask("abc", Some("22")).is_ok(), "another CA's");
+    assert!(ask("abc", None).is_err(), "it may be that CA's");
+    assert!(ask("def", Some("22")).is_err(), "any CA's");
+    assert!(ask("abcd", Some("11")).is_ok());
+}
+
+#[test]
+fn an_identity_and_a_node_are_refused_whatever_the_serial() {
+    let entries = vec![
+        entry(What::Identity("spiffe://cluster.local/ns/foo/sa/web".to_owned())),
+        entry(What::Node(NodeName::parse("vm-1").unwrap())),
+    ];
+    let held = list(1, 0, entries);
+    let ask = |text| held.check(Certificate { serial: "1", issuer: None, id: &id(text) });
+    assert!(matches!(
+        ask("spiffe://cluster.local/ns/foo/sa/web"),
+        Err(NotBelieved::Identity { .. })
+    ));
+    assert!(ask("spiffe://cluster.local/node/vm-1").is_err());
+    assert!(ask("spiffe://cluster.local/ns/foo/sa/webs").is_ok());
+    assert!(ask("spiffe://other.domain/node/vm-1").is_ok());
+}
+
+#[test]
+fn without_a_list_nothing_is_refused_unless_one_is_required() {
+    let web = id("spiffe://cluster.local/ns/foo/sa/web");
+    let certificate = Certificate { serial: "1", issuer: None, id: &web };
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let lenient = Revocations::new(None);
+    assert_eq!(lenient.check(certificate, at(1000)), Ok(()));
+    let strict = Revocations::new(Some(Duration::from_secs(60)));
+    assert_eq!(strict.check(certificate, at(1000)), Err(NotBelieved::NoList));
+    strict.replace(list(1, 1000, Vec::new()));
+    assert_eq!(strict.check(certificate, at(1060)), Ok(()));
+    let error = strict.check(certificate, at(1061)).unwrap_err();
+    assert!(error.to_string().contains("1m 1s old"), "{error}");
+    lenient.replace(list(1, 1000, Vec::new()));
+    assert_eq!(lenient.check(certificate, at(1_000_000)), Ok(()), "an absent CA breaks nothing");
+}
+
+#[test]
+fn only_a_new_number_is_a_change() {
+    let held = Revocations::new(None);
+    let mut changed = held.changed();
+    held.replace(list(1, 1, Vec::new()));
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    held.replace(list(1, 2, Vec::new()));
+    assert!(!changed.has_changed().unwrap(), "signed again");
+    held.replace(list(2, 3, Vec::new()));
+    assert!(changed.has_changed().unwrap());
+}
+
+#[test]
+fn serials_have_one_form() {
+    for (given, normal) in
+        [("0A:bC", "abc"), ("0x00ff", "ff"), ("00", "0"), ("", "0"), ("1234", "1234")]
+    {
+        assert_eq!(normal_serial(given), normal, "{given}");
+    }
+}

@@ -1,0 +1,225 @@
+//! A certificate authority that speaks Istio's protocol: `mtls-daemon ca`, istiod, istio-csr.
+//!
+//! Keys are made here; the CA gets a CSR and never a key. Who we are is shown by a service account's
+//! token, or by the node's own SVID, which a join token brought once. An identity is asked for on
+//! behalf of the node's workloads (impersonation, policy.md 7.4).
+
+mod client;
+mod node_svid;
+pub mod poll;
+mod revoked;
+mod trust;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanType};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::runtime::Handle;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroize;
+
+use super::{SourceError, SvidSource};
+use crate::identity::revocations::normal_serial;
+use crate::identity::{Bundle, KeyType, NodeName, Revocations, SpiffeId, Svid, TrustDomain};
+use crate::tls::svid::verify_svid;
+use client::Client;
+use node_svid::NodeSvid;
+use trust::Trust;
+
+/// Renewal has half of a lifetime: there is no hurry, and a CA that hangs must not hold a place.
+const ANSWER: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Host and port.
+    pub address: String,
+    /// The DNS name that the CA's certificate must have.
+    pub server_name: String,
+    /// PEM: whom to trust as the CA until it says otherwise.
+    pub root_file: PathBuf,
+    pub credential: Credential,
+    /// What istiod calls the cluster that our tokens are of.
+    pub cluster: String,
+    pub trust_domain: TrustDomain,
+    pub key_type: KeyType,
+    pub lifetime: Duration,
+    /// For what has to outlive the daemon: the node's SVID, roots, the revocation list.
+    pub state_dir: PathBuf,
+}
+
+/// How the CA knows us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A token that something else keeps fresh, sent with every request.
+    TokenFile(PathBuf),
+    /// The node's own SVID; the file's token is spent to get the first one.
+    Node { name: NodeName, join_token: Option<PathBuf> },
+}
+
+/// SVIDs from a CA server.
+pub struct IstioCa {
+    settings: Settings,
+    runtime: Handle,
+    trust: Trust,
+    client: Client,
+    node: Option<NodeSvid>,
+    revocations: Arc<Revocations>,
+}
+
+/// A CA's answer, checked.
+struct Answer {
+    svid: Svid,
+    /// PEM.
+    roots: String,
+}
+
+impl IstioCa {
+    /// Within the runtime that is to make the connections. Nothing is asked for yet; the revocation
+    /// list of an earlier run is in force at once.
+    pub fn new(settings: Settings, revocations: Arc<Revocations>) -> Result<Self, SourceError> {
+        let trust = Trust::new(&settings.root_file, &settings.state_dir);
+        // A mistake in the file shows at the start, not at the first connection.
+        trust.anchors().map_err(SourceError::Other)?;
+        let node = match &settings.credential {
+            Credential::TokenFile(_) => None,
+            Credential::Node { name, join_token } => {
+                Some(NodeSvid::new(name, join_token.clone(), &settings)?)
+            }
+        };
+        let source = Self {
+            client: Client::new(&settings),
+            runtime: Handle::current(),
+            trust,
+            node,
+            revocations,
+            settings,
+        };
+        revoked::restore(&source);
+        Ok(source)
+    }
+
+    async fn ask(&self, id: &SpiffeId) -> Result<Svid, String> {
+        let own = match &self.node {
+            Some(node) => Some(node.current(self).await?),
+            None => None,
+        };
+        let channel = self.client.channel(&self.trust, own.as_ref()).await?;
+        let answer = self.client.certificate(channel, id, Some(id), self.token()?).await;
+        if answer.is_err() {
+            self.client.forget();
+        }
+        let Answer { svid, roots } = answer?;
+        self.trust.learn(&roots)?;
+        Ok(svid)
+    }
+
+    fn token(&self) -> Result<Option<zeroize::Zeroizing<String>>, String> {
+        match &self.settings.credential {
+            Credential::TokenFile(path) => read_token(path).map(Some),
+            Credential::Node { .. } => Ok(None),
+        }
+    }
+}
+
+impl SvidSource for IstioCa {
+    fn issue(&self, id: &SpiffeId) -> Result<Svid, SourceError> {
+        // On a thread for blocking work; the connection itself is the runtime's.
+        let asked = async {
+            tokio::time::timeout(ANSWER, self.ask(id))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())))
+        };
+        self.runtime.block_on(asked).map_err(|why| {
+            SourceError::Other(format!("the CA at {}: {why}", self.settings.address))
+        })
+    }
+
+    fn bundle(&self) -> Result<Bundle, SourceError> {
+        let anchors = self.trust.anchors().map_err(SourceError::Other)?;
+        Ok(Bundle { trust_domain: self.settings.trust_domain.clone(), anchors })
+    }
+
+    fn name(&self) -> &'static str {
+        "istio-ca"
+    }
+}
+
+fn read_token(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, String> {
+    let text = std::fs::read_to_string(path).map(zeroize::Zeroizing::new);
+    let text =
+        text.map_err(|error| format!("cannot read the token {}: {error}", path.display()))?;
+    match text.trim() {
+        "" => Err(format!("the token file {} is empty", path.display())),
+        token => Ok(token.to_owned().into()),
+    }
+}
+
+/// A new key, and the CSR for it. The names in it are a courtesy to CAs that look.
+fn key_and_csr(id: &SpiffeId, key_type: KeyType) -> Result<(KeyPair, String), String> {
+    let failed = |error: rcgen::Error| format!("no CSR can be made: {error}");
+    let key = key_type.generate().map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let uri = id.as_str().try_into().map_err(failed)?;
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(failed)?;
+    Ok((key, csr))
+}
+
+/// Takes a response apart (policy.md 7.1): the leaf, what is between, and all roots in the last
+/// element.
+fn read_answer(
+    id: &SpiffeId,
+    trust_domain: &TrustDomain,
+    mut key: KeyPair,
+    elements: &[String],
+) -> Result<Answer, String> {
+    let result = check_answer(id, trust_domain, &key, elements);
+    let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    key.zeroize();
+    let (chain, roots) = result?;
+    let (_, leaf) = X509Certificate::from_der(&chain[0]).map_err(|error| error.to_string())?;
+    let svid = Svid {
+        id: id.clone(),
+        serial: normal_serial(&leaf.serial.to_str_radix(16)),
+        not_before: leaf.validity().not_before.to_datetime().into(),
+        not_after: leaf.validity().not_after.to_datetime().into(),
+        chain: chain.clone(),
+        key: der,
+    };
+    Ok(Answer { svid, roots })
+}
+
+type ChainAndRoots = (Vec<CertificateDer<'static>>, String);
+
+fn check_answer(
+    id: &SpiffeId,
+    trust_domain: &TrustDomain,
+    key: &KeyPair,
+    elements: &[String],
+) -> Result<ChainAndRoots, String> {
+    let [chain @ .., roots] = elements else { return Err("its answer is empty".to_owned()) };
+    let certificates = |pem: &str| {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        all.map_err(|error| format!("its answer is not PEM: {error}"))
+    };
+    let anchors = certificates(roots)?;
+    let chain: Result<Vec<_>, _> = chain.iter().map(|pem| certificates(pem)).collect();
+    let chain = chain?.concat();
+    let leaf = chain.first().ok_or("its answer has no certificate beside the root")?;
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
+    if parsed.public_key().raw != key.subject_public_key_info() {
+        return Err("its answer is a certificate for another key".to_owned());
+    }
+    let own = Bundle { trust_domain: trust_domain.clone(), anchors };
+    verify_svid(&chain, &[own], Some(std::slice::from_ref(id)), SystemTime::now())
+        .map_err(|why| format!("its answer does not verify: {why}"))?;
+    Ok((chain, roots.clone()))
+}
+
+#[cfg(test)]
+#[path = "../istio_ca_tests.rs"]
+mod tests;

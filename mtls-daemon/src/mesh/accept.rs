@@ -13,6 +13,9 @@ use crate::policy::error::{Code, ConfigError};
 #[derive(Debug, Clone, Default)]
 pub struct Accepted {
     pub(super) objects: BTreeMap<Arc<str>, Object>,
+    /// Names that several objects have, of which none was in force alone before: what the others
+    /// wanted stays closed for as long as they are there.
+    pub(super) disputed: BTreeSet<Arc<str>>,
 }
 
 /// Objects on the way into a snapshot.
@@ -25,6 +28,7 @@ pub(super) struct Chosen {
     pub errors: Vec<ConfigError>,
     /// Somebody's place is not known, which without an earlier version nothing makes up for.
     pub incomplete: bool,
+    pub disputed: BTreeSet<Arc<str>>,
     tried: BTreeSet<Arc<str>>,
 }
 
@@ -46,13 +50,23 @@ impl Chosen {
         chosen.incomplete = objects.unreadable;
         for (key, candidates) in by_name {
             let earlier = previous.and_then(|p| p.objects.get(&key));
-            chosen.choose(key, candidates, earlier);
+            let disputed = previous.is_some_and(|p| p.disputed.contains(&key));
+            chosen.choose(key, candidates, earlier, disputed);
         }
-        // What is no longer there is gone, unless its file cannot tell.
+        // What is no longer there is gone, unless its file cannot tell. A policy may have moved to
+        // any file that cannot.
         let known = |key: &Arc<str>| positions.contains_key(key);
         for (key, object) in previous.iter().flat_map(|p| &p.objects) {
-            if !known(key) && unclear.contains(&object.meta().origin.file) {
-                let reason = "stays in force: its file can no longer be understood";
+            let its_own = unclear.contains(&object.meta().origin.file);
+            let moved = !unclear.is_empty() && is_policy(object);
+            if !known(key) && (its_own || moved) {
+                let reason = match its_own {
+                    true => "stays in force: its file can no longer be understood",
+                    false => {
+                        "stays in force: it is nowhere, and may have moved to a file that cannot \
+                         be understood"
+                    }
+                };
                 chosen.errors.push(object.meta().origin.error("", Code::Refused, reason));
                 chosen.keep(key.clone(), object.clone());
             }
@@ -67,7 +81,13 @@ impl Chosen {
 
     /// Of several objects with one name, the one that is in force already: the one of its file. Else
     /// the first, by file and line.
-    fn choose(&mut self, key: Arc<str>, candidates: Vec<Read>, earlier: Option<&Object>) {
+    fn choose(
+        &mut self,
+        key: Arc<str>,
+        candidates: Vec<Read>,
+        earlier: Option<&Object>,
+        disputed: bool,
+    ) {
         let of_file = |read: &Read| {
             earlier.is_some_and(|earlier| read.origin.file == earlier.meta().origin.file)
         };
@@ -87,7 +107,7 @@ impl Chosen {
                     self.objects.insert(key.clone(), object);
                     continue;
                 }
-                (_, Some(earlier)) => {
+                (_, Some(earlier)) if duplicate.is_none() || !disputed => {
                     let reason = "refused: the version that was read before stays in force";
                     self.errors.push(origin.error("", Code::Refused, reason));
                     if duplicate.is_none() {
@@ -95,9 +115,12 @@ impl Chosen {
                     }
                     continue;
                 }
-                (Ok(object), None) => instead_of(object),
-                (Err(instead), None) => instead,
+                (Ok(object), _) => instead_of(object),
+                (Err(instead), _) => instead,
             };
+            if duplicate.is_some() {
+                self.disputed.insert(key.clone());
+            }
             self.incomplete |= matches!(instead, InPlace::Unplaced | InPlace::Unknown);
             self.errors.push(origin.error("", Code::Refused, instead.says()));
             self.in_place.push(instead);
@@ -133,6 +156,17 @@ impl Chosen {
             }
         }
         changed
+    }
+}
+
+/// It can close something.
+fn is_policy(object: &Object) -> bool {
+    match object {
+        Object::AuthorizationPolicy(_)
+        | Object::PeerAuthentication(_)
+        | Object::Legacy(_)
+        | Object::DestinationRule(_) => true,
+        Object::WorkloadEntry(_) | Object::ServiceEntry(_) | Object::NodeWorkload(_) => false,
     }
 }
 

@@ -138,7 +138,7 @@ impl Snapshot {
         answers.node_workloads = members.node_workloads;
         let snapshot =
             Snapshot::new(generation, settings, authentications, authorizations, answers);
-        let accepted = Accepted { objects: chosen.objects };
+        let accepted = Accepted { objects: chosen.objects, disputed: chosen.disputed };
         Ok(Built { snapshot, accepted, errors, warnings })
     }
 }

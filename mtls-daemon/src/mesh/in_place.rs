@@ -4,7 +4,7 @@
 use crate::policy::authz::RefusedPolicy;
 use crate::policy::error::{Origin, Report};
 use crate::policy::field::Field;
-use crate::policy::metadata::Document;
+use crate::policy::metadata::{Document, name_of};
 use crate::policy::yaml::{Node, Value};
 use crate::policy::{DestinationRule, ObjectMeta, PeerAuthentication};
 
@@ -60,6 +60,9 @@ impl InPlace {
 /// Of a document whose object was refused.
 pub(super) fn of(document: &Document<'_>) -> InPlace {
     let origin = &document.meta.origin;
+    if !ours(document.group) {
+        return InPlace::Nothing;
+    }
     match document.kind {
         "AuthorizationPolicy" => {
             RefusedPolicy::of(document, format!("{} is refused", origin.place()))
@@ -71,20 +74,25 @@ pub(super) fn of(document: &Document<'_>) -> InPlace {
         "DestinationRule" => InPlace::Closed(DestinationRule::refused(document)),
         "WorkloadEntry" | "ServiceEntry" | "NodeWorkload" => InPlace::Unplaced,
         kind if HARMLESS.contains(&kind) => InPlace::Nothing,
-        _ if ours(document.group) => InPlace::Unknown,
-        _ => InPlace::Nothing,
+        _ => InPlace::Unknown,
     }
 }
 
 /// Of a document whose very name could not be read: everything in its namespace.
 pub(super) fn of_node(node: &Node, origin: &Origin) -> InPlace {
     let kind = text(node, &["kind"]);
+    let group = text(node, &["apiVersion"]).map(|api| api.split_once('/').map_or("", |(g, _)| g));
+    if group.is_some_and(|group| !ours(group)) {
+        return InPlace::Nothing;
+    }
+    // A namespace that cannot be one is nobody's: whose it was meant to be is not known.
     let meta = || {
-        let namespace = match find(node, &["metadata", "namespace"]) {
-            None => "default",
-            Some(_) => text(node, &["metadata", "namespace"])?,
+        let Value::Map(metadata) = &find(node, &["metadata"])?.value else { return None };
+        let namespace = match metadata.iter().find(|entry| entry.key == "namespace") {
+            None => "default".into(),
+            Some(entry) => name_of(&Field::root(&entry.node), &mut Report::default())?,
         };
-        Some(ObjectMeta::unnamed(namespace, origin.clone()))
+        Some(ObjectMeta::unnamed(&namespace, origin.clone()))
     };
     match (kind, meta()) {
         (Some("AuthorizationPolicy"), Some(meta)) => {
@@ -113,7 +121,7 @@ pub(super) fn origin(node: &Node, report: &Report) -> Origin {
 }
 
 /// A misspelt kind of these groups can be anything.
-fn ours(group: &str) -> bool {
+pub(super) fn ours(group: &str) -> bool {
     group.is_empty() || group.ends_with("istio.io") || group == "mtls-ebpf.dev"
 }
 

@@ -18,7 +18,9 @@ impl Snapshot {
             headless.entry(address.ip()).or_default().insert(address.port());
         }
         let mut rows = Vec::new();
-        for (address, direct) in &self.answers.direct {
+        // An address that is some service's own, too: whatever stands at it, the daemon decides.
+        let virtual_too = |address| self.answers.virtual_addresses.contains_key(address);
+        for (address, direct) in self.answers.direct.iter().filter(|(a, _)| !virtual_too(a)) {
             let untouched = in_the_clear(&direct.default);
             if untouched {
                 rows.push(OutboundRow { address: *address, port: 0, untouched: true });

@@ -113,7 +113,13 @@ impl Members {
                     object.meta.name,
                     entry.meta.origin.place()
                 );
-                errors.push(origin.error("metadata.name", Code::Conflict, reason));
+                // Whoever had the name keeps it.
+                let newer = |origin: &Origin| !incumbents.contains(&origin.object);
+                let yields = match newer(&entry.meta.origin) && !newer(origin) {
+                    true => &entry.meta.origin,
+                    false => origin,
+                };
+                errors.push(yields.error("metadata.name", Code::Conflict, reason));
             }
             if here(object) {
                 if let Some(other) = namespaces.insert(object.network_namespace.clone(), origin) {

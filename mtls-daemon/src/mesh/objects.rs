@@ -129,7 +129,11 @@ impl Objects {
             self.read.push(Read { origin, outcome });
             return;
         };
-        let origin = document.meta.origin.clone();
+        let mut origin = document.meta.origin.clone();
+        if !in_place::ours(document.group) {
+            // Not the object of ours that may have the same kind and name.
+            origin.object = format!("{} of {}", origin.object, document.group).into();
+        }
         let outcome = match supported(&document, report) {
             true => read(&document, report, before).ok_or_else(|| in_place::of(&document)),
             false => {

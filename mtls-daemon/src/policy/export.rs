@@ -5,6 +5,9 @@ use std::sync::Arc;
 use super::error::{Code, Report};
 use super::field::Field;
 
+/// Clients of each namespace that is named are planned for.
+const MOST_NAMES: usize = 1000;
+
 /// Who sees an object of namespace `own`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExportTo {
@@ -29,6 +32,12 @@ impl ExportTo {
     pub fn read(field: Option<Field<'_>>, own: &str, report: &mut Report) -> Self {
         let Some(field) = field else { return Self::All };
         let values: Vec<&str> = field.texts(report).into_iter().map(|(_, text)| text).collect();
+        if values.len() > MOST_NAMES {
+            let reason =
+                format!("{} namespaces are more than {MOST_NAMES}: use \"*\"", values.len());
+            field.error(report, Code::FieldValue, reason);
+            return Self::Own;
+        }
         let mut sorted = values.clone();
         sorted.sort_unstable();
         if sorted.windows(2).any(|pair| pair[0] == pair[1]) {

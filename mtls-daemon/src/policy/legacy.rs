@@ -126,7 +126,12 @@ fn read_peers(fields: &mut Fields<'_>, report: &mut Report) -> Option<Mode> {
     let optional = fields.take(report, "peerIsOptional").and_then(|f| f.boolean(report));
     let Some(peers) = fields.take(report, "peers") else { return Some(Mode::Disable) };
     let mut found = Some(Mode::Disable);
-    for peer in peers.list(report) {
+    let list = peers.list(report);
+    if list.len() > 1 {
+        peers.error(report, Code::Unsupported, "only one peer method is supported");
+        return None;
+    }
+    for peer in list {
         let mut method = peer.fields(report)?;
         found = match method.take_or_null("mtls") {
             Some(None) => Some(Mode::Strict),

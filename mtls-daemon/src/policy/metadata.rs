@@ -53,10 +53,16 @@ pub struct Document<'n> {
     spec_reported: bool,
 }
 
-/// Kinds that close something: a misspelt field would leave it open, so it refuses the object.
-/// Elsewhere objects of newer versions stay readable.
-const STRICT: [&str; 4] =
-    ["PeerAuthentication", "NodeWorkload", "DestinationRule", "AuthorizationPolicy"];
+/// Kinds that close something: a field that is written and empty would leave it open, so it refuses
+/// the object.
+const STRICT: [&str; 6] = [
+    "PeerAuthentication",
+    "NodeWorkload",
+    "DestinationRule",
+    "AuthorizationPolicy",
+    "Policy",
+    "MeshPolicy",
+];
 
 impl<'n> Document<'n> {
     /// Reads the envelope. Sets `report.object` for the findings that follow.

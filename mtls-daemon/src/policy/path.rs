@@ -64,11 +64,11 @@ pub fn normalise(path: &str, how: Normalisation) -> Result<Cow<'_, str>, BadPath
     if path.contains('#') {
         return Err(BadPath::Fragment);
     }
-    if how == Normalisation::None || !head.starts_with(['/', '\\']) {
-        return Ok(Cow::Borrowed(path));
-    }
     if head.contains("%00") {
         return Err(BadPath::Nul);
+    }
+    if how == Normalisation::None || !head.starts_with(['/', '\\']) {
+        return Ok(Cow::Borrowed(path));
     }
     if is_normal(head, how) {
         return Ok(Cow::Borrowed(path));

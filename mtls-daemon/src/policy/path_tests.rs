@@ -73,7 +73,7 @@ fn slashes_merge_and_decode_only_where_asked() {
 
 #[test]
 fn without_normalisation_and_without_segments_nothing_changes() {
-    check(Normalisation::None, &[("/a/../b", "/a/../b"), ("/%00", "/%00")]);
+    check(Normalisation::None, &[("/a/../b", "/a/../b"), ("/%41", "/%41")]);
     check(Base, &[("*", "*"), ("", ""), ("a/../b", "a/../b")]);
     assert!(matches!(normalise("/plain/path.txt?q", Base), Ok(Cow::Borrowed(_))));
 }

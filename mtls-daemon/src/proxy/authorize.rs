@@ -34,6 +34,11 @@ impl Parties {
         }
     }
 
+    /// The same for its server's side as it is described now: labels can change under a connection.
+    pub fn now(&self, workload: &Arc<Workload>) -> Self {
+        Self { workload: workload.clone(), ..self.clone() }
+    }
+
     /// What `snapshot` says of the requests that are open on it: the first that it denies.
     pub fn judge_requests(&self, snapshot: &Snapshot, open: &InFlight) -> Option<Verdict> {
         let plan = snapshot.inbound(&self.workload, self.destination.port());

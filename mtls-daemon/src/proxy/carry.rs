@@ -7,13 +7,13 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Shared;
 use super::authorize::Parties;
 use super::failure::Failure;
 use super::http::{self, Authorize, Connecting, Traffic, detect};
 use super::inbound::Inbound;
 use super::never_http::NeverHttp;
 use super::relay::{Side, Tally, relay};
+use super::{Pod, Shared};
 use crate::mesh::InboundPlan;
 use crate::policy::PortProtocol;
 use crate::policy::authz::{Connection, Request, Verdict};
@@ -131,7 +131,7 @@ impl Inbound<'_> {
         let counted = Counted { traffic: Arc::default(), tally };
         let connect = || -> Connecting<'_> { Box::pin(self.reach_application()) };
         let in_flight = self.place.requests(&settled.parties);
-        let authorize = Policies { shared, parties: &settled.parties };
+        let authorize = Policies { shared, pod: self.pod, port: self.destination.port() };
         shared.telemetry.opened(flow);
         let context = http::Context {
             connection: settled.parties.connection(),
@@ -165,13 +165,14 @@ enum Inside {
 /// The policies in force at the moment of each request.
 struct Policies<'a> {
     shared: &'a Shared,
-    parties: &'a Parties,
+    pod: &'a Pod,
+    port: u16,
 }
 
 impl Authorize for Policies<'_> {
     fn request(&self, connection: &Connection<'_>, request: &Request<'_>) -> Verdict {
         let snapshot = self.shared.snapshot.load();
-        let plan = snapshot.inbound(&self.parties.workload, self.parties.destination.port());
+        let plan = snapshot.inbound(&self.pod.current().workload, self.port);
         plan.authorization.request(connection, request)
     }
 }

@@ -162,7 +162,8 @@ impl Inbound<'_> {
         flow: &mut FlowRecord,
         tally: &Tally,
     ) -> Result<(), Failure> {
-        let timeouts = &self.worker.shared.timeouts;
+        let shared = &self.worker.shared;
+        let timeouts = &shared.timeouts;
         let limit = match knowledge {
             PeerKnowledge::SpeaksMtls => timeouts.mtls,
             PeerKnowledge::Unknown => timeouts.detect,
@@ -175,6 +176,17 @@ impl Inbound<'_> {
             Ok(kind) => kind.map_err(Failure::ClientReset)?,
             // Some of a ClientHello came: the rest will, and decides.
             Err(_) if !client.peeked().is_empty() => {
+                match timeout(timeouts.mtls, first_bytes(&mut client)).await {
+                    Ok(kind) => kind.map_err(Failure::ClientReset)?,
+                    Err(_) => Kind::NotTls,
+                }
+            }
+            // HTTP's clients speak first, however late.
+            Err(_) if plan.protocol == PortProtocol::Http => {
+                first_bytes(&mut client).await.map_err(Failure::ClientReset)?
+            }
+            // No greeting would be delivered, and no application is reached for nothing.
+            Err(_) if !self.parties(None, None).judge(&shared.snapshot.load()).allowed => {
                 match timeout(timeouts.mtls, first_bytes(&mut client)).await {
                     Ok(kind) => kind.map_err(Failure::ClientReset)?,
                     Err(_) => Kind::NotTls,

@@ -64,6 +64,17 @@ pub enum InTheClear {
 }
 
 impl InTheClear {
+    /// The same of the enrolled workload as it is described now.
+    fn now(&self, now: &Arc<Workload>) -> Self {
+        let mut changed = self.clone();
+        match &mut changed {
+            Self::Inbound { workload, .. } | Self::Outbound { workload, .. } => {
+                *workload = now.clone();
+            }
+        }
+        changed
+    }
+
     /// Whether `snapshot` still leaves it in the clear; if not, what decides.
     fn judge(&self, snapshot: &Snapshot) -> Result<(), String> {
         match self {
@@ -167,11 +178,14 @@ impl Live {
     /// not leave there.
     pub fn judge(&self, snapshot: &Snapshot) {
         for entry in self.entries.borrow().values() {
+            // As it is described now: a label may have changed under its connections.
+            let workload = &entry.pod.current().workload;
             let denied = match (&entry.admitted, &entry.requests) {
-                (Some(parties), _) => admit(parties, snapshot).err(),
-                (None, Some((parties, open))) => {
-                    parties.judge_requests(snapshot, open).map(|verdict| denied(parties, verdict))
-                }
+                (Some(parties), _) => admit(&parties.now(workload), snapshot).err(),
+                (None, Some((parties, open))) => parties
+                    .now(workload)
+                    .judge_requests(snapshot, open)
+                    .map(|verdict| denied(parties, verdict)),
                 (None, None) => None,
             };
             if let Some(failure) = denied {
@@ -181,7 +195,7 @@ impl Live {
                 continue;
             }
             let Some(in_the_clear) = &entry.in_the_clear else { continue };
-            if let Err(because) = in_the_clear.judge(snapshot) {
+            if let Err(because) = in_the_clear.now(workload).judge(snapshot) {
                 tracing::info!(workload = entry.pod.current().workload.key(),
                     listening = ?entry.listening, %because, "ends a connection in the clear");
                 entry.stop.tell(Failure::PolicyChanged { because });

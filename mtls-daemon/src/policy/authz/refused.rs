@@ -29,8 +29,13 @@ impl RefusedPolicy {
         let action = fields.take(&mut unheard, "action").and_then(|f| f.string(&mut unheard));
         let dry_run = meta.dry_run.as_deref().and_then(is_true) == Some(true);
         // For a typing error beside it, a gateway's policy has a selector or an unknown field.
-        let gateway =
-            (fields.has("targetRef") || fields.has("targetRefs")) && !fields.has("selector");
+        let one = fields
+            .take(&mut unheard, "targetRef")
+            .is_some_and(|f| f.fields(&mut unheard).is_some());
+        let list = fields.take(&mut unheard, "targetRefs").map(|f| f.list(&mut unheard));
+        let gateway = (one || list.is_some_and(|refs| !refs.is_empty())) && !fields.has("selector");
+        // Only ALLOW and DENY can be tried: of anything else nobody knows that it would be.
+        let dry_run = dry_run && matches!(action, None | Some("ALLOW" | "DENY"));
         if action == Some("AUDIT") || dry_run || gateway {
             return None;
         }

@@ -1,5 +1,4 @@
-//! Reading and validating rules (policy.md 4.3). Below `rules` nothing may be unknown: a field that
-//! is left out widens an ALLOW rule or narrows a DENY rule.
+//! Reading and validating rules (policy.md 4.3).
 
 use super::attribute::{self, Attribute};
 use super::model::{Action, Condition, Operation, Rule, Source, Values};

@@ -60,7 +60,7 @@ impl<'a> Backend<'a> {
             {
                 kept = None;
             }
-            let fresh = kept.is_none();
+            let fresh = kept.is_none() && context.connected.borrow().is_none();
             let mut sender = match kept {
                 Some(sender) => sender,
                 None => self.connect_http1(context).await?,

@@ -19,7 +19,7 @@ pub enum Spoken {
 /// What `bytes`, the first of a connection, are. More counts as HTTP than is HTTP: whatever a lenient
 /// application might take for a request must come before those who judge requests, which refuse what
 /// is malformed, and must not slip past them as another protocol. So empty lines and spaces may come
-/// first, the method may be anything visible, and the line decides by its last word.
+/// first, the method may be anything visible, and the words after it decide.
 pub fn spoken(bytes: &[u8]) -> Spoken {
     let common = bytes.len().min(PREFACE.len());
     if common > 0 && bytes[..common] == PREFACE[..common] {
@@ -31,12 +31,8 @@ pub fn spoken(bytes: &[u8]) -> Spoken {
     };
     let bytes = &bytes[begins..];
     if let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-        let mut words = bytes[..end].split(|byte| is_space(*byte)).filter(|word| !word.is_empty());
-        return if words.next_back().is_some_and(is_version) {
-            Spoken::Http1
-        } else {
-            Spoken::Other
-        };
+        let words = bytes[..end].split(|byte| is_space(*byte)).filter(|word| !word.is_empty());
+        return if is_request(words) { Spoken::Http1 } else { Spoken::Other };
     }
     let method = bytes.iter().take_while(|byte| byte.is_ascii_graphic()).count();
     match bytes.get(method) {
@@ -57,8 +53,23 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | 0x0b | 0x0c | 0x1c..=0x1f | 0x85 | 0xa0)
 }
 
-fn is_version(word: &[u8]) -> bool {
-    word.len() > 5 && word[..5].eq_ignore_ascii_case(b"HTTP/")
+/// Whether some server takes these words for a request's first line.
+fn is_request<'w>(mut words: impl Iterator<Item = &'w [u8]> + Clone) -> bool {
+    let (Some(method), Some(target)) = (words.next(), words.clone().next()) else { return false };
+    if words.clone().any(|word| is_version(word, b"HTTP/")) {
+        return true;
+    }
+    // Node's parser reads these two under another name as well.
+    if matches!(method, b"GET" | b"POST") && words.clone().any(|word| is_version(word, b"RTSP/")) {
+        return true;
+    }
+    // HTTP/0.9 had no version, and some servers read headers behind it all the same.
+    let path = matches!(target, [b'/' | b'*', ..]) || is_version(target, b"http:");
+    words.count() == 1 && path && USUAL.iter().any(|usual| usual.eq_ignore_ascii_case(method))
+}
+
+fn is_version(word: &[u8], name: &[u8; 5]) -> bool {
+    word.len() > 5 && word[..5].eq_ignore_ascii_case(name)
 }
 
 /// The methods of RFC 9110, of RFC 5789 and of WebDAV, and what HTTP/2 begins with.

@@ -15,6 +15,10 @@ fn whatever_might_be_taken_for_a_request_is_http() {
         "get /\u{e9} HTTP/1.1\r\n",
         "\x0b\x0cGET / HTTP/1.1\r\n",
         "GET / HTTP/2.0\r\n",
+        "GET /\r\n",
+        "get /admin\n",
+        "GET /admin RTSP/1.0\r\n",
+        "GET /admin HTTP/1.1 x\r\n",
     ] {
         check(line.as_bytes(), Spoken::Http1);
         // However it is cut into pieces, no piece makes it another protocol.
@@ -40,7 +44,9 @@ fn other_protocols_are_told_by_their_first_bytes() {
         b"EHLO example.org\r\n",
         b"USER x\r\n",
         b"get key\r\n",
-        b"GET /\r\n",
+        b"GET key\r\n",
+        b"DESCRIBE rtsp://a/b RTSP/1.0\r\n",
+        b"INVITE sip:a@b SIP/2.0\r\n",
         &[0x16, 3, 1, 2, 0],
         &[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f],
         b"AMQP\0\0\x09\x01",

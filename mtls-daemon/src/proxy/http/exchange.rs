@@ -154,6 +154,10 @@ impl<'a> Exchange<'a> {
             NoAnswer::Broken(error) if error.is_parse() => {
                 Stop::Broken(StatusCode::BAD_GATEWAY, format!("not an HTTP answer: {error}"))
             }
+            // Its body comes from the client's side.
+            NoAnswer::Broken(error) if error.is_user() => {
+                Stop::Refused(Refusal::bad("the request's body broke off"))
+            }
             NoAnswer::Broken(error) => Stop::Broken(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("the application broke off before it answered: {error}"),

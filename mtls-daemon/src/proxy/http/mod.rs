@@ -163,7 +163,11 @@ where
             Spoken::Unfinished if detect::PREFACE.starts_with(client.peeked()) => {}
             _ => break false,
         }
-        match client.peek_more().await {
+        // The guard has the clock of a head, and answers when it runs out.
+        let begun = !client.peeked().is_empty();
+        let limit = if begun { context.head_time } else { Duration::MAX };
+        let Ok(more) = timeout(limit, client.peek_more()).await else { break false };
+        match more {
             Ok(0) if client.peeked().is_empty() => return Ok(()),
             Ok(0) => break false,
             Ok(_) => {}

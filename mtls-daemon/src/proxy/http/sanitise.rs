@@ -208,7 +208,7 @@ fn client(headers: &mut HeaderMap, context: &Context<'_>) -> Result<(), Refusal>
     let received = (!received.is_empty()).then(|| received.join(","));
     let forwarded =
         xfcc::forwarded(how, context.client.as_ref(), context.own_uri, received.as_deref());
-    headers.remove(XFCC);
+    remove(headers, &XFCC);
     if let Some(value) = forwarded {
         // Written in visible ASCII alone, so this does not fail.
         let value = HeaderValue::from_str(&value);
@@ -220,8 +220,22 @@ fn client(headers: &mut HeaderMap, context: &Context<'_>) -> Result<(), Refusal>
 
 /// Trailers must not say what headers may not.
 pub fn trailers(trailers: &mut HeaderMap) {
-    trailers.remove(XFCC);
-    trailers.remove(XFF);
+    remove(trailers, &XFCC);
+    remove(trailers, &XFF);
+}
+
+/// Removes a header in every spelling that an application may take for it: CGI and its descendants
+/// (WSGI, Rack, PHP) know no difference between `-` and `_`.
+fn remove(headers: &mut HeaderMap, name: &HeaderName) {
+    headers.remove(name);
+    let same = |other: &HeaderName| {
+        other.as_str().contains('_')
+            && other.as_str().len() == name.as_str().len()
+            && other.as_str().replace('_', "-") == name.as_str()
+    };
+    while let Some(other) = headers.keys().find(|other| same(other)).cloned() {
+        headers.remove(other);
+    }
 }
 
 /// `*`, `prefix*`, `*suffix` or the whole principal.
@@ -239,8 +253,10 @@ fn matches(pattern: &str, principal: &str) -> bool {
 pub fn remote(headers: &HeaderMap, source: IpAddr, proxies: usize) -> IpAddr {
     let Some(place) = proxies.checked_sub(1) else { return source };
     let values = headers.get_all(XFF);
-    let values: Vec<&str> = values.iter().filter_map(|value| value.to_str().ok()).collect();
-    let address = values.iter().flat_map(|value| value.split(',')).rev().nth(place);
+    // Every value counts its place, also one that is no text: a line left out would move the others.
+    let values: Vec<&[u8]> = values.iter().map(HeaderValue::as_bytes).collect();
+    let address = values.iter().flat_map(|v| v.split(|byte| *byte == b',')).rev().nth(place);
+    let address = address.and_then(|address| std::str::from_utf8(address).ok());
     address.and_then(|address| address.trim().parse().ok()).unwrap_or(source)
 }
 

@@ -12,11 +12,13 @@ async fn arrived(setup: Setup) -> String {
     let application = recorder(OK).await;
     let front = front(&setup, application.address).await;
     let request = format!(
-        "GET / HTTP/1.1\r\nHost: a\r\nX-FORWARDED-client-cert: {FORGED}\r\nx-forwarded-client-cert: {FORGED}\r\n\r\n"
+        "GET / HTTP/1.1\r\nHost: a\r\nX-FORWARDED-client-cert: {FORGED}\r\nx-forwarded-client-cert: {FORGED}\r\nX_Forwarded_Client-Cert: {FORGED}\r\n\r\n"
     );
     let answer = raw(front, request.as_bytes()).await;
     assert!(answer.contains("200 OK"), "{answer}");
-    let seen = application.text().to_ascii_lowercase();
+    // As CGI's descendants read names.
+    let seen = application.text().to_ascii_lowercase().replace("_client", "-client");
+    let seen = seen.replace("x_forwarded", "x-forwarded");
     let lines = seen.lines().filter(|line| line.starts_with("x-forwarded-client-cert"));
     lines
         .map(|line| line.split_once(": ").expect("a value").1.to_owned())

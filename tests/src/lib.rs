@@ -11,6 +11,7 @@
 //! | [`mesh`], [`yaml`] | configuration as an operator writes it |
 //! | [`daemon`], [`admin`] | one `mtls-daemon`, its status, access log and metrics |
 //! | [`world`] | the topology that most tests share: `full`, `partial` and `legacy` |
+//! | [`web`] | the one that tests of HTTP share |
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
@@ -44,6 +45,7 @@ pub mod smtp;
 pub mod talker;
 pub mod wait;
 pub mod walkthrough;
+pub mod web;
 pub mod wire;
 pub mod world;
 pub mod yaml;

@@ -436,6 +436,9 @@ impl App {
         metrics
             .set_svid_expiries(svids.iter().filter_map(|svid| Some((&svid.id, svid.not_after?))));
         metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
+        metrics.set_svid_failures(
+            self.store.failures().map(|(reason, total)| (reason.as_str(), total)),
+        );
     }
 }
 

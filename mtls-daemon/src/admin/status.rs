@@ -98,6 +98,9 @@ pub struct SvidStatus {
     pub source: String,
     /// None until the first one was issued.
     pub serial: Option<String>,
+    /// Distinguished name of the signer.
+    #[serde(default)]
+    pub issuer: Option<String>,
     pub not_before: Option<String>,
     pub not_after: Option<String>,
     /// When the issuer is asked next. None while it is being asked (and from a daemon that does not

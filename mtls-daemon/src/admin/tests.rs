@@ -32,6 +32,7 @@ fn status() -> Status {
             identity: "spiffe://cluster.local/ns/full/sa/server".into(),
             source: "embedded".into(),
             serial: Some("01ab".into()),
+            issuer: Some("O=cluster.local".into()),
             not_before: None,
             not_after: Some(timestamp(SystemTime::UNIX_EPOCH + LONG)),
             next_renewal: Some(timestamp(SystemTime::UNIX_EPOCH + LONG / 2)),

@@ -37,6 +37,7 @@ pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
         identity: svid.id.to_string(),
         source: svid.source.to_owned(),
         serial: svid.serial,
+        issuer: svid.issuer,
         not_before: timestamp(svid.not_before),
         not_after: timestamp(svid.not_after),
         next_renewal: timestamp(svid.next_renewal),

@@ -116,7 +116,7 @@ fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
 }
 
 /// How long a certificate is still good, for example `11h 59m`.
-fn left(not_after: &str, now: SystemTime) -> String {
+pub(in crate::cli) fn left(not_after: &str, now: SystemTime) -> String {
     let Ok(not_after) = humantime::parse_rfc3339(not_after) else { return not_after.to_owned() };
     match not_after.duration_since(now) {
         Ok(left) if !left.is_zero() => short(left),
@@ -125,7 +125,7 @@ fn left(not_after: &str, now: SystemTime) -> String {
 }
 
 /// How long until then, for example `5h 59m`.
-fn wait(until: &str, now: SystemTime) -> String {
+pub(in crate::cli) fn wait(until: &str, now: SystemTime) -> String {
     let Ok(until) = humantime::parse_rfc3339(until) else { return until.to_owned() };
     match until.duration_since(now) {
         Ok(wait) if !wait.is_zero() => short(wait),
@@ -256,6 +256,7 @@ mod tests {
             identity: id.into(),
             source: "embedded".into(),
             serial: Some("01ab".into()),
+            issuer: None,
             not_before: None,
             not_after: Some(timestamp(now() + Duration::from_secs(12 * 3600 - 1))),
             next_renewal: Some(timestamp(now() + Duration::from_secs(6 * 3600 - 1))),

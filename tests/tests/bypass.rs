@@ -189,14 +189,15 @@ fn a_full_table_of_addresses_slows_everybody_down_and_opens_nothing() -> Result<
     /// The configuration is large, and the daemon's build not optimised.
     const LOAD: Duration = Duration::from_secs(180);
     let outside = PodSpec::new(1, "outside", 1).at(Some(Ipv4Addr::new(192, 0, 2, 10)), None);
-    let mut world = World::without_daemons(&[outside])?;
+    let world = World::without_daemons(&[outside])?;
     // One daemon with a directory of its own: the other has no part in this.
     let own = world.bed.directory.join("own");
     let mesh = world.mesh.copy_for(&own)?;
     mesh.write()?;
     world.mesh.write()?;
-    let spec = mtls_tests::DaemonSpec::new(&world.bed, 0);
-    let mut daemon = mtls_tests::DaemonSpec { config: own, ..spec }.start()?;
+    let mut spec = mtls_tests::DaemonSpec::new(&world.bed, 0);
+    spec.config = own;
+    let mut daemon = spec.start()?;
     let client = world.pod("sleep-full");
     let to = world.pod("outside").v4(PORT);
     let _echo = serve(world.pod("outside"), "echo", PORT)?;

@@ -94,7 +94,12 @@ fn service(world: &mut World, host: &str, addresses: &[Ipv4Addr]) {
         spec["addresses"] = json!(addresses);
         spec["endpoints"] = json!([{"address": SERVER}]);
     }
-    world.mesh.put(API, "ServiceEntry", "full", host, spec);
+    world.mesh.put(API, "ServiceEntry", "full", &object_of(host), spec);
+}
+
+/// What the objects of a host are called.
+fn object_of(host: &str) -> String {
+    host.replace('*', "any")
 }
 
 impl Outside {
@@ -118,7 +123,7 @@ impl Outside {
     fn rule(&mut self, host: &str, tls: &Value) -> Result<()> {
         let spec = json!({"host": host, "trafficPolicy": {"tls": tls}});
         self.world.change(|mesh| {
-            mesh.put(API, "DestinationRule", "full", host, spec);
+            mesh.put(API, "DestinationRule", "full", &object_of(host), spec);
         })
     }
 
@@ -236,7 +241,7 @@ fn what_else_is_refused_has_a_code_of_its_own() -> Result<()> {
 
     // A rule that cannot be read, and was never good.
     outside.world.change(|mesh| {
-        mesh.remove("DestinationRule", "full", wild);
+        mesh.remove("DestinationRule", "full", &object_of(wild));
     })?;
     outside.rule(wild, &json!({"mode": "SOMETIMES"}))?;
     let mark = outside.world.a().mark();
@@ -244,7 +249,10 @@ fn what_else_is_refused_has_a_code_of_its_own() -> Result<()> {
     ensure!(got.code == 503 && got.body.contains("rule_refused"), "{got:?}");
     let refused = |line: &Value| line["outcome"] == "rule_refused";
     let line = outside.world.a().logged(mark, "the refusal", refused)?;
-    ensure!(line["fault"] == "policy" && line["detail"].to_string().contains(wild), "{line}");
+    ensure!(
+        line["fault"] == "policy" && line["detail"].to_string().contains("full/any."),
+        "{line}"
+    );
     outside.check_redis_refused("rule_refused")
 }
 

@@ -49,8 +49,15 @@ pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
 pub fn refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
     let (instead, reasons): (Vec<&ConfigError>, Vec<&ConfigError>) =
         errors.iter().partition(|error| error.code == Code::Refused);
-    let same = |a: &ConfigError, b: &ConfigError| (&a.file, &a.object) == (&b.file, &b.object);
-    // Of two objects in one file that have the same name, the one that the line is in.
+    // Before an object's name is known its kind alone is said, and its line for what stands in.
+    let same = |instead: &ConfigError, error: &ConfigError| {
+        let unnamed = || {
+            let (object, kind) = (&*instead.object, &*error.object);
+            !kind.contains(' ') && object.starts_with(kind) && object.contains(" at ")
+        };
+        instead.file == error.file && (instead.object == error.object || unnamed())
+    };
+    // Of several such objects in one file, the one that the line is in.
     let of = |error: &ConfigError| {
         let its = instead.iter().filter(|instead| same(instead, error));
         its.filter(|instead| instead.line <= error.line).max_by_key(|instead| instead.line)
@@ -129,6 +136,7 @@ mod tests {
         mode.line = 6;
         let file = origin("c.yaml", 0, "").error("", Code::FileRead, "permission denied");
         let unnamed = origin("d.yaml", 2, "DestinationRule at d.yaml:2");
+        let no_name = unnamed.error("metadata.name", Code::FieldType, "no text");
         let errors = [
             mode,
             first.error("", Code::Refused, "STRICT"),
@@ -136,7 +144,7 @@ mod tests {
             second.error("", Code::Refused, "also STRICT"),
             gone.error("", Code::Refused, "stays in force"),
             file,
-            unnamed.error("metadata.name", Code::FieldType, "no text"),
+            ConfigError { object: "DestinationRule".into(), line: 4, ..no_name },
             unnamed.error("", Code::Refused, "closed"),
         ];
         let found = refused(&errors);
@@ -161,7 +169,7 @@ mod tests {
                 "PeerAuthentication full default a.yaml:6 spec.mtls.mode E_FIELD_VALUE -> STRICT",
                 "PeerAuthentication full default a.yaml:20 metadata.name E_OBJECT_DUPLICATE -> also STRICT",
                 "- - - c.yaml:- - E_FILE_READ -> the objects that were in it before",
-                "DestinationRule - - d.yaml:2 metadata.name E_FIELD_TYPE -> closed",
+                "DestinationRule - - d.yaml:4 metadata.name E_FIELD_TYPE -> closed",
                 "AuthorizationPolicy full deny b.yaml:1 - E_REFUSED -> stays in force",
             ]
         );

@@ -108,9 +108,15 @@ fn a_refused_destination_rule_is_closed_for_whatever_it_could_have_meant() {
     let to = "10.96.0.1:8000";
     let wrong = "trafficPolicy: {tls: {mode: NEVER}}";
     for (bad, good, expected) in [
-        // Of any host, for anybody: also for that of a good rule that is exact.
+        // Of any host: also for that of a good rule that is exact. One that selects the client goes
+        // before it, as it would if it were right, unless that cannot be told either.
         (rule("full", "'%'", wrong), &good, "refused"),
-        (rule("full", "'%'", wrong), &selecting, "refused"),
+        (rule("full", "'%'", wrong), &selecting, "plain 10.0.0.2:80"),
+        (
+            rule("full", "'%'", &format!("workloadSelector: {{x: y}}, {wrong}")),
+            &selecting,
+            "refused",
+        ),
         (rule("full", "server", wrong).replace("host: server, ", ""), &good, "refused"),
         (
             rule("full", "server", &format!("workloadSelector: {{x: y}}, {wrong}")),

@@ -103,6 +103,7 @@ struct ConfigState {
     generation: u64,
     loaded_at: SystemTime,
     last_error: Option<String>,
+    refused: Vec<admin::status::RefusedStatus>,
     warnings: Vec<String>,
 }
 
@@ -167,6 +168,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             generation: 0,
             loaded_at: SystemTime::now(),
             last_error: None,
+            refused: Vec::new(),
             warnings: Vec::new(),
         }),
         store: store.clone(),
@@ -294,8 +296,9 @@ impl App {
         tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
-        *lock(&self.state) =
-            ConfigState { generation, loaded_at: SystemTime::now(), last_error, warnings };
+        let refused = report::refused(&errors);
+        let loaded_at = SystemTime::now();
+        *lock(&self.state) = ConfigState { generation, loaded_at, last_error, refused, warnings };
         let refused = errors.iter().filter(|error| error.code == Code::Refused).count();
         self.shared.telemetry.metrics.config_in_force(generation, refused, errors.is_empty());
         tracing::info!(generation, "configuration in force");
@@ -338,7 +341,9 @@ impl App {
                         tracing::error!(
                             "configuration refused, the last good one stays in force:\n{error}"
                         );
-                        lock(&self.state).last_error = Some(error.to_string());
+                        let mut state = lock(&self.state);
+                        state.last_error = Some(error.to_string());
+                        state.refused = report::refused(&error.0);
                         self.shared.telemetry.metrics.config_refused();
                     }
                 }
@@ -402,6 +407,7 @@ impl App {
                 generation: state.generation,
                 loaded_at: admin::status::timestamp(state.loaded_at),
                 last_error: state.last_error.clone(),
+                refused: state.refused.clone(),
                 warnings: state.warnings.clone(),
             },
             workloads: node.status().into_iter().map(report::workload).collect(),
@@ -417,6 +423,7 @@ impl App {
                     .iter()
                     .map(ToString::to_string)
                     .collect(),
+                full: node.full(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {

@@ -43,6 +43,9 @@ fn summary(out: &mut String, status: &Status) -> std::fmt::Result {
     for warning in &config.warnings {
         writeln!(out, "  warning: {}", indent(warning))?;
     }
+    for full in &status.kernel.full {
+        writeln!(out, "KERNEL TABLE FULL: {full}")?;
+    }
     let open = status.connections;
     writeln!(out, "open connections: {} in, {} out", open.open_inbound, open.open_outbound)
 }
@@ -184,6 +187,7 @@ mod tests {
                 generation: 3,
                 loaded_at: timestamp(start),
                 last_error: None,
+                refused: Vec::new(),
                 warnings: Vec::new(),
             },
             workloads: Vec::new(),
@@ -220,12 +224,14 @@ mod tests {
         status.awaited = vec!["SVID of full/server".into(), "kernel programs".into()];
         status.config.last_error = Some("a.yaml:3: bad mode\nb.yaml:1: bad kind\n".into());
         status.config.warnings = vec!["c.yaml:2: unknown field spec.x".into()];
+        status.kernel.full = vec!["MESH_ADDRESSES is full".into()];
         let text = render(&status, now());
         assert!(text.contains("NOT READY: awaited: SVID of full/server, kernel programs\n"));
         assert!(
             text.contains("  REFUSED since, and not in force: a.yaml:3: bad mode\n    b.yaml:1")
         );
         assert!(text.contains("  warning: c.yaml:2: unknown field spec.x\n"), "{text}");
+        assert!(text.contains("\nKERNEL TABLE FULL: MESH_ADDRESSES is full\n"), "{text}");
     }
 
     #[test]

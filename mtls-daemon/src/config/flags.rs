@@ -228,6 +228,9 @@ pub struct RunArgs {
     #[command(flatten)]
     pub identity: super::IdentityArgs,
 
+    #[command(flatten)]
+    pub revocation: super::RevocationArgs,
+
     // Last: the flags after it would stand under its heading.
     #[command(flatten)]
     pub mesh: MeshArgs,
@@ -280,7 +283,7 @@ fn drain(text: &str) -> Result<Duration, String> {
     duration(text, Duration::ZERO, Duration::from_secs(24 * 3600))
 }
 
-fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; expected a duration such as 100ms, 5s or 24h"))?;
     if duration < least || duration > most {

@@ -60,10 +60,11 @@ fn without_a_list_nothing_is_refused_unless_one_is_required() {
     let web = id("spiffe://cluster.local/ns/foo/sa/web");
     let certificate = Certificate { serial: "1", issuer: None, id: &web };
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let lenient = Revocations::new(None);
+    let lenient = Revocations::new(Rules::default());
     assert_eq!(lenient.check(certificate, at(1000)), Ok(()));
-    let strict = Revocations::new(Some(Duration::from_secs(60)));
-    assert_eq!(strict.check(certificate, at(1000)), Err(NotBelieved::NoList));
+    let strict =
+        Revocations::new(Rules { max_age: Some(Duration::from_secs(60)), ..Rules::default() });
+    assert_eq!(strict.check(certificate, at(1000)), Err(NotBelieved::NoList(web.to_string())));
     strict.replace(list(1, 1000, Vec::new()));
     assert_eq!(strict.check(certificate, at(1060)), Ok(()));
     let error = strict.check(certificate, at(1061)).unwrap_err();
@@ -74,7 +75,7 @@ fn without_a_list_nothing_is_refused_unless_one_is_required() {
 
 #[test]
 fn only_a_new_number_is_a_change() {
-    let held = Revocations::new(None);
+    let held = Revocations::new(Rules::default());
     let mut changed = held.changed();
     held.replace(list(1, 1, Vec::new()));
     assert!(changed.has_changed().unwrap());

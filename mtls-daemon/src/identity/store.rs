@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::slot::Issued;
 use super::source::SvidSource;
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
-use crate::tls::TlsIdentity;
+use crate::tls::{Checks, HandshakeError, TlsIdentity};
 
 /// How many SVIDs are asked for at a time: enough to hide a slow issuer's latency, few enough to
 /// leave the blocking pool to others.
@@ -31,6 +31,7 @@ type Slots = BTreeMap<SpiffeId, Arc<IdentitySlot>>;
 pub struct SvidStore {
     source: Arc<dyn SvidSource>,
     aliases: Vec<TrustDomain>,
+    checks: Arc<Checks>,
     slots: ArcSwap<Slots>,
     /// There is something new to issue.
     wake: Notify,
@@ -41,10 +42,17 @@ pub struct SvidStore {
 impl SvidStore {
     /// `aliases`: further names of the source's trust domain. Peers under them are verified against
     /// the same anchors.
-    pub fn new(source: Arc<dyn SvidSource>, aliases: Vec<TrustDomain>) -> Arc<Self> {
+    ///
+    /// `checks`: what peers' certificates, and ours, are asked about besides.
+    pub fn new(
+        source: Arc<dyn SvidSource>,
+        aliases: Vec<TrustDomain>,
+        checks: Arc<Checks>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             source,
             aliases,
+            checks,
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
@@ -85,6 +93,19 @@ impl SvidStore {
     pub fn renew_all(&self) {
         for slot in self.slots.load().values() {
             slot.renew(RENEW_ALL);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Asks at once for new SVIDs where the one that is there was revoked: a lost key costs its owner a
+    /// moment, and an identity that is revoked itself gets none.
+    pub fn renew_revoked(&self) {
+        let now = SystemTime::now();
+        for slot in self.slots.load().values() {
+            let own = slot.current().map(|current| current.certificate().check(now));
+            if matches!(own, Some(Err(HandshakeError::OwnRevoked(_)))) {
+                slot.renew(Duration::ZERO);
+            }
         }
         self.wake.notify_one();
     }
@@ -149,7 +170,8 @@ impl SvidStore {
 
     async fn renew(self: Arc<Self>, slot: Arc<IdentitySlot>) {
         let (source, aliases, id) = (self.source.clone(), self.aliases.clone(), slot.id().clone());
-        let work = move || issue(&*source, &aliases, &id);
+        let checks = self.checks.clone();
+        let work = move || issue(&*source, &aliases, &checks, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(format!("the issuer failed: {error}")),
@@ -178,13 +200,15 @@ impl SvidStore {
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
+    checks: &Arc<Checks>,
     id: &SpiffeId,
 ) -> Result<Issued, String> {
     let svid = source.issue(id).map_err(|error| error.to_string())?;
     // After it: a CA server's answer brings the bundle as well.
     let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
     let bundles = with_aliases(bundle, aliases);
-    let identity = TlsIdentity::new(&svid, &bundles).map_err(|error| error.to_string())?;
+    let identity =
+        TlsIdentity::with_checks(&svid, &bundles, checks).map_err(|error| error.to_string())?;
     if identity.not_after() <= SystemTime::now() {
         return Err("the issuer gave an SVID that has expired already".to_owned());
     }

@@ -1,6 +1,7 @@
 //! The server side: looks at the first bytes, and shakes hands once policy has decided to.
 
 use std::io;
+use std::time::SystemTime;
 
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
@@ -52,6 +53,7 @@ pub async fn accept(
     own: &TlsIdentity,
     answer: Option<Http>,
 ) -> Result<(ServerStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
+    own.certificate().check(SystemTime::now())?;
     let shake = TlsAcceptor::from(own.server(answer)).accept(stream);
     let (stream, peer) = handshake::run(None, shake).await?;
     let summary = TlsSummary::of(stream.get_ref().1);

@@ -1,6 +1,7 @@
 //! The client side: mTLS to a server whose identity is known beforehand.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -26,6 +27,7 @@ pub async fn connect(
     let name = ServerName::try_from(sni.to_owned()).map_err(|_| {
         HandshakeError::Own(format!("{sni:?} is no name to send as SNI: correct the rule's `sni`"))
     })?;
+    own.certificate().check(SystemTime::now())?;
     let shake = TlsConnector::from(own.client()).connect(name, stream);
     let (stream, peer) = handshake::run(Some(expected.clone()), shake).await?;
     let summary = TlsSummary::of(stream.get_ref().1);

@@ -35,9 +35,7 @@ pub(super) async fn run<T>(
         (Ok(stream), Some(Ok(peer))) => Ok((stream, peer)),
         // No resumption, no optional client certificate: cannot be, and must not pass if it is.
         (Ok(_), _) => Err(HandshakeError::Own("a handshake ended with no verified peer".into())),
-        (Err(error), Some(Err(refusal))) if is_certificate_error(&error) => {
-            Err(HandshakeError::PeerRefused(refusal.to_string()))
-        }
+        (Err(error), Some(Err(refusal))) if is_certificate_error(&error) => Err(refusal.into()),
         (Err(error), _) => Err(HandshakeError::from_io(error)),
     }
 }
@@ -51,10 +49,8 @@ pub(super) async fn run_with_any<T>(
     match watched(verdict, shake).await {
         (Ok(stream), None) => Ok((stream, None)),
         (Ok(stream), Some(Ok(peer))) => Ok((stream, Some(peer))),
-        (Err(error), Some(Err(refusal))) if is_certificate_error(&error) => {
-            Err(HandshakeError::PeerRefused(refusal.to_string()))
-        }
-        (Ok(_), Some(Err(refusal))) => Err(HandshakeError::PeerRefused(refusal.to_string())),
+        (Err(error), Some(Err(refusal))) if is_certificate_error(&error) => Err(refusal.into()),
+        (Ok(_), Some(Err(refusal))) => Err(refusal.into()),
         (Err(error), _) => Err(HandshakeError::from_io(error)),
     }
 }

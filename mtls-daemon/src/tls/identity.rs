@@ -9,13 +9,15 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use super::hello::Http;
 use super::provider::{VERSIONS, provider};
+use super::refusal::Refusal;
+use super::revocation::{Checks, Link};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
-use super::{HandshakeError, svid_rules};
+use super::{AuthenticatedPeer, HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
 
 /// What Istio's own TCP clients offer and servers look for (policy.md 3.2, 3.3).
@@ -29,14 +31,34 @@ pub struct TlsIdentity {
     not_after: SystemTime,
     server: Servers,
     client: Arc<ClientConfig>,
+    certificate: Arc<OwnCertificate>,
+}
+
+/// What is asked of revocation lists about an SVID of our own. Without its key: open connections hold
+/// it longer than that.
+#[derive(Debug)]
+pub struct OwnCertificate {
+    id: SpiffeId,
+    path: Box<[Link]>,
+    checks: Arc<Checks>,
 }
 
 impl TlsIdentity {
+    /// For tests without revocation.
+    #[cfg(test)]
+    pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
+        Self::with_checks(svid, bundles, &Checks::none())
+    }
+
     /// `bundles`: the own trust domain's and its aliases' (same anchors under another name), later
     /// also federated ones; a peer's chain is verified against its own trust domain's only.
     ///
     /// Refuses an SVID that our own peers would refuse: better at renewal than at every connection.
-    pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
+    pub fn with_checks(
+        svid: &Svid,
+        bundles: &[Bundle],
+        checks: &Arc<Checks>,
+    ) -> Result<Arc<Self>, HandshakeError> {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
         let facts = svid_rules::chain(&svid.chain)
@@ -48,8 +70,13 @@ impl TlsIdentity {
         let certified = certified(&svid.chain, &svid.key)
             .map_err(|error| own(format!("the key of {id}: {error}")))?;
         let certificate = Arc::new(SingleCertAndKey::from(certified));
-        let verifier = SvidVerifier::new(bundles)?;
+        let verifier = SvidVerifier::new(bundles, checks)?;
         Ok(Arc::new(Self {
+            certificate: Arc::new(OwnCertificate {
+                id: id.clone(),
+                path: own_path(&verifier, svid, &facts),
+                checks: checks.clone(),
+            }),
             server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
             client: Arc::new(client_config(certificate, verifier)?),
             serial: svid.serial.clone(),
@@ -76,6 +103,10 @@ impl TlsIdentity {
         self.not_after
     }
 
+    pub fn certificate(&self) -> &Arc<OwnCertificate> {
+        &self.certificate
+    }
+
     /// The configuration that answers a ClientHello with this application protocol.
     pub(super) fn server(&self, answer: Option<Http>) -> Arc<ServerConfig> {
         match answer {
@@ -90,12 +121,47 @@ impl TlsIdentity {
     }
 }
 
+impl OwnCertificate {
+    /// Whether it was taken back: nobody would believe it, and who shows it may be somebody else as
+    /// well.
+    pub fn check(&self, now: SystemTime) -> Result<(), HandshakeError> {
+        self.checks.check(&self.id, &self.path, now).map_err(|why| {
+            if why.is_revoked() {
+                HandshakeError::OwnRevoked(why.to_string())
+            } else {
+                HandshakeError::RevocationUnknown(why.to_string())
+            }
+        })
+    }
+
+    /// Whether an open connection with `peer` may go on.
+    pub fn check_with(
+        &self,
+        peer: &AuthenticatedPeer,
+        now: SystemTime,
+    ) -> Result<(), HandshakeError> {
+        self.check(now)?;
+        let peers = self.checks.check(peer.id(), peer.path(), now);
+        peers.map_err(|why| Refusal::from(why).into())
+    }
+}
+
 impl fmt::Debug for TlsIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsIdentity")
             .field("id", &self.id)
             .field("serial", &self.serial)
             .finish_non_exhaustive()
+    }
+}
+
+fn own_path(verifier: &SvidVerifier, svid: &Svid, facts: &Leaf) -> Box<[Link]> {
+    let Some((leaf, intermediates)) = svid.chain.split_first() else { return Box::default() };
+    let usage = webpki::KeyUsage::client_auth();
+    match verifier.verify_chain(leaf, intermediates, UnixTime::now(), usage) {
+        Ok(own) => own.path().into(),
+        // Our own bundle need not trust us; what is asked by number can be asked all the same.
+        Err(_) => [Link::of_leaf(leaf, &facts.serial)].into(),
     }
 }
 

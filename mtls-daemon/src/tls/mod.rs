@@ -12,6 +12,7 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+pub mod revocation;
 pub mod statement;
 mod subject;
 pub mod svid;
@@ -21,9 +22,10 @@ pub mod verify;
 pub use accept::{Kind, ServerStream, accept, first_bytes};
 pub use connect::{ClientStream, connect};
 pub use error::HandshakeError;
-pub use identity::TlsIdentity;
+pub use identity::{OwnCertificate, TlsIdentity};
 pub use originate::{OriginationError, Originations};
 pub use replay::Replay;
+pub use revocation::Checks;
 pub use verify::{AuthenticatedPeer, TlsSummary};
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod first_bytes;
 mod handshakes;
 mod refusals;
+mod revoked;
 mod signers;
 mod stranger;
 mod trust_domains;

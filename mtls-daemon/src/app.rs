@@ -25,8 +25,8 @@ use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
 use crate::telemetry::{Direction, Telemetry, access};
-use crate::tls::Checks;
 use crate::tls::revocation::CrlsError;
+use crate::tls::{Checks, HandshakeSettings};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -143,7 +143,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     let (source, server) = identity_source(&config, &revocations)?;
     let aliases = config.mesh.trust_domain_aliases.clone();
-    let store = SvidStore::new(source, aliases, checks.clone());
+    let handshakes =
+        HandshakeSettings { checks: checks.clone(), resumption: config.session_resumption };
+    let store = SvidStore::new(source, aliases, handshakes);
 
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.

@@ -7,7 +7,7 @@ mod identity;
 mod node_name;
 mod revocation;
 
-pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use flags::{MeshArgs, NodeArgs, OnOff, RunArgs};
 pub use http::HttpArgs;
 pub use identity::{IdentityArgs, IdentitySource, SourceKind};
 pub use node_name::{NodeName, NodeNameError};
@@ -94,6 +94,7 @@ pub struct Config {
     pub mtls_wait: Duration,
     pub svid_lifetime: Duration,
     pub key_type: KeyType,
+    pub session_resumption: bool,
     /// None: metrics and readiness are not served over HTTP.
     pub http_address: Option<SocketAddr>,
     pub access_log: access::Sink,
@@ -126,6 +127,7 @@ impl TryFrom<RunArgs> for Config {
             mtls_wait: args.mtls_wait,
             svid_lifetime: args.svid_lifetime,
             key_type: args.key_type,
+            session_resumption: args.session_resumption == OnOff::On,
             http_address: args.http_address.0,
             access_log: args.access_log,
             log_format: args.log_format,

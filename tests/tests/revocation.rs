@@ -139,6 +139,10 @@ fn a_node_replaces_a_certificate_of_its_own_that_was_revoked() -> Result<()> {
 fn a_revoked_identity_stays_out_through_restarts_and_while_the_ca_is_away() -> Result<()> {
     let (mut world, mut ca) = world(fast)?;
     let (used, mut other) = (open(&world, "sleep-full")?, open(&world, "two")?);
+    // It has a session by now, which is worth nothing once it is revoked.
+    let mark = world.b().mark();
+    ensure!(works(&world, "sleep-full")?);
+    world.b().logged(mark, "a resumed session", |line| line["tls"]["resumed"] == true)?;
     let audit = ca.mark();
     ca.revoke(&["--identity", "full/sleep"])?;
     ends(used)?;

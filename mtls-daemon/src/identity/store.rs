@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::slot::Issued;
 use super::source::SvidSource;
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
-use crate::tls::{Checks, HandshakeError, TlsIdentity};
+use crate::tls::{HandshakeError, HandshakeSettings, TlsIdentity};
 
 /// How many SVIDs are asked for at a time: enough to hide a slow issuer's latency, few enough to
 /// leave the blocking pool to others.
@@ -31,7 +31,7 @@ type Slots = BTreeMap<SpiffeId, Arc<IdentitySlot>>;
 pub struct SvidStore {
     source: Arc<dyn SvidSource>,
     aliases: Vec<TrustDomain>,
-    checks: Arc<Checks>,
+    handshakes: HandshakeSettings,
     slots: ArcSwap<Slots>,
     /// There is something new to issue.
     wake: Notify,
@@ -43,16 +43,16 @@ impl SvidStore {
     /// `aliases`: further names of the source's trust domain. Peers under them are verified against
     /// the same anchors.
     ///
-    /// `checks`: what peers' certificates, and ours, are asked about besides.
+    /// `handshakes`: what every SVID's connections share.
     pub fn new(
         source: Arc<dyn SvidSource>,
         aliases: Vec<TrustDomain>,
-        checks: Arc<Checks>,
+        handshakes: HandshakeSettings,
     ) -> Arc<Self> {
         Arc::new(Self {
             source,
             aliases,
-            checks,
+            handshakes,
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
@@ -170,8 +170,8 @@ impl SvidStore {
 
     async fn renew(self: Arc<Self>, slot: Arc<IdentitySlot>) {
         let (source, aliases, id) = (self.source.clone(), self.aliases.clone(), slot.id().clone());
-        let checks = self.checks.clone();
-        let work = move || issue(&*source, &aliases, &checks, &id);
+        let handshakes = self.handshakes.clone();
+        let work = move || issue(&*source, &aliases, &handshakes, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(format!("the issuer failed: {error}")),
@@ -200,7 +200,7 @@ impl SvidStore {
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
-    checks: &Arc<Checks>,
+    handshakes: &HandshakeSettings,
     id: &SpiffeId,
 ) -> Result<Issued, String> {
     let svid = source.issue(id).map_err(|error| error.to_string())?;
@@ -208,7 +208,7 @@ fn issue(
     let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
     let bundles = with_aliases(bundle, aliases);
     let identity =
-        TlsIdentity::with_checks(&svid, &bundles, checks).map_err(|error| error.to_string())?;
+        TlsIdentity::with(&svid, &bundles, handshakes).map_err(|error| error.to_string())?;
     if identity.not_after() <= SystemTime::now() {
         return Err("the issuer gave an SVID that has expired already".to_owned());
     }

@@ -7,6 +7,7 @@ use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::handshake::Verified;
 use super::hello::{Hello, Http, MAX_HELLO, Scan, Seen};
 use super::verify::{AuthenticatedPeer, TlsSummary};
 use super::{HandshakeError, Replay, TlsIdentity, handshake};
@@ -55,7 +56,15 @@ pub async fn accept(
 ) -> Result<(ServerStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
     own.certificate().check(SystemTime::now())?;
     let shake = TlsAcceptor::from(own.server(answer)).accept(stream);
-    let (stream, peer) = handshake::run(None, shake).await?;
-    let summary = TlsSummary::of(stream.get_ref().1);
-    Ok((stream, peer, summary))
+    let (stream, verified) = handshake::run_server(own.keeps_sessions(), shake).await?;
+    let connection = stream.get_ref().1;
+    let summary = TlsSummary::of(connection);
+    match verified {
+        Some(Verified { peer, resumed })
+            if resumed == summary.resumed && peer.is_of(connection) =>
+        {
+            Ok((stream, peer, summary))
+        }
+        _ => Err(handshake::nobody()),
+    }
 }

@@ -11,10 +11,12 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
+use super::handshake::workload;
 use super::hello::Http;
 use super::provider::{VERSIONS, provider};
 use super::refusal::Refusal;
 use super::revocation::{Checks, Link};
+use super::sessions::{ClientSessions, Kept, ServerSessions, Whom};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
 use super::{AuthenticatedPeer, HandshakeError, svid_rules};
@@ -30,8 +32,25 @@ pub struct TlsIdentity {
     not_before: SystemTime,
     not_after: SystemTime,
     server: Servers,
-    client: Arc<ClientConfig>,
+    client: Clients,
+    verifier: Arc<SvidVerifier>,
     certificate: Arc<OwnCertificate>,
+}
+
+/// What all SVIDs of a daemon share.
+#[derive(Debug, Clone)]
+pub struct HandshakeSettings {
+    pub checks: Arc<Checks>,
+    /// Whether sessions are kept, so that a peer that comes back need not show its certificate again.
+    pub resumption: bool,
+}
+
+impl HandshakeSettings {
+    /// For tests: nothing is revoked.
+    #[cfg(test)]
+    pub fn plain() -> Self {
+        Self { checks: Checks::none(), resumption: false }
+    }
 }
 
 /// What is asked of revocation lists about an SVID of our own. Without its key: open connections hold
@@ -47,17 +66,17 @@ impl TlsIdentity {
     /// For tests without revocation.
     #[cfg(test)]
     pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
-        Self::with_checks(svid, bundles, &Checks::none())
+        Self::with(svid, bundles, &HandshakeSettings::plain())
     }
 
     /// `bundles`: the own trust domain's and its aliases' (same anchors under another name), later
     /// also federated ones; a peer's chain is verified against its own trust domain's only.
     ///
     /// Refuses an SVID that our own peers would refuse: better at renewal than at every connection.
-    pub fn with_checks(
+    pub fn with(
         svid: &Svid,
         bundles: &[Bundle],
-        checks: &Arc<Checks>,
+        HandshakeSettings { checks, resumption }: &HandshakeSettings,
     ) -> Result<Arc<Self>, HandshakeError> {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
@@ -71,14 +90,25 @@ impl TlsIdentity {
             .map_err(|error| own(format!("the key of {id}: {error}")))?;
         let certificate = Arc::new(SingleCertAndKey::from(certified));
         let verifier = SvidVerifier::new(bundles, checks)?;
+        let mut server = server_config(certificate.clone(), verifier.clone())?;
+        let client = Arc::new(client_config(certificate, verifier.clone())?);
+        let client = if *resumption {
+            server.session_storage =
+                Arc::new(ServerSessions::new(verifier.clone(), svid.not_after));
+            server.send_tls13_tickets = 1;
+            Clients::Keeping(ClientSessions::new(client, checks.clone(), svid.not_after))
+        } else {
+            Clients::Forgetting(client)
+        };
         Ok(Arc::new(Self {
             certificate: Arc::new(OwnCertificate {
                 id: id.clone(),
                 path: own_path(&verifier, svid, &facts),
                 checks: checks.clone(),
             }),
-            server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
-            client: Arc::new(client_config(certificate, verifier)?),
+            server: Servers::new(server),
+            client,
+            verifier,
             serial: svid.serial.clone(),
             not_before: svid.not_before,
             not_after: svid.not_after,
@@ -116,8 +146,29 @@ impl TlsIdentity {
         }
     }
 
-    pub(super) fn client(&self) -> Arc<ClientConfig> {
-        self.client.clone()
+    /// The configuration for one server, with what was kept for it.
+    pub(super) fn client(&self, whom: Whom) -> Kept {
+        match &self.client {
+            Clients::Keeping(sessions) => sessions.with(whom, SystemTime::now()),
+            Clients::Forgetting(config) => Kept::nothing(config.clone()),
+        }
+    }
+
+    pub(super) fn keeps_sessions(&self) -> bool {
+        matches!(self.client, Clients::Keeping(_))
+    }
+
+    /// As a client: the chain of an earlier handshake, judged as in a full one now.
+    pub(super) fn verify_again(
+        &self,
+        chain: &[CertificateDer<'_>],
+        expected: &[SpiffeId],
+    ) -> Result<AuthenticatedPeer, HandshakeError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(Refusal::NoCertificate)?;
+        let usage = webpki::KeyUsage::server_auth();
+        let verified =
+            self.verifier.verify(leaf, intermediates, UnixTime::now(), usage, Some(expected));
+        Ok(verified.and_then(workload)?)
     }
 }
 
@@ -175,6 +226,11 @@ pub(super) fn certified(
     Ok(certified)
 }
 
+enum Clients {
+    Keeping(ClientSessions),
+    Forgetting(Arc<ClientConfig>),
+}
+
 /// The server's side by the application protocol that it answers.
 struct Servers {
     none: Arc<ServerConfig>,
@@ -207,7 +263,7 @@ fn server_config(
     // `istio` breaks Envoy's HTTP/2 negotiation: only clients that offer what is answered get an
     // answer (policy.md 3.7).
     config.alpn_protocols = Vec::new();
-    // A resumed session would skip the peer's certificate, and outlive its expiry.
+    // The library's own would skip the peer's certificate, and outlive its expiry.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

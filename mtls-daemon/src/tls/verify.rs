@@ -63,6 +63,17 @@ impl AuthenticatedPeer {
     pub(super) fn path(&self) -> &[Link] {
         &self.certificate.path
     }
+
+    /// Whether both showed the same certificate.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.certificate.sha256 == other.certificate.sha256
+    }
+
+    /// Whether it is the one that the TLS library names.
+    pub(super) fn is_of(&self, connection: &rustls::CommonState) -> bool {
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        leaf.is_some_and(|leaf| <[u8; 32]>::from(Sha256::digest(leaf)) == self.certificate.sha256)
+    }
 }
 
 /// What was negotiated, for the access log.
@@ -74,6 +85,8 @@ pub struct TlsSummary {
     pub cipher: &'static str,
     /// For example `X25519MLKEM768`.
     pub group: &'static str,
+    /// From an earlier handshake, whose certificates were judged again.
+    pub resumed: bool,
 }
 
 impl TlsSummary {
@@ -105,7 +118,8 @@ impl TlsSummary {
         };
         let group = connection.negotiated_key_exchange_group();
         let group = group.and_then(|group| group.name().as_str()).unwrap_or("unknown");
-        Self { version, cipher, group }
+        let resumed = connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        Self { version, cipher, group, resumed }
     }
 }
 
@@ -285,7 +299,7 @@ impl ServerCertVerifier for SvidVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        handshake::decide(|expected| {
+        handshake::decide((end_entity, intermediates), |expected| {
             // A client always knows whom it expects; without that it would trust the whole mesh.
             let expected = expected.ok_or(Refusal::OutsideHandshake)?;
             self.verify(end_entity, intermediates, now, KeyUsage::server_auth(), Some(expected))
@@ -328,7 +342,7 @@ impl ClientCertVerifier for SvidVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        handshake::decide(|_| {
+        handshake::decide((end_entity, intermediates), |_| {
             self.verify(end_entity, intermediates, now, KeyUsage::client_auth(), None)
         })?;
         Ok(ClientCertVerified::assertion())

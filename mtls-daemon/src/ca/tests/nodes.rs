@@ -213,7 +213,8 @@ async fn handshake(client: &TlsIdentity, server: &TlsIdentity) -> Result<(), Str
 async fn roots_are_replaced_without_a_failed_handshake() {
     let running = Running::start().await;
     let node = agent(&running, Some(join_token(&running)), 3600);
-    let store = SvidStore::new(node.source.clone(), Vec::new(), crate::tls::Checks::none());
+    let store =
+        SvidStore::new(node.source.clone(), Vec::new(), crate::tls::HandshakeSettings::plain());
     let slot = store.slot(&id(WEB));
     let issuing = tokio::spawn(store.clone().run());
     let following = {
@@ -275,7 +276,8 @@ async fn roots_are_replaced_without_a_failed_handshake() {
 async fn an_absent_ca_breaks_nothing_until_expiry() {
     let running = Running::start().await;
     let node = agent(&running, Some(join_token(&running)), 3600);
-    let store = SvidStore::new(node.source.clone(), Vec::new(), crate::tls::Checks::none());
+    let store =
+        SvidStore::new(node.source.clone(), Vec::new(), crate::tls::HandshakeSettings::plain());
     let slot = store.slot(&id(WEB));
     let issuing = tokio::spawn(store.clone().run());
     let held = slot.wait(Duration::from_secs(10)).await.expect("an SVID");

@@ -3,6 +3,7 @@
 mod first_bytes;
 mod handshakes;
 mod refusals;
+mod resumed;
 mod revoked;
 mod signers;
 mod stranger;

@@ -4,19 +4,20 @@ use super::*;
 use crate::identity::Revocations;
 use crate::identity::revocations::{Compiled, RevocationList, Revoked, Rules, What};
 
-struct Lists {
+pub struct Lists {
     list: Arc<Revocations>,
-    checks: Arc<Checks>,
+    pub checks: Arc<Checks>,
     number: u64,
+    pub resumption: bool,
 }
 
 impl Lists {
-    fn new(rules: Rules) -> Self {
+    pub fn new(rules: Rules) -> Self {
         let list = Revocations::new(rules);
-        Self { checks: Checks::new(list.clone()), list, number: 0 }
+        Self { checks: Checks::new(list.clone()), list, number: 0, resumption: false }
     }
 
-    fn put(&mut self, what: impl IntoIterator<Item = What>) {
+    pub fn put(&mut self, what: impl IntoIterator<Item = What>) {
         self.put_of(what, SystemTime::now());
     }
 
@@ -30,18 +31,15 @@ impl Lists {
         self.list.replace(Compiled::new(&list, &domain("cluster.local")));
     }
 
-    fn identity(&self, ca: &TestCa, uri: &str) -> Arc<TlsIdentity> {
+    pub fn identity(&self, ca: &TestCa, uri: &str) -> Arc<TlsIdentity> {
         let svid = ca.sign(uri, |_| {}).svid(uri);
-        TlsIdentity::with_checks(
-            &svid,
-            &ca.bundles(&["cluster.local", "old.example"]),
-            &self.checks,
-        )
-        .unwrap()
+        let bundles = ca.bundles(&["cluster.local", "old.example"]);
+        let (checks, resumption) = (self.checks.clone(), self.resumption);
+        TlsIdentity::with(&svid, &bundles, &HandshakeSettings { checks, resumption }).unwrap()
     }
 }
 
-fn identity_of(uri: &str) -> What {
+pub fn identity_of(uri: &str) -> What {
     What::Identity(uri.to_owned())
 }
 

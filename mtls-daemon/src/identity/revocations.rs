@@ -246,13 +246,6 @@ impl Revocations {
         &self.rules
     }
 
-    /// # Errors
-    /// Why the certificate is not to be believed.
-    pub fn check(&self, certificate: Certificate<'_>, now: SystemTime) -> Result<(), NotBelieved> {
-        let covered = self.covers(certificate, now)?;
-        if covered || !self.is_required() { Ok(()) } else { Err(self.unknown(certificate.id)) }
-    }
-
     /// Whether there is a list that speaks of the certificate's trust domain, and does not name it.
     ///
     /// # Errors

@@ -363,7 +363,7 @@ impl App {
                         );
                         let mut state = lock(&self.state);
                         state.last_error = Some(error.to_string());
-                        state.refused = report::refused(&error.0);
+                        state.refused = report::all_refused(&error.0);
                         self.shared.telemetry.metrics.config_refused();
                     }
                 }

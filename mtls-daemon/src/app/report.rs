@@ -50,6 +50,12 @@ pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
     }
 }
 
+/// Nothing of a configuration came into force.
+pub fn all_refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
+    let wrong = errors.iter().filter(|error| error.code != Code::Refused);
+    wrong.map(|error| refusal(error, "the whole configuration before this one")).collect()
+}
+
 /// Why objects were refused, each reason with what is in force in their place.
 pub fn refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
     let (instead, reasons): (Vec<&ConfigError>, Vec<&ConfigError>) =
@@ -68,12 +74,15 @@ pub fn refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
         its.filter(|instead| instead.line <= error.line).max_by_key(|instead| instead.line)
     };
     let explained = reasons.iter().map(|error| {
-        // A file, or all of the configuration: each object that is affected is told besides.
-        let unchanged = "the objects that were in it before";
+        // Without a word about it the object is in force, closed where the reason says so.
+        let unchanged = match error.object.contains(' ') {
+            true => "the object itself, as the message says",
+            false => "the objects that were in it before",
+        };
         refusal(error, of(error).map_or(unchanged, |found| &found.reason))
     });
     // Nothing is wrong with the object itself: where it was can no longer be read.
-    let alone = instead.iter().filter(|found| !reasons.iter().any(|error| same(error, found)));
+    let alone = instead.iter().filter(|found| !reasons.iter().any(|error| same(found, error)));
     let alone = alone.map(|found| refusal(found, &found.reason));
     explained.chain(alone).collect()
 }
@@ -195,6 +204,7 @@ mod tests {
         mode.line = 6;
         let file = origin("c.yaml", 0, "").error("", Code::FileRead, "permission denied");
         let unnamed = origin("d.yaml", 2, "DestinationRule at d.yaml:2");
+        let custom = origin("e.yaml", 1, "AuthorizationPolicy full/ask");
         let no_name = unnamed.error("metadata.name", Code::FieldType, "no text");
         let errors = [
             mode,
@@ -205,6 +215,7 @@ mod tests {
             file,
             ConfigError { object: "DestinationRule".into(), line: 4, ..no_name },
             unnamed.error("", Code::Refused, "closed"),
+            custom.error("spec.action", Code::Unsupported, "is denied"),
         ];
         let found = refused(&errors);
         let short: Vec<String> = found
@@ -229,6 +240,7 @@ mod tests {
                 "PeerAuthentication full default a.yaml:20 metadata.name E_OBJECT_DUPLICATE -> also STRICT",
                 "- - - c.yaml:- - E_FILE_READ -> the objects that were in it before",
                 "DestinationRule - - d.yaml:4 metadata.name E_FIELD_TYPE -> closed",
+                "AuthorizationPolicy full ask e.yaml:1 spec.action E_UNSUPPORTED -> the object itself, as the message says",
                 "AuthorizationPolicy full deny b.yaml:1 - E_REFUSED -> stays in force",
             ]
         );

@@ -23,6 +23,8 @@ pub struct Status {
     #[serde(default)]
     pub policies: Vec<PolicyStatus>,
     pub svids: Vec<SvidStatus>,
+    #[serde(default)]
+    pub revocation: RevocationStatus,
     pub kernel: KernelStatus,
     pub connections: ConnectionsStatus,
 }
@@ -35,7 +37,29 @@ pub struct ConfigStatus {
     pub loaded_at: String,
     /// Why the newest configuration was refused; None when it is the one in force.
     pub last_error: Option<String>,
+    /// The objects that `last_error` is about.
+    #[serde(default)]
+    pub refused: Vec<RefusedStatus>,
     pub warnings: Vec<String>,
+}
+
+/// One reason why an object, or a file, was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// None: it could not be read so far.
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub file: String,
+    /// From 1; None: the file as a whole.
+    pub line: Option<u32>,
+    /// For example `spec.mtls.mode`.
+    pub field: Option<String>,
+    /// Stable, for example `E_FIELD_VALUE` (docs/configuration.md).
+    pub code: String,
+    pub message: String,
+    /// What is in force in its place.
+    pub instead: String,
 }
 
 /// A workload that this node's daemon is to enrol.
@@ -98,6 +122,9 @@ pub struct SvidStatus {
     pub source: String,
     /// None until the first one was issued.
     pub serial: Option<String>,
+    /// Distinguished name of the signer.
+    #[serde(default)]
+    pub issuer: Option<String>,
     pub not_before: Option<String>,
     pub not_after: Option<String>,
     /// When the issuer is asked next. None while it is being asked (and from a daemon that does not
@@ -106,6 +133,42 @@ pub struct SvidStatus {
     pub next_renewal: Option<String>,
     /// The issuer's last error, until it succeeds again.
     pub last_error: Option<String>,
+}
+
+/// What is known of revoked certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RevocationStatus {
+    /// Whoever no list speaks of is refused.
+    pub required: bool,
+    /// An older list of the CA's refuses everybody.
+    pub max_age_seconds: Option<u64>,
+    /// The CA's, the newest that was verified.
+    pub list: Option<RevocationListStatus>,
+    /// Those in `--crl-file`.
+    pub files: Vec<CrlStatus>,
+    /// What is wrong with these files; what was read before stays in force.
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationListStatus {
+    pub number: u64,
+    pub entries: usize,
+    /// When the CA signed it.
+    pub issued: String,
+    pub age_seconds: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrlStatus {
+    pub file: String,
+    pub issuer: String,
+    pub entries: usize,
+    pub this_update: String,
+    pub next_update: String,
+    pub age_seconds: i64,
+    /// Until its issuer's certificates are refused. Negative: they are.
+    pub seconds_left: i64,
 }
 
 /// The programs in the kernel.
@@ -120,6 +183,9 @@ pub struct KernelStatus {
     /// Features of newer kernels that this one is worked without (docs/kernels.md).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
+    /// Tables without room, and what goes through the daemon for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<String>,
     /// Connections by what the programs decided.
     pub decisions: BTreeMap<String, u64>,
 }

@@ -7,7 +7,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use status::{ConfigStatus, ConnectionsStatus, KernelStatus, SvidStatus, timestamp};
+use status::{
+    ConfigStatus, ConnectionsStatus, KernelStatus, RevocationStatus, SvidStatus, timestamp,
+};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -24,6 +26,7 @@ fn status() -> Status {
             generation: 3,
             loaded_at: timestamp(SystemTime::UNIX_EPOCH),
             last_error: None,
+            refused: Vec::new(),
             warnings: Vec::new(),
         },
         workloads: Vec::new(),
@@ -32,15 +35,18 @@ fn status() -> Status {
             identity: "spiffe://cluster.local/ns/full/sa/server".into(),
             source: "embedded".into(),
             serial: Some("01ab".into()),
+            issuer: Some("O=cluster.local".into()),
             not_before: None,
             not_after: Some(timestamp(SystemTime::UNIX_EPOCH + LONG)),
             next_renewal: Some(timestamp(SystemTime::UNIX_EPOCH + LONG / 2)),
             last_error: None,
         }],
+        revocation: RevocationStatus::default(),
         kernel: KernelStatus {
             programs: BTreeMap::new(),
             instructions: BTreeMap::new(),
             without: Vec::new(),
+            full: Vec::new(),
             decisions: BTreeMap::from([("redirected".into(), 7)]),
         },
         connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },

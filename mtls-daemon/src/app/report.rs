@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::admin::status::{
-    PolicyStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
+    CrlStatus, PolicyStatus, RefusedStatus, RevocationListStatus, RevocationStatus, SvidStatus,
+    WorkloadState, WorkloadStatus, timestamp as shown,
 };
 use crate::mesh::Snapshot;
 use crate::node;
 use crate::policy::authz::InForce;
+use crate::policy::error::{Code, ConfigError};
+use crate::telemetry::metrics::ListMetrics;
+use crate::tls::Checks;
+use crate::tls::revocation::CrlFacts;
 
 pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
     let (state, reason) = match workload.state {
@@ -37,10 +42,121 @@ pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
         identity: svid.id.to_string(),
         source: svid.source.to_owned(),
         serial: svid.serial,
+        issuer: svid.issuer,
         not_before: timestamp(svid.not_before),
         not_after: timestamp(svid.not_after),
         next_renewal: timestamp(svid.next_renewal),
         last_error: svid.last_error,
+    }
+}
+
+/// Nothing of a configuration came into force.
+pub fn all_refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
+    let wrong = errors.iter().filter(|error| error.code != Code::Refused);
+    wrong.map(|error| refusal(error, "the whole configuration before this one")).collect()
+}
+
+/// Why objects were refused, each reason with what is in force in their place.
+pub fn refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
+    let (instead, reasons): (Vec<&ConfigError>, Vec<&ConfigError>) =
+        errors.iter().partition(|error| error.code == Code::Refused);
+    // Before an object's name is known its kind alone is said, and its line for what stands in.
+    let same = |instead: &ConfigError, error: &ConfigError| {
+        let unnamed = || {
+            let (object, kind) = (&*instead.object, &*error.object);
+            !kind.contains(' ') && object.starts_with(kind) && object.contains(" at ")
+        };
+        instead.file == error.file && (instead.object == error.object || unnamed())
+    };
+    // Of several such objects in one file, the one that the line is in.
+    let of = |error: &ConfigError| {
+        let its = instead.iter().filter(|instead| same(instead, error));
+        its.filter(|instead| instead.line <= error.line).max_by_key(|instead| instead.line)
+    };
+    let explained = reasons.iter().map(|error| {
+        // Without a word about it the object is in force, closed where the reason says so.
+        let unchanged = match error.object.contains(' ') {
+            true => "the object itself, as the message says",
+            false => "the objects that were in it before",
+        };
+        refusal(error, of(error).map_or(unchanged, |found| &found.reason))
+    });
+    // Nothing is wrong with the object itself: where it was can no longer be read.
+    let alone = instead.iter().filter(|found| !reasons.iter().any(|error| same(found, error)));
+    let alone = alone.map(|found| refusal(found, &found.reason));
+    explained.chain(alone).collect()
+}
+
+fn refusal(error: &ConfigError, instead: &str) -> RefusedStatus {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    // `Kind namespace/name`, with ` of group` for a namesake; `Kind at FILE:LINE` without a name.
+    let mut words = error.object.split(' ');
+    let kind = words.next().and_then(some);
+    let place = words.next().and_then(|name| name.split_once('/'));
+    RefusedStatus {
+        kind,
+        namespace: place.map(|(namespace, _)| namespace.to_owned()),
+        name: place.map(|(_, name)| name.to_owned()),
+        file: error.file.to_string(),
+        line: (error.line > 0).then_some(error.line),
+        field: some(&error.field),
+        code: error.code.as_str().to_owned(),
+        message: error.reason.clone(),
+        instead: instead.to_owned(),
+    }
+}
+
+/// What is known of revoked certificates.
+pub fn revocation(checks: &Checks, now: SystemTime) -> RevocationStatus {
+    let rules = checks.list().rules();
+    let list = checks.list().current().map(|list| RevocationListStatus {
+        number: list.number(),
+        entries: list.entries(),
+        issued: shown(list.issued()),
+        age_seconds: list.age(now).as_secs(),
+    });
+    let file = |facts: CrlFacts| CrlStatus {
+        file: facts.file.to_string(),
+        issuer: facts.issuer.to_string(),
+        entries: facts.entries,
+        this_update: shown(facts.this_update),
+        next_update: shown(facts.next_update),
+        age_seconds: seconds_between(facts.this_update, now),
+        seconds_left: seconds_between(now, facts.next_update),
+    };
+    let crls = checks.crls();
+    RevocationStatus {
+        required: checks.list().is_required(),
+        max_age_seconds: rules.max_age.map(|age| age.as_secs()),
+        list,
+        files: crls.map(|it| it.facts().into_iter().map(file).collect()).unwrap_or_default(),
+        problems: crls.map(|it| it.problems()).unwrap_or_default(),
+    }
+}
+
+/// The same for metrics.
+pub fn revocation_lists(status: &RevocationStatus) -> Vec<ListMetrics> {
+    let ca = status.list.as_ref().map(|list| ListMetrics {
+        list: "ca".to_owned(),
+        age: i64::try_from(list.age_seconds).unwrap_or(i64::MAX),
+        entries: list.entries,
+        left: None,
+    });
+    let files = status.files.iter().map(|crl| ListMetrics {
+        list: crl.file.clone(),
+        age: crl.age_seconds,
+        entries: crl.entries,
+        left: Some(crl.seconds_left),
+    });
+    ca.into_iter().chain(files).collect()
+}
+
+/// Negative: `to` is earlier.
+fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
+    let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    match to.duration_since(from) {
+        Ok(time) => seconds(time),
+        Err(error) => -seconds(error.duration()),
     }
 }
 
@@ -67,5 +183,67 @@ fn status(policy: &InForce<'_>) -> PolicyStatus {
         refused: policy.refused.map(ToString::to_string),
         differs: policy.differences.iter().map(ToString::to_string).collect(),
         workloads: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::error::Origin;
+
+    fn origin(file: &str, line: u32, object: &str) -> Origin {
+        Origin { file: file.into(), line, object: object.into() }
+    }
+
+    #[test]
+    fn each_reason_comes_with_what_is_in_force_instead() {
+        let first = origin("a.yaml", 3, "PeerAuthentication full/default");
+        let second = origin("a.yaml", 20, "PeerAuthentication full/default");
+        let gone = origin("b.yaml", 1, "AuthorizationPolicy full/deny");
+        let mut mode = first.error("spec.mtls.mode", Code::FieldValue, "\"X\" is no mode");
+        mode.line = 6;
+        let file = origin("c.yaml", 0, "").error("", Code::FileRead, "permission denied");
+        let unnamed = origin("d.yaml", 2, "DestinationRule at d.yaml:2");
+        let custom = origin("e.yaml", 1, "AuthorizationPolicy full/ask");
+        let no_name = unnamed.error("metadata.name", Code::FieldType, "no text");
+        let errors = [
+            mode,
+            first.error("", Code::Refused, "STRICT"),
+            second.error("metadata.name", Code::ObjectDuplicate, "is there twice"),
+            second.error("", Code::Refused, "also STRICT"),
+            gone.error("", Code::Refused, "stays in force"),
+            file,
+            ConfigError { object: "DestinationRule".into(), line: 4, ..no_name },
+            unnamed.error("", Code::Refused, "closed"),
+            custom.error("spec.action", Code::Unsupported, "is denied"),
+        ];
+        let found = refused(&errors);
+        let short: Vec<String> = found
+            .iter()
+            .map(|one| {
+                let name = |part: &Option<String>| part.clone().unwrap_or_else(|| "-".into());
+                let (kind, namespace) = (name(&one.kind), name(&one.namespace));
+                let line = one.line.map_or_else(|| "-".into(), |line| line.to_string());
+                let place = format!("{}:{line}", one.file);
+                let (field, instead) = (name(&one.field), &one.instead);
+                format!(
+                    "{kind} {namespace} {} {place} {field} {} -> {instead}",
+                    name(&one.name),
+                    one.code
+                )
+            })
+            .collect();
+        assert_eq!(
+            short,
+            [
+                "PeerAuthentication full default a.yaml:6 spec.mtls.mode E_FIELD_VALUE -> STRICT",
+                "PeerAuthentication full default a.yaml:20 metadata.name E_OBJECT_DUPLICATE -> also STRICT",
+                "- - - c.yaml:- - E_FILE_READ -> the objects that were in it before",
+                "DestinationRule - - d.yaml:4 metadata.name E_FIELD_TYPE -> closed",
+                "AuthorizationPolicy full ask e.yaml:1 spec.action E_UNSUPPORTED -> the object itself, as the message says",
+                "AuthorizationPolicy full deny b.yaml:1 - E_REFUSED -> stays in force",
+            ]
+        );
+        assert_eq!(found[0].message, "\"X\" is no mode");
     }
 }

@@ -2,6 +2,7 @@
 
 mod ca;
 mod cases;
+mod certs;
 mod check;
 mod cleanup;
 pub mod exit;
@@ -37,6 +38,9 @@ enum Verb {
     /// Show the running daemon's workloads, identities, configuration and connections
     #[command(after_help = exit::HELP)]
     Status(status::StatusArgs),
+    /// Show the running daemon's certificates: serial, issuer, times, next renewal, last error
+    #[command(after_help = exit::HELP)]
+    Certs(status::StatusArgs),
     /// Remove everything a daemon left in the kernel: its workloads talk as if it had never been
     ///
     /// A stopped or killed daemon leaves its programs in place, so that its workloads cannot talk in
@@ -67,6 +71,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
     match cli.verb {
         Verb::Run(args) => run::run(*args),
         Verb::Status(args) => status::status(args),
+        Verb::Certs(args) => certs::certs(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Ca(verb) => ca::ca(verb),
         Verb::Check(args) => check::check(args),

@@ -28,7 +28,10 @@ pub fn build<'e>(
     services.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     check_addresses(&services, members, incumbents, errors);
     for (service, entry) in &services {
-        if service.external && service.endpoints.iter().any(|e| e.speaks_mtls) {
+        let own = |e: &Endpoint| {
+            e.workload.as_ref().is_none_or(|workload| workload.namespace == service.namespace)
+        };
+        if service.external && service.endpoints.iter().any(|e| e.speaks_mtls && own(e)) {
             warnings.push(entry.meta.origin.error(
                 "spec.location",
                 Code::WarnSuspicious,

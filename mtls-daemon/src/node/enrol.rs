@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mtls_common::workload as abi;
 
+use super::full::Full;
 use super::listeners::Listeners;
 use super::setup::Prepared;
 use super::sweep::{Connection, sweep};
@@ -48,6 +49,7 @@ pub struct Node {
     orphans: Vec<(u32, u64)>,
     mesh: MeshAddresses,
     cgroup_attached: bool,
+    full: Full,
 }
 
 struct Starting {
@@ -99,7 +101,13 @@ impl Node {
             orphans: Vec::new(),
             mesh: MeshAddresses::default(),
             cgroup_attached: false,
+            full: Full::default(),
         }
+    }
+
+    /// What found no place in the kernel's tables, and what that means.
+    pub fn full(&self) -> Vec<String> {
+        self.full.says()
     }
 
     /// Puts `snapshot` in force. What it no longer leaves in the clear is closed before it is
@@ -136,9 +144,10 @@ impl Node {
             self.remove(&key)?;
         }
         for entry in self.enrolled.values() {
-            open_bypasses(&mut self.kernel, entry)?;
+            open_bypasses(&mut self.kernel, &mut self.full, entry)?;
         }
-        self.kernel.tables.keep_mesh(&mesh.addresses, &mesh.ranges)?;
+        let left_out = self.kernel.tables.keep_mesh(&mesh.addresses, &mesh.ranges)?;
+        self.full.mesh(left_out);
         self.mesh = mesh;
         let ids: BTreeSet<SpiffeId> = wanted.iter().map(|w| w.workload.id.clone()).collect();
         self.store.retain(&ids);
@@ -230,7 +239,7 @@ impl Node {
             self.ensure(&workload, &snapshot, &keys)?;
             self.start_serving();
             if let Some(entry) = self.enrolled.get(&key(&workload)) {
-                open_bypasses(&mut self.kernel, entry)?;
+                open_bypasses(&mut self.kernel, &mut self.full, entry)?;
             }
         }
         Ok(())
@@ -402,7 +411,8 @@ impl Node {
             ..shown(wanted)
         };
         let tables = &mut self.kernel.tables;
-        tables.set_workload(slot, entry, &wanted.workload.addresses)?;
+        let left_out = tables.set_workload(slot, entry, &wanted.workload.addresses)?;
+        self.full.own_addresses(&key(wanted), left_out);
         for (listeners, is_inbound) in [(&outbound, false), (&inbound, true)] {
             for (sockets, is_ipv6) in [(&listeners.ipv4, false), (&listeners.ipv6, true)] {
                 for (worker, socket) in sockets.iter().enumerate() {
@@ -457,7 +467,9 @@ impl Node {
                 address6: shown(wanted).address6,
                 ..current
             };
-            self.kernel.tables.set_workload(entry.slot, changed, &wanted.workload.addresses)?;
+            let addresses = &wanted.workload.addresses;
+            let left_out = self.kernel.tables.set_workload(entry.slot, changed, addresses)?;
+            self.full.own_addresses(key, left_out);
         }
         entry.pod.replace(connections);
         entry.wanted = wanted.clone();
@@ -470,6 +482,7 @@ impl Node {
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
         let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "no longer enrolled");
+        self.full.forget(key);
         let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
         self.kernel.tables.remove_workload(entry.slot)?;
         self.kernel.detach_namespace(entry.namespace.cookie())?;
@@ -558,14 +571,8 @@ impl Node {
     }
 }
 
-fn open_bypasses(kernel: &mut Kernel, entry: &Enrolled) -> Result<(), BpfError> {
+fn open_bypasses(kernel: &mut Kernel, full: &mut Full, entry: &Enrolled) -> Result<(), BpfError> {
     let left_out = kernel.tables.open_bypasses(entry.slot, &entry.bypasses)?;
-    if left_out > 0 {
-        tracing::warn!(
-            workload = key(&entry.wanted),
-            rows = left_out,
-            "the kernel's outbound table is full: these destinations go through the daemon"
-        );
-    }
+    full.bypasses(&key(&entry.wanted), left_out);
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 pub mod dial;
 mod enrol;
+mod full;
 mod leg;
 mod listeners;
 mod lock;

@@ -45,8 +45,28 @@ struct ResultLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IdentityLabel {
     identity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListLabel {
+    list: String,
+}
+
+/// A revocation list: `ca`, or the file that it is in. Times in seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListMetrics {
+    pub list: String,
+    pub age: i64,
+    pub entries: usize,
+    /// None: it does not say when the next one comes.
+    pub left: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -76,6 +96,10 @@ pub struct Metrics {
     reloads: Family<ResultLabel, Counter>,
     svid_expiry: Family<IdentityLabel, Gauge>,
     svids_issued: Family<ResultLabel, Counter>,
+    svid_failures: Family<ReasonLabel, Counter>,
+    revocation_age: Family<ListLabel, Gauge>,
+    revocation_entries: Family<ListLabel, Gauge>,
+    crl_expiry: Family<ListLabel, Gauge>,
     bpf_decisions: Family<DecisionLabel, Counter<u64, AtomicU64>>,
     /// Lines that the access log dropped because its sink was slow or broken.
     pub access_log_dropped: Counter,
@@ -124,6 +148,17 @@ impl Metrics {
             svid_expiry: add
                 .add("mtls_svid_expiry_seconds", "Seconds until an identity's SVID expires"),
             svids_issued: add.add("mtls_svids_issued", "SVIDs asked of the issuer"),
+            svid_failures: add.add("mtls_svid_failures", "SVIDs that could not be had, by reason"),
+            revocation_age: add.add(
+                "mtls_revocation_list_age_seconds",
+                "Seconds since a revocation list was signed",
+            ),
+            revocation_entries: add
+                .add("mtls_revocation_list_entries", "What a revocation list names"),
+            crl_expiry: add.add(
+                "mtls_crl_expiry_seconds",
+                "Seconds until a list in a file has to be replaced",
+            ),
             bpf_decisions: add
                 .add("mtls_bpf_decisions", "Connections by what the kernel programs decided"),
             access_log_dropped: add
@@ -216,6 +251,14 @@ impl Metrics {
         }
     }
 
+    /// Totals of what could not be issued, by reason. For a [`Metrics::on_scrape`] hook.
+    pub fn set_svid_failures(&self, failures: impl IntoIterator<Item = (&'static str, u64)>) {
+        for (reason, total) in failures {
+            let counter = self.svid_failures.get_or_create(&ReasonLabel { reason });
+            counter.inner().store(total, Ordering::Relaxed);
+        }
+    }
+
     /// Replaces the expiry times: identities that are no longer held disappear. For an
     /// [`Metrics::on_scrape`] hook, so that the seconds left are current. Negative once expired.
     pub fn set_svid_expiries<'a>(
@@ -231,6 +274,22 @@ impl Metrics {
             };
             let identity = id.as_str().to_owned();
             self.svid_expiry.get_or_create(&IdentityLabel { identity }).set(left);
+        }
+    }
+
+    /// Replaces all of them. For a [`Metrics::on_scrape`] hook, as [`Metrics::set_svid_expiries`].
+    pub fn set_revocation_lists(&self, lists: impl IntoIterator<Item = ListMetrics>) {
+        self.revocation_age.clear();
+        self.revocation_entries.clear();
+        self.crl_expiry.clear();
+        for ListMetrics { list, age, entries, left } in lists {
+            let label = ListLabel { list };
+            let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+            self.revocation_age.get_or_create(&label).set(age);
+            self.revocation_entries.get_or_create(&label).set(entries);
+            if let Some(left) = left {
+                self.crl_expiry.get_or_create(&label).set(left);
+            }
         }
     }
 

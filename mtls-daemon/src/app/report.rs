@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use crate::admin::status::{
     PolicyStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
 };
-use crate::mesh::Snapshot;
+use crate::mesh::{Place, Snapshot};
 use crate::node;
 use crate::policy::authz::InForce;
 
@@ -17,10 +17,16 @@ pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
         node::WorkloadState::Refused(reason) => (WorkloadState::Refused, Some(reason)),
     };
     let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
+    let (network_namespace, cgroup) = match workload.place {
+        Place::Namespace(path) => (Some(path), None),
+        Place::Host(cgroup) => (None, Some(cgroup.to_string())),
+    };
     WorkloadStatus {
         workload: workload.workload,
         identity: workload.identity.to_string(),
-        network_namespace: workload.network_namespace,
+        network_namespace,
+        cgroup,
+        cgroup_id: workload.cgroup_id,
         state,
         reason,
         addresses: workload.addresses,

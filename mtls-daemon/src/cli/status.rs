@@ -1,6 +1,6 @@
 //! `mtls-daemon status`
 
-mod ask;
+pub(super) mod ask;
 mod text;
 
 use clap::{Args, ValueEnum};
@@ -34,7 +34,7 @@ pub(super) fn status(args: StatusArgs) -> Result<(), Failed> {
     }
 }
 
-fn parse(json: &str) -> Result<crate::admin::Status, anyhow::Error> {
+pub(super) fn parse(json: &str) -> Result<crate::admin::Status, anyhow::Error> {
     use anyhow::Context;
     serde_json::from_str(json)
         .context("the daemon's answer has another shape: is it of another version? try -o json")

@@ -358,7 +358,7 @@ spec: {address: "fd00::1", serviceAccount: client, labels: {app: client, securit
     let both = MESH.replace("workloadEntries: [client]", "workloadEntries: [client, client-v6]");
     let snapshot = build(&[&both, second]);
     let [only] = snapshot.node_workloads() else { panic!("one workload") };
-    assert_eq!(only.network_namespace, std::path::Path::new("/run/netns/client"));
+    assert_eq!(only.place, crate::mesh::Place::Namespace("/run/netns/client".into()));
     assert_eq!(only.workload.addresses.len(), 2);
     let at = |text: &str| snapshot.workload_at(text.parse().unwrap()).unwrap().clone();
     assert!(Arc::ptr_eq(&at("10.0.0.1"), &at("fd00::1")));
@@ -531,7 +531,19 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
             "address: host.example",
             "spec.address: \"host.example\" is not an IP",
         ),
-        ("networkNamespace: client", "cgroup: /x.slice", "spec.cgroup: a cgroup is not supported"),
+        ("networkNamespace: client", "cgroup: /x.slice", "spec.ports: is required with a cgroup"),
+        ("networkNamespace: client", "cgroup: /, ports: [80]", "spec.cgroup: the root is everybody's"),
+        ("networkNamespace: client", "cgroup: a/../b, ports: [80]", "is no path below the cgroup root"),
+        ("networkNamespace: client", "cgroup: a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q, ports: [80]", "17 levels"),
+        ("networkNamespace: client", "systemdUnit: web, ports: [80]", "is not the name of a unit"),
+        ("networkNamespace: client", "systemdUnit: web.service, ports: [80, 80]", "80 is there twice"),
+        ("networkNamespace: client", "systemdUnit: a.service, cgroup: a, ports: []", "one place too many"),
+        (
+            "networkNamespace: client",
+            "networkNamespace: client, cgroup: a, ports: []",
+            "spec.networkNamespace: is one place too many",
+        ),
+        ("networkNamespace: client", "networkNamespace: client, ports: [80]", "spec.ports: is for workloads of the host"),
         ("networkNamespace: client", "networkNamespace: ../x", "is neither an absolute path"),
         (
             "networkNamespace: client",

@@ -45,6 +45,11 @@ pub const TEST: &[Package] = &[
     package("iproute2", "ss", "network namespaces, rules, routes, sockets"),
     package("util-linux", "setpriv", "to enter namespaces; ends programs with their starter"),
     package("curl", "curl", "the client of the demo and the tests"),
+    package(
+        "ca-certificates",
+        "/etc/ssl/certs/ca-certificates.crt",
+        "the authorities that a rule without its own trusts",
+    ),
     package("openssl", "openssl", "a TLS peer that shares no code with the daemon"),
     package("redis-server", "redis-server", "a server that requires client certificates"),
     package("redis-tools", "redis-cli", "its client, which speaks plaintext"),

@@ -3,6 +3,7 @@
 mod cpio;
 mod debian;
 mod guest;
+mod installed;
 mod kernels;
 mod modules;
 mod payload;

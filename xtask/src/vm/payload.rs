@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use crate::{
     binaries::{self, Artifact, Binaries, Kind},
     build, ebpf, packages,
-    shell::{say, which},
+    shell::which,
     workspace::Workspace,
 };
 
-/// The tests that run applications of the distribution, which a guest's file system does not hold.
-const HOST_ONLY: &str = "protocols";
+/// The tests that run applications of the distribution, which are put inside for them.
+const WITH_APPLICATIONS: &str = "protocols";
 
 #[derive(Clone, Default)]
 pub struct Payload {
@@ -22,6 +22,8 @@ pub struct Payload {
     pub programs: Vec<PathBuf>,
     /// Files and folders that they read.
     pub data: Vec<PathBuf>,
+    /// Packages of this machine whose files they need.
+    pub packages: Vec<&'static str>,
     /// Folders that are to exist.
     pub folders: Vec<PathBuf>,
     pub environment: Vec<(String, String)>,
@@ -104,20 +106,15 @@ impl Payload {
         {
             bail!("there is no tests/tests/{name}.rs");
         }
-        if only.is_empty() {
-            tests.retain(|test| {
-                let kept = test.target != HOST_ONLY;
-                if !kept {
-                    say(format_args!("{HOST_ONLY} is left out: a guest holds no database server"));
-                }
-                kept
-            });
-        }
         tests.retain(|test| only.is_empty() || only.contains(&test.target));
         if tests.is_empty() {
             bail!("the package mtls-tests has no integration tests");
         }
         let mut payload = Self::around(workspace, &built)?;
+        if tests.iter().any(|test| test.target == WITH_APPLICATIONS) {
+            packages::ensure(packages::APPLICATIONS)?;
+            payload.packages = packages::APPLICATIONS.iter().map(|it| it.name).collect();
+        }
         for test in tests {
             payload.step(&test.target, test.executable, args);
         }

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{cpio::Archive, kernels::Kernel, payload::Payload};
+use super::{cpio::Archive, installed, kernels::Kernel, payload::Payload};
 use crate::{
     shell::{output, which},
     workspace::Workspace,
@@ -39,6 +39,7 @@ const TOOLS: &[&str] = &[
 /// Configuration that those read.
 const SETTINGS: &[&str] = &[
     "/etc/ssl/openssl.cnf",
+    "/etc/ssl/certs/ca-certificates.crt",
     "/usr/lib/ssl/openssl.cnf",
     "/etc/iproute2",
     "/etc/protocols",
@@ -109,6 +110,9 @@ pub fn write(
     }
     for path in payload.data.iter().chain(with) {
         tree.path(&std::path::absolute(path)?)?;
+    }
+    for file in installed::files(&payload.packages)? {
+        tree.path(&file)?;
     }
     tree.data_of(&payload.folder)?;
     for path in &payload.folders {

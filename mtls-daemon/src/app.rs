@@ -379,7 +379,9 @@ impl App {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            if !lock(&self.node).has_workloads_on_host() {
+            // Whoever holds it has something to do that takes longer; there is a next time.
+            let any = self.node.try_lock().is_ok_and(|node| node.has_workloads_on_host());
+            if !any {
                 continue;
             }
             let app = self.clone();

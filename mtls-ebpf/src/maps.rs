@@ -2,9 +2,9 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
+use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use aya_ebpf::macros::btf_map;
 use mtls_common::event::Decision;
-use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use mtls_common::flow::{Address, Destination, Flow, FlowKey};
 use mtls_common::names::{
     ABI_VERSION, HOST, LISTENERS_PER_WORKLOAD, MAX_CGROUP_DEPTH, MAX_WORKLOADS,

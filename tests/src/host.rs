@@ -5,13 +5,13 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::bed::{Pod, Testbed};
 use crate::cgroup;
 use crate::mesh::Mesh;
-use crate::process::{Place, output};
+use crate::process::Place;
 
 /// The address that a node has on the wire.
 pub fn v4(node: usize) -> IpAddr {
@@ -93,19 +93,6 @@ impl Unit {
     pub fn place(&self, mesh: &mut Mesh) -> Value {
         let entries = mesh.workload(&self.pod, "metal", &self.name, &self.name, true);
         json!({"ports": self.ports, "workloadEntries": entries})
-    }
-
-    /// Runs a script in its cgroup to its end: what it printed.
-    ///
-    /// # Errors
-    /// When it fails; its own words are in the error.
-    pub fn shell(&self, script: &str) -> Result<String> {
-        let mut command = self.pod.place.command("bash")?;
-        command.args(["-c", script]);
-        let output = output(command)?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{script}: {}: {said}", output.status);
-        Ok(String::from_utf8(output.stdout)?)
     }
 }
 

@@ -97,6 +97,13 @@ fn get(pod: &Pod, to: SocketAddr) -> Result<Curl> {
     curl::curl(pod, "web.example", to, "/", "canary-on-the-host")
 }
 
+/// A process there that has a connection, until it ends.
+fn open(pod: &Pod, to: SocketAddr) -> Result<Process> {
+    let process = pod.helper(&["talk", &to.to_string()])?;
+    event(&process, 0, "open").with_context(|| format!("{to}: {:?}", process.stderr.all()))?;
+    Ok(process)
+}
+
 fn entry(daemon: &Daemon, workload: &str) -> Result<Value> {
     let status = daemon.status()?;
     let workloads = status["workloads"].as_array().context("workloads")?;
@@ -251,26 +258,13 @@ fn a_unit_sees_the_addresses_that_it_asked_for() -> Result<()> {
     let mut hosts = stand("STRICT")?;
     hosts.servers.clear();
     let echo = serve(&hosts.web.pod, "echo", WEB)?;
-    let script = |to: SocketAddr| {
-        let family = if to.is_ipv4() { "AF_INET" } else { "AF_INET6" };
-        format!(
-            "perl -MSocket=:all -e 'socket(S, {family}, SOCK_STREAM, 0) or die; \
-             connect(S, pack_sockaddr_{}({}, inet_pton({family}, \"{}\"))) or die \"connect: $!\"; \
-             syswrite(S, \"hello\"); sysread(S, $x, 5) == 5 or die \"no echo\"; \
-             for (getsockname(S), getpeername(S)) {{ ($e, $h, $p) = getnameinfo($_, \
-             NI_NUMERICHOST|NI_NUMERICSERV); print \"$h $p\\n\" }}'",
-            if to.is_ipv4() { "in" } else { "in6" },
-            to.port(),
-            to.ip(),
-        )
-    };
     for to in [hosts.web.v4(WEB), hosts.web.v6(WEB)] {
         let mark = echo.stdout.len();
-        let said = hosts.client.shell(&script(to))?;
-        let lines: Vec<&str> = said.lines().collect();
         let own = if to.is_ipv4() { host::v4(0) } else { host::v6(0) };
-        ensure!(lines.len() == 2 && lines[0].starts_with(&format!("{own} ")), "{said}");
-        ensure!(lines[1] == format!("{} {WEB}", to.ip()), "{said}");
+        let talk = open(&hosts.client.pod, to)?;
+        let sees = event(&talk, 0, "open")?;
+        let local: SocketAddr = sees["local"].as_str().context("an address")?.parse()?;
+        ensure!(local.ip() == own && sees["peer"] == to.to_string(), "{sees}");
         let accepted = event(&echo, mark, "accepted")?;
         let peer: SocketAddr = accepted["peer"].as_str().context("a peer")?.parse()?;
         ensure!(peer.ip() == own, "{accepted}");
@@ -293,7 +287,8 @@ fn a_killed_daemon_shuts_its_units_and_nothing_else() -> Result<()> {
     // The server's: nobody comes in, not even from the host itself.
     hosts.world.daemons[1].kill9()?;
     for from in [&hosts.client.pod, &a, &b] {
-        let answer = curl::run(from, &["--max-time", "2", &format!("http://{}/", hosts.web.v4(WEB))])?;
+        let answer =
+            curl::run(from, &["--max-time", "2", &format!("http://{}/", hosts.web.v4(WEB))])?;
         ensure!(answer.code != 200, "{}: {answer:?}", from.name);
     }
     rest(&hosts)?;
@@ -328,13 +323,19 @@ fn cleanup_leaves_the_host_as_it_was() -> Result<()> {
     let settings = |node: usize| -> Result<String> {
         let place = hosts.bed().nodes[node].place.clone();
         let mut command = place.command("sh")?;
-        command.args(["-c", "ip rule; ip -6 rule; ip route show table all; sysctl -a 2>/dev/null | grep fwmark"]);
+        command.args([
+            "-c",
+            "ip rule; ip -6 rule; ip route show table all; sysctl -a 2>/dev/null | grep fwmark",
+        ]);
         Ok(String::from_utf8(mtls_tests::process::output(command)?.stdout)?)
     };
     let with = [settings(0)?, settings(1)?];
     for text in &with {
         ensure!(!text.contains("28020") && !text.contains("0x6d746c73"), "{text}");
-        ensure!(text.lines().filter(|line| line.contains("fwmark")).all(|l| l.ends_with("= 0")), "{text}");
+        ensure!(
+            text.lines().filter(|line| line.contains("fwmark")).all(|l| l.ends_with("= 0")),
+            "{text}"
+        );
     }
     for daemon in &mut hosts.world.daemons {
         daemon.kill9()?;
@@ -449,19 +450,6 @@ fn what_was_open_before_ends_where_policy_wants_mtls_and_nowhere_else() -> Resul
     for (pod, port) in [(&hosts.web.pod, WEB), (&hosts.web.pod, UNDECLARED), (&b, 6060)] {
         hosts.servers.push(serve(pod, "echo", port)?);
     }
-    let open = |pod: &Pod, to: SocketAddr| -> Result<Process> {
-        let mut command = pod.place.command("bash")?;
-        command.args(["-c", &format!(
-            "exec 3<>/dev/tcp/{}/{} && echo hello >&3 && read -u 3 x && echo open $x; \
-             read -u 3 x; echo ended",
-            to.ip(), to.port(),
-        )]);
-        let process = Process::start(format!("a connection to {to}"), command)?;
-        process.stdout.find_after(0, Duration::from_secs(10), "the echo", |line| {
-            (line == "open hello").then_some(())
-        })?;
-        Ok(process)
-    };
     let ends = [
         open(&hosts.client.pod, hosts.web.v4(WEB))?,
         open(&a, hosts.web.v4(WEB))?,
@@ -477,12 +465,11 @@ fn what_was_open_before_ends_where_policy_wants_mtls_and_nowhere_else() -> Resul
     ];
     hosts.world.start(|spec| spec)?;
     for process in &ends {
-        process.stdout.find_after(0, Duration::from_secs(10), "its end", |line| {
-            (line == "ended").then_some(())
-        })?;
+        event(process, 0, "ended")?;
     }
     for process in &stays {
-        ensure!(!process.stdout.all().contains(&"ended".to_owned()), "{:?}", process.stdout.all());
+        let said = process.stdout.all();
+        ensure!(said.len() == 1, "{said:?}");
     }
     Ok(())
 }
@@ -506,7 +493,9 @@ fn what_cannot_be_a_workload_is_refused_with_the_reason() -> Result<()> {
             mesh.put("mtls-ebpf.dev/v1alpha1", "NodeWorkload", "metal", name, place);
         }
     })?;
-    for (name, expected) in [("daemon", "the daemon itself"), ("elsewhere", "no address of this host")] {
+    for (name, expected) in
+        [("daemon", "the daemon itself"), ("elsewhere", "no address of this host")]
+    {
         let entry = entry(hosts.world.a(), &format!("metal/{name}"))?;
         ensure!(entry["state"] == "refused", "{entry}");
         ensure!(entry["reason"].to_string().contains(expected), "{entry}");
@@ -534,9 +523,8 @@ fn a_kernel_that_does_not_tell_the_cgroup_refuses_host_workloads_alone() -> Resu
 /// On a kernel that does not know the interface pods are reached as units are.
 #[test]
 fn hosts_are_the_same_on_a_kernel_before_5_17() -> Result<()> {
-    let hosts = stand_with("STRICT", |spec| {
-        spec.with("--without-kernel-feature", "ingress_ifindex")
-    })?;
+    let hosts =
+        stand_with("STRICT", |spec| spec.with("--without-kernel-feature", "ingress_ifindex"))?;
     let marks = hosts.marks();
     let answer = get(&hosts.client.pod, hosts.web.v4(WEB))?;
     ensure!(answer.code == 200, "{answer:?}");
@@ -568,5 +556,88 @@ fn one_of_two_units_is_taken_away() -> Result<()> {
     ensure!(get(&a, hosts.web.v4(WEB))?.code == 200, "in the clear again");
     let programs = hosts.world.b().status()?["kernel"]["programs"].clone();
     ensure!(programs.get("mtls_host").is_none(), "{programs}");
+    Ok(())
+}
+
+/// Pods and units of the same node and of another: each is known by what it is.
+#[test]
+fn pods_and_units_talk_to_each_other() -> Result<()> {
+    let mut world = World::without_daemons(&[])?;
+    let (client, web) = {
+        let bed = &world.bed;
+        (Unit::new(bed, 0, "client", &[])?, Unit::new(bed, 1, "web", &[WEB])?)
+    };
+    client.enrol(&mut world.mesh, &world.bed);
+    web.enrol(&mut world.mesh, &world.bed);
+    world.mesh.namespace_mode("istio-system", "STRICT");
+    world.start(|spec| spec)?;
+    let _server = serve(&web.pod, "http", WEB)?;
+    let pod = world.pod("httpbin-full").v4(80);
+    for (from, to, who) in [
+        (&client.pod, web.v4(WEB), "metal/sa/client"),
+        (&client.pod, pod, "metal/sa/client"),
+        (&web.pod, pod, "metal/sa/web"),
+        (world.pod("sleep-full"), web.v4(WEB), "full/sa/sleep"),
+        (world.pod("httpbin-full"), web.v4(WEB), "full/sa/httpbin"),
+    ] {
+        let mark = world.b().mark();
+        let answer = get(from, to)?;
+        ensure!(answer.code == 200, "{} to {to}: {answer:?}", from.name);
+        let line = world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+        ensure!(line["security"] == "mutual_tls" && line.to_string().contains(who), "{line}");
+    }
+    // Neither is a pod in the mesh because its node has units, nor the other way round.
+    let legacy = world.pod("sleep-legacy");
+    ensure!(get(legacy, web.v4(WEB))?.code == 0, "plaintext to a STRICT unit");
+    ensure!(get(legacy, web.v4(UNDECLARED))?.exit == 7, "nobody listens there");
+    Ok(())
+}
+
+/// What an earlier daemon left shut stays shut while the workload that it could be cannot be enrolled, and
+/// is put back once nobody could be meant.
+#[test]
+fn what_a_dead_daemon_left_is_adopted_kept_shut_or_put_back() -> Result<()> {
+    let mut hosts = stand("STRICT")?;
+    let a = stranger(hosts.bed(), 0)?;
+    let url = format!("http://{}/", hosts.web.v4(WEB));
+    let shut = || -> Result<bool> { Ok(curl::run(&a, &["--max-time", "2", &url])?.code == 0) };
+    hosts.world.daemons[1].kill9()?;
+    // The same unit with an address that the host does not have.
+    let elsewhere = json!({
+        "address": "10.200.0.77", "serviceAccount": "web",
+        "labels": {"app": "web", "security.istio.io/tlsMode": "istio"},
+    });
+    let entry_of = ("networking.istio.io/v1", "WorkloadEntry", "metal", "web-v4");
+    let before = hosts.world.mesh.clone();
+    hosts.world.mesh.put(entry_of.0, entry_of.1, entry_of.2, entry_of.3, elsewhere);
+    hosts.world.mesh.write()?;
+    let process = Process::start("the next daemon", hosts.world.b().spec.command()?)?;
+    hosts.world.daemons[1].process = process;
+    until(Duration::from_secs(30), "web to be refused", || {
+        let entry = entry(hosts.world.b(), "metal/web").map_err(|error| format!("{error:#}"))?;
+        if entry["state"] == "refused" { Ok(()) } else { Err(entry.to_string()) }
+    })?;
+    ensure!(shut()?, "it was opened");
+    ensure!(get(&a, hosts.web.v4(UNDECLARED))?.code == 200, "the rest is not shut");
+    ensure!(get(&hosts.client.pod, hosts.other.v4(OTHER))?.code == 200, "the other unit is served");
+    // Right again: it is tried again without anybody's help.
+    hosts.world.mesh = before.clone();
+    hosts.world.mesh.write()?;
+    until(Duration::from_secs(30), "web to be enrolled", || {
+        let entry = entry(hosts.world.b(), "metal/web").map_err(|error| format!("{error:#}"))?;
+        if entry["state"] == "enrolled" { Ok(()) } else { Err(entry.to_string()) }
+    })?;
+    ensure!(shut()? && get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    // Gone from the configuration while no daemon runs.
+    hosts.world.daemons[1].kill9()?;
+    hosts.world.mesh.remove("NodeWorkload", "metal", "web");
+    for family in ["v4", "v6"] {
+        hosts.world.mesh.remove("WorkloadEntry", "metal", &format!("web-{family}"));
+    }
+    hosts.world.mesh.write()?;
+    ensure!(shut()?, "while no daemon runs");
+    hosts.world.daemons[1].restart()?;
+    ensure!(!shut()?, "it is no workload any more");
+    ensure!(get(&a, hosts.other.v4(OTHER))?.code == 0, "the other one is");
     Ok(())
 }

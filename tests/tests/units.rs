@@ -9,8 +9,13 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::process;
 
 fn shipped(name: &str) -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd").join(name);
-    fs::read_to_string(&path).with_context(|| path.display().to_string())
+    let files = [
+        ("mtls-daemon.service", include_str!("../../deploy/systemd/mtls-daemon.service")),
+        ("mtls-ca.service", include_str!("../../deploy/systemd/mtls-ca.service")),
+        ("mtls-workload.conf", include_str!("../../deploy/systemd/mtls-workload.conf")),
+    ];
+    let found = files.iter().find(|(known, _)| *known == name);
+    Ok((*found.with_context(|| format!("{name} is not shipped"))?.1).to_owned())
 }
 
 /// The values of `key` in `section`, in order; unknown lines are an error.
@@ -21,7 +26,8 @@ fn values(text: &str, section: &str, key: &str) -> Result<Vec<String>> {
             here = name.to_owned();
             continue;
         }
-        let (name, value) = line.split_once('=').with_context(|| format!("no assignment: {line}"))?;
+        let (name, value) =
+            line.split_once('=').with_context(|| format!("no assignment: {line}"))?;
         if here == section && name == key {
             found.push(value.to_owned());
         }
@@ -47,9 +53,21 @@ fn workloads_are_ordered_after_the_daemon_and_the_daemon_after_the_ca() -> Resul
 fn no_option_takes_its_mounts_or_its_network() -> Result<()> {
     let daemon = shipped("mtls-daemon.service")?;
     for option in [
-        "PrivateMounts", "PrivateNetwork", "PrivateTmp", "PrivateDevices", "ProtectSystem", "ProtectHome",
-        "ProtectControlGroups", "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs",
-        "ProtectProc", "RestrictNamespaces", "ReadWritePaths", "DynamicUser", "IPAddressDeny",
+        "PrivateMounts",
+        "PrivateNetwork",
+        "PrivateTmp",
+        "PrivateDevices",
+        "ProtectSystem",
+        "ProtectHome",
+        "ProtectControlGroups",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectProc",
+        "RestrictNamespaces",
+        "ReadWritePaths",
+        "DynamicUser",
+        "IPAddressDeny",
     ] {
         ensure!(values(&daemon, "Service", option)?.is_empty(), "{option}");
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// The kernel lacks something that fail-closed interception needs. Exit code 69.

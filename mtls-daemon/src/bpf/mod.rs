@@ -316,9 +316,8 @@ impl Kernel {
         };
         let lookup =
             (object::LOOKUP_PROGRAM.to_owned(), format!("{} network namespaces", of(false)));
-        let host = (of(true) > 0).then(|| {
-            (object::HOST_PROGRAM.to_owned(), "the host's network namespace".to_owned())
-        });
+        let host = (of(true) > 0)
+            .then(|| (object::HOST_PROGRAM.to_owned(), "the host's network namespace".to_owned()));
         cgroup.chain([lookup]).chain(host).collect()
     }
 

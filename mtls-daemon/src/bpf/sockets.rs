@@ -50,11 +50,7 @@ impl SocketMaps {
 
     /// Tells the kernel side of a connection to an application, before it is made from loopback: let it
     /// through, and show `client` to the application. By descriptor, of a socket of the daemon's own.
-    pub fn announce(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        client: SocketAddr,
-    ) -> Result<(), BpfError> {
+    pub fn announce(&mut self, socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), BpfError> {
         let address = Address::from(client.ip());
         let client = Destination { address, port: client.port(), valid: 1 };
         self.clients

@@ -66,20 +66,26 @@ fn is_enrolled(status: &Status, own: &HashSet<u64>) -> bool {
 fn refused(status: &Status) -> String {
     let on_host = status.workloads.iter().filter(|workload| workload.cgroup.is_some());
     on_host
-        .filter_map(|workload| Some(format!("; {}: {}", workload.workload, workload.reason.as_ref()?)))
+        .filter_map(|workload| {
+            Some(format!("; {}: {}", workload.workload, workload.reason.as_ref()?))
+        })
         .collect()
 }
 
 /// Ids of this process' cgroup and of those above it, but for the root.
 fn own_cgroups() -> anyhow::Result<HashSet<u64>> {
-    let text = std::fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
+    let text =
+        std::fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
     let path = unified(&text).context("this process is in no cgroup v2")?;
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mounts =
+        std::fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
     let root = mount_point(&mounts).context("cgroup v2 is not mounted")?;
     let directory = root.join(path.trim_start_matches('/'));
     let ancestors = directory.ancestors().take_while(|it| *it != root);
     ancestors
-        .map(|it| Ok(it.metadata().with_context(|| format!("cannot look at {}", it.display()))?.ino()))
+        .map(|it| {
+            Ok(it.metadata().with_context(|| format!("cannot look at {}", it.display()))?.ino())
+        })
         .collect()
 }
 

@@ -28,9 +28,8 @@ impl Hosts {
     }
 
     fn index(&self, workload: &Workload) -> Option<usize> {
-        let same = |known: &Workload| {
-            known.namespace == workload.namespace && known.name == workload.name
-        };
+        let same =
+            |known: &Workload| known.namespace == workload.namespace && known.name == workload.name;
         let is = |direct: &Direct| direct.workload.as_deref().is_some_and(same);
         // By a port of its own, where it has one: connections do not search.
         let port = workload.host_ports.as_ref().and_then(|ports| ports.first());

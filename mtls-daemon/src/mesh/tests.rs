@@ -531,19 +531,6 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
             "address: host.example",
             "spec.address: \"host.example\" is not an IP",
         ),
-        ("networkNamespace: client", "cgroup: /x.slice", "spec.ports: is required with a cgroup"),
-        ("networkNamespace: client", "cgroup: /, ports: [80]", "spec.cgroup: the root is everybody's"),
-        ("networkNamespace: client", "cgroup: a/../b, ports: [80]", "is no path below the cgroup root"),
-        ("networkNamespace: client", "cgroup: a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q, ports: [80]", "17 levels"),
-        ("networkNamespace: client", "systemdUnit: web, ports: [80]", "is not the name of a unit"),
-        ("networkNamespace: client", "systemdUnit: web.service, ports: [80, 80]", "80 is there twice"),
-        ("networkNamespace: client", "systemdUnit: a.service, cgroup: a, ports: []", "one place too many"),
-        (
-            "networkNamespace: client",
-            "networkNamespace: client, cgroup: a, ports: []",
-            "spec.networkNamespace: is one place too many",
-        ),
-        ("networkNamespace: client", "networkNamespace: client, ports: [80]", "spec.ports: is for workloads of the host"),
         ("networkNamespace: client", "networkNamespace: ../x", "is neither an absolute path"),
         (
             "networkNamespace: client",
@@ -599,4 +586,5 @@ fn server_names_are_valid_dns_names() {
 
 mod acceptance;
 mod conformance;
+mod hosts;
 mod origination;

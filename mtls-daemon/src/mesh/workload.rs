@@ -1,8 +1,8 @@
 //! One thing with an identity, addresses and labels, and where on this node it runs.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -57,9 +57,7 @@ fn unit_below(directory: &Path, unit: &str) -> io::Result<Option<PathBuf>> {
     for entry in entries {
         let entry = entry?;
         let is_slice = entry.file_name().to_string_lossy().ends_with(".slice");
-        if is_slice
-            && let Some(found) = unit_below(&entry.path(), unit)?
-        {
+        if is_slice && let Some(found) = unit_below(&entry.path(), unit)? {
             return Ok(Some(found));
         }
     }
@@ -67,6 +65,17 @@ fn unit_below(directory: &Path, unit: &str) -> io::Result<Option<PathBuf>> {
 }
 
 impl Found {
+    /// Whether it is still there, and no other of its name.
+    pub fn is_current(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|now| now.ino() == self.id)
+    }
+
+    /// How far below the root.
+    pub fn depth(&self, root: BorrowedFd<'_>) -> usize {
+        let above = Path::new("/proc/self/fd").join(root.as_raw_fd().to_string());
+        self.path.strip_prefix(above).map_or(0, |path| path.components().count())
+    }
+
     /// Its id and those of the cgroups below it: a socket has the one of the process that made it.
     pub fn ids(&self) -> HashSet<u64> {
         let mut ids = HashSet::from([self.id]);
@@ -135,10 +144,13 @@ mod tests {
         let wanted = Cgroup::Path("a/b".into());
         let found = find(opened.as_fd(), &wanted).unwrap().unwrap();
         let ino = |path: &str| fs::metadata(root.path().join(path)).unwrap().ino();
+        assert!(found.is_current());
+        assert_eq!(found.depth(opened.as_fd()), 2);
         assert_eq!(found.ids(), HashSet::from([ino("a/b"), ino("a/b/c")]));
         fs::write(root.path().join("a/b/c/cgroup.procs"), "7\n1234\n").unwrap();
         assert!(found.holds(1234) && !found.holds(123));
         fs::remove_dir_all(root.path().join("a/b")).unwrap();
         assert_eq!(find(opened.as_fd(), &wanted).unwrap(), None);
+        assert!(!found.is_current());
     }
 }

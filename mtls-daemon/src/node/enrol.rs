@@ -288,8 +288,7 @@ impl Node {
     ) -> Result<(), BpfError> {
         let key = key(wanted);
         if let Some(entry) = self.enrolled.get_mut(&key) {
-            let same_place =
-                entry.wanted.place == wanted.place && entry.namespace.is_current();
+            let same_place = entry.wanted.place == wanted.place && entry.namespace.is_current();
             if same_place {
                 if entry.wanted != *wanted {
                     self.update(&key, wanted)?;

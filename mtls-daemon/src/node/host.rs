@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use mtls_common::names::MAX_CGROUP_DEPTH;
 use mtls_common::workload::ListenerTag;
 
 use super::cgroup::{self, Found};
@@ -48,6 +49,11 @@ pub fn look(root: BorrowedFd<'_>, cgroup: &Cgroup) -> Result<Option<Found>, Enro
         return Err(EnrolError::Refused(format!(
             "the daemon itself runs in {cgroup}: its own connections cannot be those of a workload; \
              give one of them a cgroup of its own"
+        )));
+    }
+    if found.as_ref().is_some_and(|found| found.depth(root) > MAX_CGROUP_DEPTH as usize) {
+        return Err(EnrolError::Refused(format!(
+            "{cgroup} is more than {MAX_CGROUP_DEPTH} levels below the cgroup root"
         )));
     }
     Ok(found)
@@ -93,8 +99,7 @@ pub fn places(workload: &Workload, outbound_port: u16) -> HashMap<SocketAddr, u3
     let declared = declared(workload).into_iter().map(|place| (place, ListenerTag::INBOUND));
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let listener = workload.addresses.iter().copied().chain(loopback);
-    let redirected =
-        listener.map(|ip| (SocketAddr::new(ip, outbound_port), ListenerTag::OUTBOUND));
+    let redirected = listener.map(|ip| (SocketAddr::new(ip, outbound_port), ListenerTag::OUTBOUND));
     // A declared port is never one that was free for a listener.
     redirected.chain(declared).collect()
 }
@@ -102,7 +107,5 @@ pub fn places(workload: &Workload, outbound_port: u16) -> HashMap<SocketAddr, u3
 /// Where others connect to it.
 pub fn declared(workload: &Workload) -> HashSet<SocketAddr> {
     let ports = workload.host_ports.iter().flat_map(|ports| ports.iter());
-    ports
-        .flat_map(|port| workload.addresses.iter().map(|ip| SocketAddr::new(*ip, *port)))
-        .collect()
+    ports.flat_map(|port| workload.addresses.iter().map(|ip| SocketAddr::new(*ip, *port))).collect()
 }

@@ -6,11 +6,11 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::cgroup;
+use super::super::Namespace;
+use super::super::cgroup::{self, Found};
 use super::super::host::{self, Host};
 use super::super::setup::Prepared;
 use super::super::workload::{EnrolError, key};
-use super::super::Namespace;
 use super::{Node, SWEEPS};
 use crate::bpf::BpfError;
 use crate::mesh::{Cgroup, NodeWorkload, Place, Snapshot};
@@ -77,6 +77,9 @@ impl Node {
         });
         for (key, cgroup, entry) in waiting {
             let Some(host) = &mut entry.host else { continue };
+            if host.found.as_ref().is_some_and(Found::is_current) {
+                continue;
+            }
             let root = self.kernel.cgroup_root();
             let found = match cgroup::find(root, &cgroup) {
                 Ok(found) if found == host.found => continue,

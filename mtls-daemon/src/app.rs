@@ -105,6 +105,7 @@ struct ConfigState {
     generation: u64,
     loaded_at: SystemTime,
     last_error: Option<String>,
+    refused: Vec<admin::status::RefusedStatus>,
     warnings: Vec<String>,
 }
 
@@ -169,6 +170,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             generation: 0,
             loaded_at: SystemTime::now(),
             last_error: None,
+            refused: Vec::new(),
             warnings: Vec::new(),
         }),
         store: store.clone(),
@@ -297,8 +299,9 @@ impl App {
         tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
-        *lock(&self.state) =
-            ConfigState { generation, loaded_at: SystemTime::now(), last_error, warnings };
+        let refused = report::refused(&errors);
+        let loaded_at = SystemTime::now();
+        *lock(&self.state) = ConfigState { generation, loaded_at, last_error, refused, warnings };
         let refused = errors.iter().filter(|error| error.code == Code::Refused).count();
         self.shared.telemetry.metrics.config_in_force(generation, refused, errors.is_empty());
         tracing::info!(generation, "configuration in force");
@@ -341,7 +344,9 @@ impl App {
                         tracing::error!(
                             "configuration refused, the last good one stays in force:\n{error}"
                         );
-                        lock(&self.state).last_error = Some(error.to_string());
+                        let mut state = lock(&self.state);
+                        state.last_error = Some(error.to_string());
+                        state.refused = report::refused(&error.0);
                         self.shared.telemetry.metrics.config_refused();
                     }
                 }
@@ -426,6 +431,7 @@ impl App {
                 generation: state.generation,
                 loaded_at: admin::status::timestamp(state.loaded_at),
                 last_error: state.last_error.clone(),
+                refused: state.refused.clone(),
                 warnings: state.warnings.clone(),
             },
             workloads: node.status().into_iter().map(report::workload).collect(),
@@ -441,6 +447,7 @@ impl App {
                     .iter()
                     .map(ToString::to_string)
                     .collect(),
+                full: node.full(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {
@@ -460,6 +467,9 @@ impl App {
         metrics
             .set_svid_expiries(svids.iter().filter_map(|svid| Some((&svid.id, svid.not_after?))));
         metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
+        metrics.set_svid_failures(
+            self.store.failures().map(|(reason, total)| (reason.as_str(), total)),
+        );
     }
 }
 

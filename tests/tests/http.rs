@@ -6,15 +6,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use mtls_tests::apps::BANNER;
 use mtls_tests::bed::{PodSpec, Testbed};
-use mtls_tests::client::End;
+use mtls_tests::client::{End, converse};
 use mtls_tests::curl::{self, Curl};
 use mtls_tests::daemon::Daemon;
 use mtls_tests::mesh::{Mesh, Service};
 use mtls_tests::recorder::{Recorder, Seen};
 use mtls_tests::servers::nginx_http2;
 use mtls_tests::talker::{Answer, Talker};
-use mtls_tests::world::World;
+use mtls_tests::world::{World, serve};
 use mtls_tests::{DaemonSpec, openssl};
 use serde_json::{Value, json};
 
@@ -26,6 +27,8 @@ const DEAD: u16 = 8081;
 const HTTP2: u16 = 8082;
 /// In no service: nobody has declared anything.
 const AUTO: u16 = 7000;
+/// In no service either: its server speaks first.
+const BANNER_PORT: u16 = 7001;
 const XFCC: &str = "X-Forwarded-Client-Cert";
 const CLIENT: &str = "spiffe://cluster.local/ns/web/sa/client";
 const GATEWAY: &str = "spiffe://cluster.local/ns/edge/sa/gateway";
@@ -216,6 +219,47 @@ fn an_application_is_told_who_its_client_is_and_nothing_forged() -> Result<()> {
 }
 
 #[test]
+fn no_forged_header_arrives_on_a_disabled_port_that_nobody_declared() -> Result<()> {
+    let mut town = town(|spec| spec)?;
+    let quiet = Recorder::start(town.world.pod("quiet"), AUTO)?;
+    let _banner = serve(town.world.pod("server"), "banner", BANNER_PORT)?;
+    town.world.change(|mesh| {
+        mesh.namespace_mode("app", "DISABLE");
+    })?;
+    let to = town.server(AUTO);
+    for client in ["client", "stranger"] {
+        let more = ["--header", FORGED[0], "--header", FORGED[2]];
+        let got = town.curl(client, to, "/", &more)?;
+        ensure!((got.exit, got.code) == (0, 200), "{client}: {got:?}");
+        check_header(&town.auto.last()?, &[]).with_context(|| client.to_owned())?;
+        let mark = town.auto.mark();
+        let mut talker = town.talker(client, to)?;
+        ensure!(talker.get("/first")?.code == 200);
+        talker.send(forged().repeat(2))?;
+        ensure!((talker.answer()?.code, talker.answer()?.code) == (200, 200), "{client}");
+        let seen = town.auto.requests(mark);
+        ensure!(seen.len() == 3, "{client}: {seen:?}");
+        seen.iter().try_for_each(|seen| check_header(seen, &[]))?;
+
+        // What is not HTTP is the application's as it is, also where the server speaks first.
+        let pod = town.world.pod(client);
+        for bytes in ["\u{1}not HTTP\n", "some words of another protocol"] {
+            let talk = pod.inside(|| converse(to, bytes))?;
+            ensure!(talk.worked(), "{client}: {bytes:?}: {talk:?}");
+        }
+        let mut silent = town.talker(client, town.server(BANNER_PORT))?;
+        silent.hear(BANNER).with_context(|| client.to_owned())?;
+
+        // An application that reads no such header: its connections are its own.
+        let untouched = town.world.b().decided("inbound_untouched")?;
+        ensure!(town.talker(client, town.world.pod("quiet").v4(AUTO))?.ask(forged())?.code == 200);
+        ensure!(town.world.b().decided("inbound_untouched")? == untouched + 1.0, "{client}");
+        ensure!(quiet.last()?.header(XFCC).len() == FORGED.len(), "relayed as it is");
+    }
+    Ok(())
+}
+
+#[test]
 fn http2_is_told_and_judged_alike() -> Result<()> {
     let mut town = town(|spec| spec)?;
     let pod = town.world.pod("server");
@@ -341,7 +385,7 @@ fn requests_are_judged_one_by_one_in_one_form() -> Result<()> {
     // What is not HTTP is one connection, which an ALLOW rule about HTTP does not allow; others do.
     let talk = |town: &Town| {
         let (from, to) = (town.world.pod("client"), town.server(AUTO));
-        from.inside(|| mtls_tests::client::converse(to, "\u{1}not HTTP\n"))
+        from.inside(|| converse(to, "\u{1}not HTTP\n"))
     };
     ensure!(!talk(&town)?.worked(), "no request, no path");
     ensure!((town.auto.connections(), town.auto.bytes()) == heard, "the application heard of it");

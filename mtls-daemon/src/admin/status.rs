@@ -35,7 +35,29 @@ pub struct ConfigStatus {
     pub loaded_at: String,
     /// Why the newest configuration was refused; None when it is the one in force.
     pub last_error: Option<String>,
+    /// The objects that `last_error` is about.
+    #[serde(default)]
+    pub refused: Vec<RefusedStatus>,
     pub warnings: Vec<String>,
+}
+
+/// One reason why an object, or a file, was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// None: it could not be read so far.
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub file: String,
+    /// From 1; None: the file as a whole.
+    pub line: Option<u32>,
+    /// For example `spec.mtls.mode`.
+    pub field: Option<String>,
+    /// Stable, for example `E_FIELD_VALUE` (docs/configuration.md).
+    pub code: String,
+    pub message: String,
+    /// What is in force in its place.
+    pub instead: String,
 }
 
 /// A workload that this node's daemon is to enrol.
@@ -105,6 +127,9 @@ pub struct SvidStatus {
     pub source: String,
     /// None until the first one was issued.
     pub serial: Option<String>,
+    /// Distinguished name of the signer.
+    #[serde(default)]
+    pub issuer: Option<String>,
     pub not_before: Option<String>,
     pub not_after: Option<String>,
     /// When the issuer is asked next. None while it is being asked (and from a daemon that does not
@@ -127,6 +152,9 @@ pub struct KernelStatus {
     /// Features of newer kernels that this one is worked without (docs/kernels.md).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
+    /// Tables without room, and what goes through the daemon for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<String>,
     /// Connections by what the programs decided.
     pub decisions: BTreeMap<String, u64>,
 }

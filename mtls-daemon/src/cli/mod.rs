@@ -2,6 +2,7 @@
 
 mod ca;
 mod cases;
+mod certs;
 mod check;
 mod cleanup;
 pub mod exit;
@@ -38,6 +39,9 @@ enum Verb {
     /// Show the running daemon's workloads, identities, configuration and connections
     #[command(after_help = exit::HELP)]
     Status(status::StatusArgs),
+    /// Show the running daemon's certificates: serial, issuer, times, next renewal, last error
+    #[command(after_help = exit::HELP)]
+    Certs(status::StatusArgs),
     /// Wait until the workload of this process' own cgroup is enrolled: for a unit's ExecStartPre
     ///
     /// A unit that is started again has another cgroup, which the daemon has to find first. What the unit
@@ -74,6 +78,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
     match cli.verb {
         Verb::Run(args) => run::run(*args),
         Verb::Status(args) => status::status(args),
+        Verb::Certs(args) => certs::certs(args),
         Verb::Wait(args) => wait::wait(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Ca(verb) => ca::ca(verb),

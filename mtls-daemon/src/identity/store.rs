@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::slot::Issued;
-use super::source::SvidSource;
+use super::source::{Reason, SourceError, SvidSource};
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
 use crate::tls::TlsIdentity;
 
@@ -35,7 +35,26 @@ pub struct SvidStore {
     /// There is something new to issue.
     wake: Notify,
     issued_ok: AtomicU64,
-    issued_failed: AtomicU64,
+    failed: [AtomicU64; Reason::ALL.len()],
+}
+
+/// Why an attempt came to nothing: for metrics, and for logs and `status`.
+#[derive(Debug)]
+struct Failed {
+    reason: Reason,
+    text: String,
+}
+
+impl Failed {
+    fn invalid(text: String) -> Self {
+        Self { reason: Reason::Invalid, text }
+    }
+}
+
+impl From<SourceError> for Failed {
+    fn from(error: SourceError) -> Self {
+        Self { reason: error.reason(), text: error.to_string() }
+    }
 }
 
 impl SvidStore {
@@ -48,7 +67,7 @@ impl SvidStore {
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
-            issued_failed: AtomicU64::new(0),
+            failed: Default::default(),
         })
     }
 
@@ -123,9 +142,17 @@ impl SvidStore {
         self.issued_ok.load(Ordering::Relaxed)
     }
 
+    /// Attempts that failed since the start, by reason.
+    pub fn failures(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL
+            .into_iter()
+            .zip(&self.failed)
+            .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
     /// Attempts that failed since the start.
     pub fn issued_failed(&self) -> u64 {
-        self.issued_failed.load(Ordering::Relaxed)
+        self.failures().map(|(_, count)| count).sum()
     }
 
     /// Begins as many attempts as may run, the most urgent first; how long until the next is due.
@@ -136,6 +163,9 @@ impl SvidStore {
             slots.values().filter_map(|slot| Some((slot.due(now, wall)?, slot))).collect();
         waiting.sort_by_key(|(due, _)| *due);
         let mut next = LONGEST_SLEEP;
+        for slot in slots.values() {
+            slot.warn_of_expiry(wall);
+        }
         for (due, slot) in waiting {
             if !due.wait.is_zero() {
                 next = next.min(due.wait);
@@ -152,9 +182,12 @@ impl SvidStore {
         let work = move || issue(&*source, &aliases, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
-            Err(error) => Err(format!("the issuer failed: {error}")),
+            Err(error) => Err(Failed::invalid(format!("the issuer failed: {error}"))),
         };
-        let count = if result.is_ok() { &self.issued_ok } else { &self.issued_failed };
+        let count = match &result {
+            Ok(_) => &self.issued_ok,
+            Err(failed) => &self.failed[failed.reason as usize],
+        };
         count.fetch_add(1, Ordering::Relaxed);
         match &result {
             Ok(issued) => tracing::info!(
@@ -163,30 +196,36 @@ impl SvidStore {
                 not_after = %humantime::format_rfc3339_seconds(issued.identity.not_after()),
                 "SVID issued"
             ),
-            Err(error) => tracing::error!(
+            Err(Failed { reason, text }) => tracing::error!(
                 identity = %slot.id(),
                 still_valid = slot.current().is_some(),
-                %error,
+                reason = reason.as_str(),
+                error = text,
                 "no new SVID"
             ),
         }
-        slot.finish(result);
+        slot.finish(result.map_err(|failed| failed.text));
     }
 }
 
-/// Blocking. The error is for logs and `status`.
+/// Blocking.
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
     id: &SpiffeId,
-) -> Result<Issued, String> {
-    let svid = source.issue(id).map_err(|error| error.to_string())?;
+) -> Result<Issued, Failed> {
+    let svid = source.issue(id)?;
     // After it: a CA server's answer brings the bundle as well.
-    let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
+    let bundle = source.bundle().map_err(|error| {
+        let reason = error.reason();
+        Failed { reason, text: format!("no trust bundle: {error}") }
+    })?;
     let bundles = with_aliases(bundle, aliases);
-    let identity = TlsIdentity::new(&svid, &bundles).map_err(|error| error.to_string())?;
+    let identity =
+        TlsIdentity::new(&svid, &bundles).map_err(|error| Failed::invalid(error.to_string()))?;
     if identity.not_after() <= SystemTime::now() {
-        return Err("the issuer gave an SVID that has expired already".to_owned());
+        let text = "the issuer gave an SVID that has expired already".to_owned();
+        return Err(Failed::invalid(text));
     }
     Ok(Issued { identity })
 }

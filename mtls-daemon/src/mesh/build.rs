@@ -191,6 +191,10 @@ fn add_endpoints(answers: &mut Answers, service: &Service, policy: &Policy<'_>) 
                 Some(_) => {}
             }
         }
+        // What a workload's ports speak is its own namespace's to say (policy.md 2.6).
+        if endpoint.workload.as_ref().is_some_and(|w| w.namespace != service.namespace) {
+            continue;
+        }
         // The application has one port on all of the workload's addresses, also where the service
         // lists only some of them.
         if let Some(known) = endpoint.workload.as_ref().and_then(|w| answers.hosts.of_mut(w)) {
@@ -227,9 +231,19 @@ fn warn_disagreements(
             let port = answers.services[at.service].common_plan().port(at.port)?;
             Some(&port.targets(address.ip()).get(at.position)?.tls)
         };
-        let Some((first, others)) = found.split_first() else { continue };
+        // Services of the workload's own namespace count before others (policy.md 2.6).
+        let direct = answers.hosts.at(*address).or_else(|| answers.direct.get(&address.ip()));
+        let owner = direct.and_then(|direct| direct.workload.as_ref());
+        let is_own = |at: &&HeadlessPort| {
+            owner.is_some_and(|owner| {
+                owner.namespace == answers.services[at.service].service.namespace
+            })
+        };
+        let own: Vec<&HeadlessPort> = found.iter().filter(is_own).collect();
+        let counting = if own.is_empty() { found.iter().collect() } else { own };
+        let Some((first, others)) = counting.split_first() else { continue };
         let Some(tls) = target(first) else { continue };
-        let differs = |at: &&HeadlessPort| target(at).is_some_and(|other| !tls.agrees_with(other));
+        let differs = |at: &&&HeadlessPort| target(at).is_some_and(|other| !tls.agrees_with(other));
         for other in others.iter().filter(differs) {
             let place = services[first.service].1.meta.origin.place();
             warnings.push(services[other.service].1.meta.origin.error(

@@ -77,6 +77,13 @@ pub(super) struct Target {
     pub workload: Option<Arc<Workload>>,
 }
 
+impl Target {
+    /// A workload of the service's own namespace.
+    pub fn is_in(&self, service: &Service) -> bool {
+        self.workload.as_ref().is_some_and(|workload| workload.namespace == service.namespace)
+    }
+}
+
 /// An endpoint with what policy says about it as a server.
 pub(super) struct Server {
     pub namespace: Arc<str>,
@@ -220,7 +227,8 @@ impl Policy<'_> {
         ServicePlan { ports }
     }
 
-    /// DestinationRule over auto mTLS (policy.md 2.2-2.4).
+    /// DestinationRule over auto mTLS (policy.md 2.2-2.4), as far as the service may say it
+    /// (policy.md 2.6).
     fn service_tls(
         &self,
         service: &Service,
@@ -230,12 +238,21 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
+        let anothers = server.namespace != service.namespace;
+        if anothers && service.addresses.is_empty() {
+            // The address that clients use is another namespace's workload's own.
+            let own = self.auto(None, server, Some(number), sni);
+            if matches!(own, ClientTls::IstioMutual { .. }) {
+                return own;
+            }
+        }
         if let Some(rule) = rule.filter(|rule| rule.refused) {
             return ClientTls::Refused { because: format!("{} is refused", rule.because).into() };
         }
         let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
-            return self.auto(Some(service), server, Some(number), sni);
+            // What lies outside the mesh is not another namespace's to say of a workload.
+            return self.auto((!anothers).then_some(service), server, Some(number), sni);
         };
         match settings.mode {
             TlsMode::Disable => {

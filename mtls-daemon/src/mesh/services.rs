@@ -40,7 +40,10 @@ pub fn build<'e>(
         }
     }
     for (service, entry) in &services {
-        if service.external && service.endpoints.iter().any(|e| e.speaks_mtls) {
+        let own = |e: &Endpoint| {
+            e.workload.as_ref().is_none_or(|workload| workload.namespace == service.namespace)
+        };
+        if service.external && service.endpoints.iter().any(|e| e.speaks_mtls && own(e)) {
             warnings.push(entry.meta.origin.error(
                 "spec.location",
                 Code::WarnSuspicious,

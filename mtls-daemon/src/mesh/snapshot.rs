@@ -181,21 +181,29 @@ impl Snapshot {
         OutboundPlan::Connect { address, tls, service: None, workload }
     }
 
-    /// The endpoint of a headless service at `address`, as `client`'s rules see it: of several
-    /// services that are exported to the client the first, by namespace and name, unless TLS is to
-    /// be originated for one and not alike for the others.
+    /// The endpoint of a headless service at `address`, as `client`'s rules see it: of those that
+    /// count and are exported to the client the first, by namespace and name, unless TLS is to be
+    /// originated for one and not alike for the others. Services of the workload's own namespace
+    /// count before others, of which one cannot take back that another wants mTLS (policy.md 2.6).
     pub(super) fn headless(&self, client: &Workload, address: SocketAddr) -> Option<Headless<'_>> {
-        let mut visible = self.answers.headless.get(&address)?.iter().filter_map(|found| {
-            let compiled = &self.answers.services[found.service];
-            if !compiled.visible_from(&client.namespace) {
-                return None;
-            }
-            let port = compiled.plan(client).port(found.port)?;
-            let target = port.targets(address.ip()).get(found.position)?;
-            Some((target, &compiled.service))
-        });
-        let (target, service) = visible.next()?;
-        let others: Vec<_> = visible
+        let found = self.answers.headless.get(&address)?;
+        let visible = || {
+            found.iter().filter_map(|found| {
+                let compiled = &self.answers.services[found.service];
+                if !compiled.visible_from(&client.namespace) {
+                    return None;
+                }
+                let port = compiled.plan(client).port(found.port)?;
+                let target = port.targets(address.ip()).get(found.position)?;
+                Some((target, &compiled.service))
+            })
+        };
+        let owners = visible().any(|(target, service)| target.is_in(service));
+        let counting = || visible().filter(|(target, service)| !owners || target.is_in(service));
+        let closed = |(target, _): &(&Target, _)| !target.tls.is_plaintext();
+        let first = if owners { counting().next() } else { counting().find(closed) };
+        let (target, service) = first.or_else(|| counting().next())?;
+        let others: Vec<_> = counting()
             .filter(|(other, _)| !target.tls.agrees_with(&other.tls))
             .map(|(_, service)| service.clone())
             .collect();

@@ -302,22 +302,23 @@ fn outbound_rows_leave_in_the_clear_what_policy_leaves_in_the_clear() {
 #[test]
 fn inbound_tables_bypass_only_disabled_ports_that_are_not_http() {
     let server: IpAddr = "10.0.0.2".parse().unwrap();
-    for (spec, expected) in [
-        ("{mtls: {mode: STRICT}}", InboundTable::default()),
-        (
-            "{mtls: {mode: DISABLE}}",
-            InboundTable { untouched_by_default: true, exceptions: vec![80] },
-        ),
-        (
-            "{selector: {matchLabels: {app: server}}, portLevelMtls: {80: {mode: DISABLE}, 9000: {mode: DISABLE}}}",
-            InboundTable { untouched_by_default: false, exceptions: vec![9000] },
-        ),
+    let table =
+        |untouched_by_default, exceptions| InboundTable { untouched_by_default, exceptions };
+    let some = "{selector: {matchLabels: {app: server}}, \
+                portLevelMtls: {80: {mode: DISABLE}, 7000: {mode: DISABLE}, 9000: {mode: DISABLE}}}";
+    // 80 is declared HTTP, 9000 TCP, and nobody declared 7000 or any other.
+    for (spec, told, not_told) in [
+        ("{mtls: {mode: STRICT}}", InboundTable::default(), InboundTable::default()),
+        ("{mtls: {mode: DISABLE}}", table(false, vec![9000]), table(true, vec![80])),
+        (some, table(false, vec![9000]), table(false, vec![7000, 9000])),
     ] {
         let snapshot = build(&[MESH, &authn("full", spec)]);
         let workload = snapshot.workload_at(server).unwrap();
-        assert_eq!(snapshot.inbound_table(workload), expected, "{spec}");
+        // The application reads X-Forwarded-Client-Cert, or does not.
+        assert_eq!(snapshot.inbound_table(workload, true), told, "{spec}");
+        assert_eq!(snapshot.inbound_table(workload, false), not_told, "{spec}");
         assert_eq!(snapshot.inbound(workload, 80).protocol, PortProtocol::Http);
-        assert_ne!(snapshot.inbound(workload, 9000).protocol, PortProtocol::Http);
+        assert_eq!(snapshot.inbound(workload, 9000).protocol, PortProtocol::Tcp);
     }
 }
 
@@ -461,9 +462,9 @@ fn of_several_headless_services_the_first_that_the_client_sees_counts() {
     let snapshot = build(&[MESH, &hidden, &seen, &forced]);
     let found = answer(&snapshot, "10.0.0.3:5432", 0);
     assert_eq!(found, format!("mtls 10.0.0.3:5432 {SERVER}"));
-    // Seen as well, the first by namespace and name counts, which has no rule.
+    // Seen as well, it takes back no mTLS that the other one wants (policy.md 2.6).
     let snapshot = build(&[MESH, &service("a", "'*'"), &seen, &forced]);
-    assert_eq!(answer(&snapshot, "10.0.0.3:5432", 0), "plain 10.0.0.3:5432");
+    assert_eq!(answer(&snapshot, "10.0.0.3:5432", 0), found);
 }
 
 #[test]
@@ -494,7 +495,7 @@ spec: {networkNamespace: /var/run/netns/server, workloadEntries: [server, server
         let server = snapshot.workload_at(address.parse().unwrap()).unwrap();
         let protocol = snapshot.inbound(server, 7000).protocol;
         assert_eq!(protocol, PortProtocol::Http, "{address}");
-        assert_eq!(snapshot.inbound_table(server).exceptions, [80, 7000], "{address}");
+        assert_eq!(snapshot.inbound_table(server, false).exceptions, [80, 7000], "{address}");
     }
     // /var/run is /run: two claims on one namespace are seen as such.
     let again = "apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\n\
@@ -585,6 +586,6 @@ fn server_names_are_valid_dns_names() {
 }
 
 mod acceptance;
-mod conformance;
 mod hosts;
 mod origination;
+mod owners;

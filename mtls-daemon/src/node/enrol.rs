@@ -12,6 +12,7 @@ use mtls_common::names::HOST;
 use mtls_common::workload as abi;
 
 use super::cgroup::Found;
+use super::full::Full;
 use super::host::{self, Host};
 use super::listeners::Listeners;
 use super::setup::Prepared;
@@ -56,6 +57,7 @@ pub struct Node {
     orphans_on_host: Vec<u32>,
     mesh: MeshAddresses,
     cgroup_attached: bool,
+    full: Full,
 }
 
 struct Starting {
@@ -110,7 +112,13 @@ impl Node {
             orphans_on_host: Vec::new(),
             mesh: MeshAddresses::default(),
             cgroup_attached: false,
+            full: Full::default(),
         }
+    }
+
+    /// What found no place in the kernel's tables, and what that means.
+    pub fn full(&self) -> Vec<String> {
+        self.full.says()
     }
 
     /// Puts `snapshot` in force. What it no longer leaves in the clear is closed before it is
@@ -147,9 +155,10 @@ impl Node {
             self.remove(&key)?;
         }
         for entry in self.enrolled.values() {
-            open_bypasses(&mut self.kernel, entry)?;
+            open_bypasses(&mut self.kernel, &mut self.full, entry)?;
         }
-        self.kernel.tables.keep_mesh(&mesh.addresses, &mesh.ranges)?;
+        let left_out = self.kernel.tables.keep_mesh(&mesh.addresses, &mesh.ranges)?;
+        self.full.mesh(left_out);
         self.mesh = mesh;
         let ids: BTreeSet<SpiffeId> = wanted.iter().map(|w| w.workload.id.clone()).collect();
         self.store.retain(&ids);
@@ -229,7 +238,7 @@ impl Node {
             self.ensure(&workload, &snapshot, &keys)?;
             self.start_serving();
             if let Some(entry) = self.enrolled.get(&key(&workload)) {
-                open_bypasses(&mut self.kernel, entry)?;
+                open_bypasses(&mut self.kernel, &mut self.full, entry)?;
             }
         }
         Ok(())
@@ -414,7 +423,8 @@ impl Node {
             ..shown(wanted)
         };
         let tables = &mut self.kernel.tables;
-        tables.set_workload(slot, entry, &wanted.workload.addresses)?;
+        let left_out = tables.set_workload(slot, entry, &wanted.workload.addresses)?;
+        self.full.own_addresses(&key(wanted), left_out);
         for (listeners, is_inbound) in [(&outbound, false), (&inbound, true)] {
             for (sockets, is_ipv6) in [(&listeners.ipv4, false), (&listeners.ipv6, true)] {
                 for (worker, socket) in sockets.iter().enumerate() {
@@ -480,7 +490,9 @@ impl Node {
                 address6: shown(wanted).address6,
                 ..current
             };
-            self.kernel.tables.set_workload(entry.slot, changed, &wanted.workload.addresses)?;
+            let addresses = &wanted.workload.addresses;
+            let left_out = self.kernel.tables.set_workload(entry.slot, changed, addresses)?;
+            self.full.own_addresses(key, left_out);
             if entry.host.is_some() {
                 let places = host::places(&wanted.workload, entry.pod.outbound_port);
                 self.kernel.tables.set_host_ports(entry.slot, &places)?;
@@ -497,6 +509,7 @@ impl Node {
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
         let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "no longer enrolled");
+        self.full.forget(key);
         let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
         self.forget(entry.slot, entry.namespace.cookie())?;
         entry.pod.end();
@@ -567,14 +580,8 @@ fn exists(place: &Place) -> bool {
     }
 }
 
-fn open_bypasses(kernel: &mut Kernel, entry: &Enrolled) -> Result<(), BpfError> {
+fn open_bypasses(kernel: &mut Kernel, full: &mut Full, entry: &Enrolled) -> Result<(), BpfError> {
     let left_out = kernel.tables.open_bypasses(entry.slot, &entry.bypasses)?;
-    if left_out > 0 {
-        tracing::warn!(
-            workload = key(&entry.wanted),
-            rows = left_out,
-            "the kernel's outbound table is full: these destinations go through the daemon"
-        );
-    }
+    full.bypasses(&key(&entry.wanted), left_out);
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod cgroup;
 pub mod dial;
 mod enrol;
+mod full;
 mod host;
 mod leg;
 mod listeners;

@@ -93,7 +93,7 @@ pub fn shown(wanted: &NodeWorkload) -> abi::Workload {
 pub fn bypasses(snapshot: &Snapshot, wanted: &NodeWorkload) -> Bypasses {
     let answer = |untouched| if untouched { bypass::UNTOUCHED } else { bypass::REDIRECT };
     let workload = &wanted.workload;
-    let table = snapshot.inbound_table(workload);
+    let table = snapshot.inbound_table(workload, wanted.forward_client_cert);
     let outbound = snapshot
         .outbound_rows(workload)
         .into_iter()

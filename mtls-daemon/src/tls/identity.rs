@@ -10,12 +10,13 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::hello::Http;
 use super::provider::{VERSIONS, provider};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
-use super::{HandshakeError, svid_rules};
+use super::{HandshakeError, subject, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
 
 /// What Istio's own TCP clients offer and servers look for (policy.md 3.2, 3.3).
@@ -25,6 +26,7 @@ pub(super) const MESH_ALPN: &[u8] = b"istio";
 pub struct TlsIdentity {
     id: SpiffeId,
     serial: String,
+    issuer: String,
     not_before: SystemTime,
     not_after: SystemTime,
     server: Servers,
@@ -53,6 +55,7 @@ impl TlsIdentity {
             server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
             client: Arc::new(client_config(certificate, verifier)?),
             serial: svid.serial.clone(),
+            issuer: issuer(&svid.chain),
             not_before: svid.not_before,
             not_after: svid.not_after,
             id,
@@ -66,6 +69,11 @@ impl TlsIdentity {
     /// Lower-case hex.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// The signer's distinguished name, as RFC 2253 writes it.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
     }
 
     pub fn not_before(&self) -> SystemTime {
@@ -97,6 +105,11 @@ impl fmt::Debug for TlsIdentity {
             .field("serial", &self.serial)
             .finish_non_exhaustive()
     }
+}
+
+fn issuer(chain: &[CertificateDer<'_>]) -> String {
+    let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    leaf.map(|(_, leaf)| subject::rfc2253(leaf.issuer())).unwrap_or_default()
 }
 
 /// The chain with its key, if the key is the leaf's.

@@ -12,6 +12,7 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+mod signatures;
 pub mod statement;
 mod subject;
 pub mod svid;

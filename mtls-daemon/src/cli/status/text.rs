@@ -43,6 +43,9 @@ fn summary(out: &mut String, status: &Status) -> std::fmt::Result {
     for warning in &config.warnings {
         writeln!(out, "  warning: {}", indent(warning))?;
     }
+    for full in &status.kernel.full {
+        writeln!(out, "KERNEL TABLE FULL: {full}")?;
+    }
     let open = status.connections;
     writeln!(out, "open connections: {} in, {} out", open.open_inbound, open.open_outbound)
 }
@@ -125,7 +128,7 @@ fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
 }
 
 /// How long a certificate is still good, for example `11h 59m`.
-fn left(not_after: &str, now: SystemTime) -> String {
+pub(in crate::cli) fn left(not_after: &str, now: SystemTime) -> String {
     let Ok(not_after) = humantime::parse_rfc3339(not_after) else { return not_after.to_owned() };
     match not_after.duration_since(now) {
         Ok(left) if !left.is_zero() => short(left),
@@ -134,7 +137,7 @@ fn left(not_after: &str, now: SystemTime) -> String {
 }
 
 /// How long until then, for example `5h 59m`.
-fn wait(until: &str, now: SystemTime) -> String {
+pub(in crate::cli) fn wait(until: &str, now: SystemTime) -> String {
     let Ok(until) = humantime::parse_rfc3339(until) else { return until.to_owned() };
     match until.duration_since(now) {
         Ok(wait) if !wait.is_zero() => short(wait),
@@ -193,6 +196,7 @@ mod tests {
                 generation: 3,
                 loaded_at: timestamp(start),
                 last_error: None,
+                refused: Vec::new(),
                 warnings: Vec::new(),
             },
             workloads: Vec::new(),
@@ -229,12 +233,14 @@ mod tests {
         status.awaited = vec!["SVID of full/server".into(), "kernel programs".into()];
         status.config.last_error = Some("a.yaml:3: bad mode\nb.yaml:1: bad kind\n".into());
         status.config.warnings = vec!["c.yaml:2: unknown field spec.x".into()];
+        status.kernel.full = vec!["MESH_ADDRESSES is full".into()];
         let text = render(&status, now());
         assert!(text.contains("NOT READY: awaited: SVID of full/server, kernel programs\n"));
         assert!(
             text.contains("  REFUSED since, and not in force: a.yaml:3: bad mode\n    b.yaml:1")
         );
         assert!(text.contains("  warning: c.yaml:2: unknown field spec.x\n"), "{text}");
+        assert!(text.contains("\nKERNEL TABLE FULL: MESH_ADDRESSES is full\n"), "{text}");
     }
 
     #[test]
@@ -269,6 +275,7 @@ mod tests {
             identity: id.into(),
             source: "embedded".into(),
             serial: Some("01ab".into()),
+            issuer: None,
             not_before: None,
             not_after: Some(timestamp(now() + Duration::from_secs(12 * 3600 - 1))),
             next_renewal: Some(timestamp(now() + Duration::from_secs(6 * 3600 - 1))),

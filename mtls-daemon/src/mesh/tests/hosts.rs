@@ -109,8 +109,9 @@ fn a_node_knows_its_own_by_unit_and_cgroup() {
         .replace("name: default", "name: off");
     let snapshot = build_on("b", &[MESH, HOST, &strict, &off]);
     let [cron, db, web] = snapshot.node_workloads() else { panic!("three") };
-    let untouched =
-        |it: &crate::mesh::NodeWorkload| snapshot.inbound_table(&it.workload).untouched_by_default;
+    let untouched = |it: &crate::mesh::NodeWorkload| {
+        snapshot.inbound_table(&it.workload, false).untouched_by_default
+    };
     assert_eq!([untouched(cron), untouched(db), untouched(web)], [false, false, true]);
     assert_eq!(snapshot.inbound(&cron.workload, 80).mode.mode, Mode::Strict);
     assert_eq!(snapshot.inbound(&db.workload, 5432).mode.mode, Mode::Permissive);

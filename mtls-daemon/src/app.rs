@@ -25,6 +25,8 @@ use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
 use crate::telemetry::{Direction, Telemetry, access};
+use crate::tls::revocation::CrlsError;
+use crate::tls::{Checks, HandshakeSettings};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -60,6 +62,8 @@ pub enum RunError {
     #[error("the CA cannot be asked: {0}")]
     Source(#[from] SourceError),
     #[error(transparent)]
+    Crls(#[from] CrlsError),
+    #[error(transparent)]
     Admin(#[from] AdminError),
     #[error("{what}: {error}")]
     Io { what: String, error: std::io::Error },
@@ -68,7 +72,7 @@ pub enum RunError {
 impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config { .. } => Exit::Config,
+            Self::Config { .. } | Self::Crls(_) => Exit::Config,
             Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
             Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(Busy::Held { .. }) => Exit::Busy,
             Self::Admin(AdminError::Busy(_)) => Exit::Busy,
@@ -135,9 +139,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
-    let revocations = Revocations::new(None);
+    let revocations = Revocations::new(config.revocation.rules.clone());
+    let checks = match &config.revocation.crl_file {
+        Some(place) => Checks::with_files(revocations.clone(), place)?,
+        None => Checks::new(revocations.clone()),
+    };
     let (source, server) = identity_source(&config, &revocations)?;
-    let store = SvidStore::new(source, config.mesh.trust_domain_aliases.clone());
+    let aliases = config.mesh.trust_domain_aliases.clone();
+    let handshakes =
+        HandshakeSettings { checks: checks.clone(), resumption: config.session_resumption };
+    let store = SvidStore::new(source, aliases, handshakes);
 
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
@@ -156,8 +167,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         head: REQUEST_HEAD,
         identity: IDENTITY,
     };
-    let shared =
-        Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, config.http.clone(), watch);
+    let (mesh, http) = (config.mesh.clone(), config.http.clone());
+    let shared = Shared::new(mesh, telemetry.clone(), timeouts, http, checks.clone(), watch);
     let shared = Arc::new(shared);
     let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
     let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;
@@ -180,9 +191,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         config,
     });
     tokio::spawn(store.clone().run());
-    if let Some(server) = server {
+    tokio::spawn(replace_revoked(store.clone(), checks));
+    if let Some((server, interval)) = server {
         let renew = move || store.renew_all();
-        tokio::spawn(server.follow(istio_ca::poll::INTERVAL, renew));
+        tokio::spawn(server.follow(interval, renew));
     }
     let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
@@ -213,7 +225,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 }
 
 /// Where SVIDs come from; a server is also followed for revocations and new roots.
-type Source = (Arc<dyn SvidSource>, Option<Arc<IstioCa>>);
+type Source = (Arc<dyn SvidSource>, Option<(Arc<IstioCa>, Duration)>);
 
 fn identity_source(config: &Config, revocations: &Arc<Revocations>) -> Result<Source, RunError> {
     let trust_domain = config.mesh.trust_domain.clone();
@@ -227,7 +239,7 @@ fn identity_source(config: &Config, revocations: &Arc<Revocations>) -> Result<So
             )?;
             Ok((Arc::new(ca), None))
         }
-        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster } => {
+        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster, poll } => {
             let settings = istio_ca::Settings {
                 address: address.clone(),
                 server_name: server_name.clone(),
@@ -240,8 +252,16 @@ fn identity_source(config: &Config, revocations: &Arc<Revocations>) -> Result<So
                 state_dir: config.state_dir.clone(),
             };
             let server = Arc::new(IstioCa::new(settings, revocations.clone())?);
-            Ok((server.clone(), Some(server)))
+            Ok((server.clone(), Some((server, *poll))))
         }
+    }
+}
+
+/// A certificate of ours that was taken back by its number is followed by another at once.
+async fn replace_revoked(store: Arc<SvidStore>, checks: Arc<Checks>) {
+    let mut changed = checks.changed();
+    while changed.changed().await.is_ok() {
+        store.renew_revoked();
     }
 }
 
@@ -346,7 +366,7 @@ impl App {
                         );
                         let mut state = lock(&self.state);
                         state.last_error = Some(error.to_string());
-                        state.refused = report::refused(&error.0);
+                        state.refused = report::all_refused(&error.0);
                         self.shared.telemetry.metrics.config_refused();
                     }
                 }
@@ -363,6 +383,7 @@ impl App {
             let app = self.clone();
             let ticked = tokio::task::spawn_blocking(move || {
                 app.shared.originations.refresh();
+                app.shared.checks.tick(SystemTime::now());
                 let mut node = lock(&app.node);
                 node.tick()?;
                 node.sweep_flows(FLOW_LIFETIME)
@@ -409,7 +430,8 @@ impl App {
             let Some(app) = app.upgrade() else { return Vec::new() };
             let refused = lock(&app.node).refused();
             let missing = app.store.missing().into_iter().map(|id| format!("an SVID for {id}"));
-            refused.into_iter().chain(missing).collect()
+            let list = app.shared.checks.awaited();
+            refused.into_iter().chain(missing).chain(list).collect()
         }));
     }
 
@@ -437,6 +459,7 @@ impl App {
             workloads: node.status().into_iter().map(report::workload).collect(),
             policies: report::policies(&self.shared.snapshot.load()),
             svids: self.store.status().into_iter().map(report::svid).collect(),
+            revocation: report::revocation(&self.shared.checks, SystemTime::now()),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
@@ -470,6 +493,8 @@ impl App {
         metrics.set_svid_failures(
             self.store.failures().map(|(reason, total)| (reason.as_str(), total)),
         );
+        let revocation = report::revocation(&self.shared.checks, SystemTime::now());
+        metrics.set_revocation_lists(report::revocation_lists(&revocation));
     }
 }
 

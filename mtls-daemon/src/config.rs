@@ -5,11 +5,13 @@ mod flags;
 mod http;
 mod identity;
 mod node_name;
+mod revocation;
 
-pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use flags::{MeshArgs, NodeArgs, OnOff, RunArgs};
 pub use http::HttpArgs;
 pub use identity::{IdentityArgs, IdentitySource, SourceKind};
 pub use node_name::{NodeName, NodeNameError};
+pub use revocation::{RevocationArgs, RevocationMode, RevocationSettings};
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -46,6 +48,11 @@ pub enum ConfigError {
     Alias(TrustDomain),
     #[error("this node's name makes no SPIFFE ID: {0}; give another with --node")]
     NodeIdentity(crate::identity::SpiffeIdError),
+    #[error(
+        "{0} needs somebody who says what is revoked: a CA server (--identity-source istio-ca) or, for \
+         --revocation required, lists in files (--crl-file)"
+    )]
+    NoRevocationList(&'static str),
     #[error("{0}")]
     LogLevel(String),
     #[error("{0} times --mesh-range; at most {MOST_RANGES}: give larger ranges")]
@@ -82,6 +89,7 @@ pub struct Config {
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
     pub identity: IdentitySource,
+    pub revocation: RevocationSettings,
     pub mesh: MeshSettings,
     pub http: HttpSettings,
     /// What is not to be used of this kernel.
@@ -91,6 +99,7 @@ pub struct Config {
     pub mtls_wait: Duration,
     pub svid_lifetime: Duration,
     pub key_type: KeyType,
+    pub session_resumption: bool,
     /// None: metrics and readiness are not served over HTTP.
     pub http_address: Option<SocketAddr>,
     pub access_log: access::Sink,
@@ -104,15 +113,18 @@ impl TryFrom<RunArgs> for Config {
 
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         let NodePaths { node, run_dir, admin_socket, .. } = args.node.try_into()?;
+        let mesh: MeshSettings = args.mesh.try_into()?;
+        let identity = args.identity.source(&node)?;
         Ok(Self {
-            identity: args.identity.source(&node)?,
+            revocation: args.revocation.settings(&identity, &mesh.trust_domain_aliases)?,
+            identity,
             config_dir: args.config_dir,
             ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
             state_dir: args.state_dir,
             node,
             run_dir,
             admin_socket,
-            mesh: args.mesh.try_into()?,
+            mesh,
             http: args.http.into(),
             without_kernel_feature: args.without_kernel_feature,
             workers: args.workers.unwrap_or_else(cpus),
@@ -120,6 +132,7 @@ impl TryFrom<RunArgs> for Config {
             mtls_wait: args.mtls_wait,
             svid_lifetime: args.svid_lifetime,
             key_type: args.key_type,
+            session_resumption: args.session_resumption == OnOff::On,
             http_address: args.http_address.0,
             access_log: args.access_log,
             log_format: args.log_format,

@@ -188,3 +188,28 @@ fn a_node_gets_what_its_token_names_and_nothing_else() -> Result<()> {
     ensure!(metal.get()?.code == 200, "the others are served");
     Ok(())
 }
+
+/// A unit's identity, and a node with all that it obtained, are cut off, and come back when that is undone.
+#[test]
+fn what_is_revoked_is_cut_off() -> Result<()> {
+    let metal = Metal::new(lifetime(600))?;
+    ensure!(metal.get()?.code == 200);
+    // (docs/ca.md: within 10 s)
+    let bound = Duration::from_secs(20);
+    let node = metal.world.bed.nodes[0].name.clone();
+    for what in [["--identity", "metal/client"], ["--node", &node]] {
+        metal.ca.command(&[&["revoke"], &what[..]].concat())?;
+        until(bound, "the unit to be refused", || match metal.get() {
+            Ok(answer) if answer.code != 200 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        metal.ca.command(&[&["revoke"], &what[..], &["--undo"]].concat())?;
+        until(patience(Duration::from_secs(60)), "the unit to be served again", || {
+            match metal.get() {
+                Ok(answer) if answer.code == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+    }
+    Ok(())
+}

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::admin::status::{
-    PolicyStatus, RefusedStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
+    CrlStatus, PolicyStatus, RefusedStatus, RevocationListStatus, RevocationStatus, SvidStatus,
+    WorkloadState, WorkloadStatus, timestamp as shown,
 };
 use crate::mesh::{Place, Snapshot};
 use crate::node;
 use crate::policy::authz::InForce;
 use crate::policy::error::{Code, ConfigError};
+use crate::telemetry::metrics::ListMetrics;
+use crate::tls::Checks;
+use crate::tls::revocation::CrlFacts;
 
 pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
     let (state, reason) = match workload.state {
@@ -52,6 +56,12 @@ pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
     }
 }
 
+/// Nothing of a configuration came into force.
+pub fn all_refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
+    let wrong = errors.iter().filter(|error| error.code != Code::Refused);
+    wrong.map(|error| refusal(error, "the whole configuration before this one")).collect()
+}
+
 /// Why objects were refused, each reason with what is in force in their place.
 pub fn refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
     let (instead, reasons): (Vec<&ConfigError>, Vec<&ConfigError>) =
@@ -70,12 +80,15 @@ pub fn refused(errors: &[ConfigError]) -> Vec<RefusedStatus> {
         its.filter(|instead| instead.line <= error.line).max_by_key(|instead| instead.line)
     };
     let explained = reasons.iter().map(|error| {
-        // A file, or all of the configuration: each object that is affected is told besides.
-        let unchanged = "the objects that were in it before";
+        // Without a word about it the object is in force, closed where the reason says so.
+        let unchanged = match error.object.contains(' ') {
+            true => "the object itself, as the message says",
+            false => "the objects that were in it before",
+        };
         refusal(error, of(error).map_or(unchanged, |found| &found.reason))
     });
     // Nothing is wrong with the object itself: where it was can no longer be read.
-    let alone = instead.iter().filter(|found| !reasons.iter().any(|error| same(error, found)));
+    let alone = instead.iter().filter(|found| !reasons.iter().any(|error| same(found, error)));
     let alone = alone.map(|found| refusal(found, &found.reason));
     explained.chain(alone).collect()
 }
@@ -96,6 +109,60 @@ fn refusal(error: &ConfigError, instead: &str) -> RefusedStatus {
         code: error.code.as_str().to_owned(),
         message: error.reason.clone(),
         instead: instead.to_owned(),
+    }
+}
+
+/// What is known of revoked certificates.
+pub fn revocation(checks: &Checks, now: SystemTime) -> RevocationStatus {
+    let rules = checks.list().rules();
+    let list = checks.list().current().map(|list| RevocationListStatus {
+        number: list.number(),
+        entries: list.entries(),
+        issued: shown(list.issued()),
+        age_seconds: list.age(now).as_secs(),
+    });
+    let file = |facts: CrlFacts| CrlStatus {
+        file: facts.file.to_string(),
+        issuer: facts.issuer.to_string(),
+        entries: facts.entries,
+        this_update: shown(facts.this_update),
+        next_update: shown(facts.next_update),
+        age_seconds: seconds_between(facts.this_update, now),
+        seconds_left: seconds_between(now, facts.next_update),
+    };
+    let crls = checks.crls();
+    RevocationStatus {
+        required: checks.list().is_required(),
+        max_age_seconds: rules.max_age.map(|age| age.as_secs()),
+        list,
+        files: crls.map(|it| it.facts().into_iter().map(file).collect()).unwrap_or_default(),
+        problems: crls.map(|it| it.problems()).unwrap_or_default(),
+    }
+}
+
+/// The same for metrics.
+pub fn revocation_lists(status: &RevocationStatus) -> Vec<ListMetrics> {
+    let ca = status.list.as_ref().map(|list| ListMetrics {
+        list: "ca".to_owned(),
+        age: i64::try_from(list.age_seconds).unwrap_or(i64::MAX),
+        entries: list.entries,
+        left: None,
+    });
+    let files = status.files.iter().map(|crl| ListMetrics {
+        list: crl.file.clone(),
+        age: crl.age_seconds,
+        entries: crl.entries,
+        left: Some(crl.seconds_left),
+    });
+    ca.into_iter().chain(files).collect()
+}
+
+/// Negative: `to` is earlier.
+fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
+    let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    match to.duration_since(from) {
+        Ok(time) => seconds(time),
+        Err(error) => -seconds(error.duration()),
     }
 }
 
@@ -143,6 +210,7 @@ mod tests {
         mode.line = 6;
         let file = origin("c.yaml", 0, "").error("", Code::FileRead, "permission denied");
         let unnamed = origin("d.yaml", 2, "DestinationRule at d.yaml:2");
+        let custom = origin("e.yaml", 1, "AuthorizationPolicy full/ask");
         let no_name = unnamed.error("metadata.name", Code::FieldType, "no text");
         let errors = [
             mode,
@@ -153,6 +221,7 @@ mod tests {
             file,
             ConfigError { object: "DestinationRule".into(), line: 4, ..no_name },
             unnamed.error("", Code::Refused, "closed"),
+            custom.error("spec.action", Code::Unsupported, "is denied"),
         ];
         let found = refused(&errors);
         let short: Vec<String> = found
@@ -177,6 +246,7 @@ mod tests {
                 "PeerAuthentication full default a.yaml:20 metadata.name E_OBJECT_DUPLICATE -> also STRICT",
                 "- - - c.yaml:- - E_FILE_READ -> the objects that were in it before",
                 "DestinationRule - - d.yaml:4 metadata.name E_FIELD_TYPE -> closed",
+                "AuthorizationPolicy full ask e.yaml:1 spec.action E_UNSUPPORTED -> the object itself, as the message says",
                 "AuthorizationPolicy full deny b.yaml:1 - E_REFUSED -> stays in force",
             ]
         );

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::slot::Issued;
 use super::source::{Reason, SourceError, SvidSource};
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
-use crate::tls::TlsIdentity;
+use crate::tls::{HandshakeError, HandshakeSettings, TlsIdentity};
 
 /// How many SVIDs are asked for at a time: enough to hide a slow issuer's latency, few enough to
 /// leave the blocking pool to others.
@@ -31,6 +31,7 @@ type Slots = BTreeMap<SpiffeId, Arc<IdentitySlot>>;
 pub struct SvidStore {
     source: Arc<dyn SvidSource>,
     aliases: Vec<TrustDomain>,
+    handshakes: HandshakeSettings,
     slots: ArcSwap<Slots>,
     /// There is something new to issue.
     wake: Notify,
@@ -60,10 +61,17 @@ impl From<SourceError> for Failed {
 impl SvidStore {
     /// `aliases`: further names of the source's trust domain. Peers under them are verified against
     /// the same anchors.
-    pub fn new(source: Arc<dyn SvidSource>, aliases: Vec<TrustDomain>) -> Arc<Self> {
+    ///
+    /// `handshakes`: what every SVID's connections share.
+    pub fn new(
+        source: Arc<dyn SvidSource>,
+        aliases: Vec<TrustDomain>,
+        handshakes: HandshakeSettings,
+    ) -> Arc<Self> {
         Arc::new(Self {
             source,
             aliases,
+            handshakes,
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
@@ -104,6 +112,19 @@ impl SvidStore {
     pub fn renew_all(&self) {
         for slot in self.slots.load().values() {
             slot.renew(RENEW_ALL);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Asks at once for new SVIDs where the one that is there was revoked: a lost key costs its owner a
+    /// moment, and an identity that is revoked itself gets none.
+    pub fn renew_revoked(&self) {
+        let now = SystemTime::now();
+        for slot in self.slots.load().values() {
+            let own = slot.current().map(|current| current.certificate().check(now));
+            if matches!(own, Some(Err(HandshakeError::OwnRevoked(_)))) {
+                slot.renew(Duration::ZERO);
+            }
         }
         self.wake.notify_one();
     }
@@ -179,7 +200,8 @@ impl SvidStore {
 
     async fn renew(self: Arc<Self>, slot: Arc<IdentitySlot>) {
         let (source, aliases, id) = (self.source.clone(), self.aliases.clone(), slot.id().clone());
-        let work = move || issue(&*source, &aliases, &id);
+        let handshakes = self.handshakes.clone();
+        let work = move || issue(&*source, &aliases, &handshakes, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(Failed::invalid(format!("the issuer failed: {error}"))),
@@ -212,6 +234,7 @@ impl SvidStore {
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
+    handshakes: &HandshakeSettings,
     id: &SpiffeId,
 ) -> Result<Issued, Failed> {
     let svid = source.issue(id)?;
@@ -221,8 +244,8 @@ fn issue(
         Failed { reason, text: format!("no trust bundle: {error}") }
     })?;
     let bundles = with_aliases(bundle, aliases);
-    let identity =
-        TlsIdentity::new(&svid, &bundles).map_err(|error| Failed::invalid(error.to_string()))?;
+    let identity = TlsIdentity::with(&svid, &bundles, handshakes)
+        .map_err(|error| Failed::invalid(error.to_string()))?;
     if identity.not_after() <= SystemTime::now() {
         let text = "the issuer gave an SVID that has expired already".to_owned();
         return Err(Failed::invalid(text));

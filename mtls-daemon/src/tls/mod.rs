@@ -12,6 +12,8 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+pub mod revocation;
+mod sessions;
 mod signatures;
 pub mod statement;
 mod subject;
@@ -22,9 +24,10 @@ pub mod verify;
 pub use accept::{Kind, ServerStream, accept, first_bytes};
 pub use connect::{ClientStream, connect};
 pub use error::HandshakeError;
-pub use identity::TlsIdentity;
+pub use identity::{HandshakeSettings, OwnCertificate, TlsIdentity};
 pub use originate::{OriginationError, Originations};
 pub use replay::Replay;
+pub use revocation::Checks;
 pub use verify::{AuthenticatedPeer, TlsSummary};
 
 #[cfg(test)]

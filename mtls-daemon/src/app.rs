@@ -30,6 +30,8 @@ use crate::tls::{Checks, HandshakeSettings};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the cgroups of host workloads are looked for.
+const CGROUPS: Duration = Duration::from_millis(100);
 /// A handshake that has not become a connection by then never will (the kernel gives up on a SYN
 /// after about two minutes).
 const FLOW_LIFETIME: Duration = Duration::from_secs(180);
@@ -201,6 +203,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     app.clone().accept(loaded).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
+    tokio::spawn(app.clone().follow_cgroups());
     tokio::spawn(names.clone().follow(RESOLVE));
     tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint, accepted));
     app.clone().answer_readiness();
@@ -392,6 +395,27 @@ impl App {
                     tracing::error!(%error, "cannot keep up with the node's namespaces")
                 }
                 Err(error) => tracing::error!(%error, "looking after namespaces failed"),
+            }
+        }
+    }
+
+    /// The kernel tells nobody when a unit's cgroup comes: it is looked for more often than the rest.
+    async fn follow_cgroups(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(CGROUPS);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            // Whoever holds it has something to do that takes longer; there is a next time.
+            let any = self.node.try_lock().is_ok_and(|node| node.has_workloads_on_host());
+            if !any {
+                continue;
+            }
+            let app = self.clone();
+            let looked = tokio::task::spawn_blocking(move || lock(&app.node).follow_cgroups());
+            match looked.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "cannot follow the host's cgroups"),
+                Err(error) => tracing::error!(%error, "looking after cgroups failed"),
             }
         }
     }

@@ -6,6 +6,7 @@
 //! | [`bed`] | [`Testbed`]: nodes, pods, addresses; removed again when dropped |
 //! | [`leftovers`] | names, and how everything that bears one is removed, whoever left it |
 //! | [`netns`], [`cgroup`] | entering and making them |
+//! | [`host`], [`hosts`] | workloads in a node's own namespace, known by cgroup; two such hosts |
 //! | [`process`], [`lines`], [`wait`] | processes, what they print, waiting for a condition |
 //! | [`wire`] | the capture: TCP payload by flow, as it crossed between the nodes |
 //! | [`mesh`], [`yaml`] | configuration as an operator writes it |
@@ -32,6 +33,8 @@ pub mod client;
 pub mod curl;
 pub mod daemon;
 pub mod demo;
+pub mod host;
+pub mod hosts;
 pub mod late;
 pub mod leftovers;
 pub mod lines;

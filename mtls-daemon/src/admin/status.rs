@@ -68,7 +68,14 @@ pub struct WorkloadStatus {
     /// `namespace/name`.
     pub workload: String,
     pub identity: String,
-    pub network_namespace: PathBuf,
+    /// None: it is in the host's own.
+    pub network_namespace: Option<PathBuf>,
+    /// What it is known by there.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// None: there is no such cgroup now, so nobody connects as this workload.
+    #[serde(default)]
+    pub cgroup_id: Option<u64>,
     pub state: WorkloadState,
     /// Why it is pending or refused.
     pub reason: Option<String>,

@@ -7,7 +7,7 @@ use crate::admin::status::{
     CrlStatus, PolicyStatus, RefusedStatus, RevocationListStatus, RevocationStatus, SvidStatus,
     WorkloadState, WorkloadStatus, timestamp as shown,
 };
-use crate::mesh::Snapshot;
+use crate::mesh::{Place, Snapshot};
 use crate::node;
 use crate::policy::authz::InForce;
 use crate::policy::error::{Code, ConfigError};
@@ -22,10 +22,16 @@ pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
         node::WorkloadState::Refused(reason) => (WorkloadState::Refused, Some(reason)),
     };
     let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
+    let (network_namespace, cgroup) = match workload.place {
+        Place::Namespace(path) => (Some(path), None),
+        Place::Host(cgroup) => (None, Some(cgroup.to_string())),
+    };
     WorkloadStatus {
         workload: workload.workload,
         identity: workload.identity.to_string(),
-        network_namespace: workload.network_namespace,
+        network_namespace,
+        cgroup,
+        cgroup_id: workload.cgroup_id,
         state,
         reason,
         addresses: workload.addresses,

@@ -95,14 +95,23 @@ fn workloads(workloads: &[WorkloadStatus]) -> Option<String> {
                 workload.workload.clone(),
                 workload.state.as_str().to_owned(),
                 join(workload.addresses.iter()),
-                workload.network_namespace.display().to_string(),
+                place(workload),
                 workload.identity.clone(),
                 workload.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    let header = ["WORKLOAD", "STATE", "ADDRESSES", "NETWORK NAMESPACE", "IDENTITY", "REASON"];
+    let header = ["WORKLOAD", "STATE", "ADDRESSES", "PLACE", "IDENTITY", "REASON"];
     (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn place(workload: &WorkloadStatus) -> String {
+    match (&workload.network_namespace, &workload.cgroup, workload.cgroup_id) {
+        (Some(path), _, _) => path.display().to_string(),
+        (None, Some(cgroup), Some(_)) => cgroup.clone(),
+        (None, Some(cgroup), None) => format!("{cgroup} (not there)"),
+        (None, None, _) => String::new(),
+    }
 }
 
 fn policies(policies: &[PolicyStatus]) -> Option<String> {
@@ -309,7 +318,9 @@ mod tests {
             WorkloadStatus {
                 workload: "full/server".into(),
                 identity: id.into(),
-                network_namespace: "/run/netns/full".into(),
+                network_namespace: Some("/run/netns/full".into()),
+                cgroup: None,
+                cgroup_id: None,
                 state: WorkloadState::Enrolled,
                 reason: None,
                 addresses: vec!["10.0.0.2".parse().expect("v4"), "fd00::2".parse().expect("v6")],
@@ -318,7 +329,9 @@ mod tests {
             WorkloadStatus {
                 workload: "full/late".into(),
                 identity: id.into(),
-                network_namespace: "/run/netns/late".into(),
+                network_namespace: Some("/run/netns/late".into()),
+                cgroup: None,
+                cgroup_id: None,
                 state: WorkloadState::Pending,
                 reason: Some("no such namespace yet".into()),
                 addresses: vec!["10.0.0.3".parse().expect("v4")],
@@ -354,9 +367,9 @@ mod tests {
         status.kernel.decisions.insert("redirected".into(), 7);
         let text = render(&status, now());
         let expected = "\
-WORKLOAD     STATE     ADDRESSES         NETWORK NAMESPACE  IDENTITY                                  REASON
-full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full    spiffe://cluster.local/ns/full/sa/server
-full/late    pending   10.0.0.3          /run/netns/late    spiffe://cluster.local/ns/full/sa/server  no such namespace yet
+WORKLOAD     STATE     ADDRESSES         PLACE            IDENTITY                                  REASON
+full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full  spiffe://cluster.local/ns/full/sa/server
+full/late    pending   10.0.0.3          /run/netns/late  spiffe://cluster.local/ns/full/sa/server  no such namespace yet
 
 IDENTITY                                  EXPIRES IN  RENEWS IN  SERIAL  SOURCE    LAST ERROR
 spiffe://cluster.local/ns/full/sa/server  11h 59m     5h 59m     01ab    embedded

@@ -1,11 +1,13 @@
 //! What the daemon is told at start: read once from flags and environment, checked, and passed on
 //! as values.
 
+mod federation;
 mod flags;
 mod http;
 mod identity;
 mod node_name;
 
+pub use federation::FederationArgs;
 pub use flags::{MeshArgs, NodeArgs, RunArgs};
 pub use http::HttpArgs;
 pub use identity::{IdentityArgs, IdentitySource, SourceKind};
@@ -46,6 +48,20 @@ pub enum ConfigError {
     Alias(TrustDomain),
     #[error("this node's name makes no SPIFFE ID: {0}; give another with --node")]
     NodeIdentity(crate::identity::SpiffeIdError),
+    #[error(
+        "{0} is this mesh's own trust domain or an alias of it: its bundle comes from the source of \
+         certificates, not from --federated-bundle or --federated-endpoint"
+    )]
+    FederatedSelf(TrustDomain),
+    #[error("the bundle of {0} is said to be in two places: give one")]
+    FederatedTwice(TrustDomain),
+    #[error(
+        "--identity-source spiffe needs the agent's socket: --spiffe-endpoint-socket (or \
+         SPIFFE_ENDPOINT_SOCKET), or --delegated-identity-socket"
+    )]
+    NoAgentSocket,
+    #[error("--delegated-identity-selector: {0}")]
+    Selector(String),
     #[error("{0}")]
     LogLevel(String),
 }
@@ -77,6 +93,7 @@ pub struct Config {
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
     pub identity: IdentitySource,
+    pub federation: crate::identity::federation::Settings,
     pub mesh: MeshSettings,
     pub http: HttpSettings,
     /// What is not to be used of this kernel.
@@ -99,15 +116,17 @@ impl TryFrom<RunArgs> for Config {
 
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         let NodePaths { node, run_dir, admin_socket, .. } = args.node.try_into()?;
+        let mesh: MeshSettings = args.mesh.try_into()?;
         Ok(Self {
             identity: args.identity.source(&node)?,
+            federation: args.federation.settings(&mesh, args.state_dir.clone())?,
             config_dir: args.config_dir,
             ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
             state_dir: args.state_dir,
             node,
             run_dir,
             admin_socket,
-            mesh: args.mesh.try_into()?,
+            mesh,
             http: args.http.into(),
             without_kernel_feature: args.without_kernel_feature,
             workers: args.workers.unwrap_or_else(cpus),

@@ -37,6 +37,7 @@ fn status() -> Status {
             next_renewal: Some(timestamp(SystemTime::UNIX_EPOCH + LONG / 2)),
             last_error: None,
         }],
+        federation: Vec::new(),
         kernel: KernelStatus {
             programs: BTreeMap::new(),
             instructions: BTreeMap::new(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::admin::status::{
-    PolicyStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
+    FederatedStatus, PolicyStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
 };
 use crate::mesh::Snapshot;
 use crate::node;
@@ -41,6 +41,17 @@ pub fn svid(svid: crate::identity::SvidStatus) -> SvidStatus {
         not_after: timestamp(svid.not_after),
         next_renewal: timestamp(svid.next_renewal),
         last_error: svid.last_error,
+    }
+}
+
+pub fn federated(domain: crate::identity::federation::FederatedStatus) -> FederatedStatus {
+    FederatedStatus {
+        trust_domain: domain.trust_domain.to_string(),
+        origin: domain.origin,
+        authorities: domain.authorities,
+        sequence: domain.sequence,
+        confirmed: domain.confirmed.map(shown),
+        last_error: domain.last_error,
     }
 }
 

@@ -228,6 +228,9 @@ pub struct RunArgs {
     #[command(flatten)]
     pub identity: super::IdentityArgs,
 
+    #[command(flatten)]
+    pub federation: super::FederationArgs,
+
     // Last: the flags after it would stand under its heading.
     #[command(flatten)]
     pub mesh: MeshArgs,

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::slot::Issued;
 use super::source::SvidSource;
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
-use crate::tls::TlsIdentity;
+use crate::tls::{Federated, TlsIdentity};
 
 /// How many SVIDs are asked for at a time: enough to hide a slow issuer's latency, few enough to
 /// leave the blocking pool to others.
@@ -31,6 +31,7 @@ type Slots = BTreeMap<SpiffeId, Arc<IdentitySlot>>;
 pub struct SvidStore {
     source: Arc<dyn SvidSource>,
     aliases: Vec<TrustDomain>,
+    federated: Arc<Federated>,
     slots: ArcSwap<Slots>,
     /// There is something new to issue.
     wake: Notify,
@@ -42,9 +43,19 @@ impl SvidStore {
     /// `aliases`: further names of the source's trust domain. Peers under them are verified against
     /// the same anchors.
     pub fn new(source: Arc<dyn SvidSource>, aliases: Vec<TrustDomain>) -> Arc<Self> {
+        Self::federated(source, aliases, Arc::default())
+    }
+
+    /// The same, and peers of other trust domains by what `federated` trusts at the time.
+    pub fn federated(
+        source: Arc<dyn SvidSource>,
+        aliases: Vec<TrustDomain>,
+        federated: Arc<Federated>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             source,
             aliases,
+            federated,
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
@@ -78,6 +89,7 @@ impl SvidStore {
         for (_, slot) in before.iter().filter(|(id, _)| !ids.contains(*id)) {
             slot.retire();
         }
+        self.source.retain(ids);
     }
 
     /// Asks for new SVIDs for everybody, and with them the source's new bundle; what is there stays
@@ -85,6 +97,14 @@ impl SvidStore {
     pub fn renew_all(&self) {
         for slot in self.slots.load().values() {
             slot.renew(RENEW_ALL);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Looks again at once: the source says that it has something else for these identities.
+    pub fn changed(&self, ids: &BTreeSet<SpiffeId>) {
+        for (_, slot) in self.slots.load().iter().filter(|(id, _)| ids.contains(*id)) {
+            slot.changed();
         }
         self.wake.notify_one();
     }
@@ -149,13 +169,22 @@ impl SvidStore {
 
     async fn renew(self: Arc<Self>, slot: Arc<IdentitySlot>) {
         let (source, aliases, id) = (self.source.clone(), self.aliases.clone(), slot.id().clone());
-        let work = move || issue(&*source, &aliases, &id);
+        let federated = self.federated.clone();
+        let work = move || issue(&*source, &aliases, &federated, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(format!("the issuer failed: {error}")),
         };
-        let count = if result.is_ok() { &self.issued_ok } else { &self.issued_failed };
-        count.fetch_add(1, Ordering::Relaxed);
+        let known = slot.current().map(|current| current.serial().to_owned());
+        match &result {
+            // What a source that makes none shows again is no news.
+            Ok(issued) if !issued.made && known.as_deref() == Some(issued.identity.serial()) => {
+                slot.finish(result);
+                return;
+            }
+            Ok(_) => self.issued_ok.fetch_add(1, Ordering::Relaxed),
+            Err(_) => self.issued_failed.fetch_add(1, Ordering::Relaxed),
+        };
         match &result {
             Ok(issued) => tracing::info!(
                 identity = %slot.id(),
@@ -178,17 +207,17 @@ impl SvidStore {
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
+    federated: &Arc<Federated>,
     id: &SpiffeId,
 ) -> Result<Issued, String> {
-    let svid = source.issue(id).map_err(|error| error.to_string())?;
-    // After it: a CA server's answer brings the bundle as well.
-    let bundle = source.bundle().map_err(|error| format!("no trust bundle: {error}"))?;
+    let (svid, bundle) = source.obtain(id).map_err(|error| error.to_string())?;
     let bundles = with_aliases(bundle, aliases);
-    let identity = TlsIdentity::new(&svid, &bundles).map_err(|error| error.to_string())?;
+    let identity =
+        TlsIdentity::federated(&svid, &bundles, federated).map_err(|error| error.to_string())?;
     if identity.not_after() <= SystemTime::now() {
         return Err("the issuer gave an SVID that has expired already".to_owned());
     }
-    Ok(Issued { identity })
+    Ok(Issued { identity, made: source.makes() })
 }
 
 fn with_aliases(bundle: Bundle, aliases: &[TrustDomain]) -> Vec<Bundle> {

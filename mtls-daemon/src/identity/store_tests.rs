@@ -147,7 +147,7 @@ fn what_is_missing_goes_before_what_is_only_due() {
     let (source, order) = source(Duration::from_secs(4));
     let store = SvidStore::new(source.clone(), Vec::new());
     let renewing = store.slot(&id("aaa"));
-    let issued = issue(&*source, &[], &id("aaa")).unwrap();
+    let issued = issue(&*source, &[], &Arc::default(), &id("aaa")).unwrap();
     order.recv().unwrap();
     assert!(renewing.begin());
     assert!(!renewing.begin(), "one attempt at a time");
@@ -181,7 +181,7 @@ fn status_is_json_with_dates() {
     let empty = serde_json::to_value(store.status()).unwrap();
     assert_eq!(empty[0]["serial"], serde_json::Value::Null);
     assert!(slot.begin());
-    slot.finish(issue(&*source, &store.aliases, &id("web")));
+    slot.finish(issue(&*source, &store.aliases, &store.federated, &id("web")));
     let full = serde_json::to_value(store.status()).unwrap();
     assert_eq!(full[0]["id"], "spiffe://cluster.local/ns/foo/sa/web");
     assert_eq!(full[0]["source"], "test");

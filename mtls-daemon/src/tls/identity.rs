@@ -15,7 +15,7 @@ use super::hello::Http;
 use super::provider::{VERSIONS, provider};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
-use super::{HandshakeError, svid_rules};
+use super::{Federated, HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
 
 /// What Istio's own TCP clients offer and servers look for (policy.md 3.2, 3.3).
@@ -29,14 +29,25 @@ pub struct TlsIdentity {
     not_after: SystemTime,
     server: Servers,
     client: Arc<ClientConfig>,
+    #[cfg(test)]
+    verifier: Arc<SvidVerifier>,
 }
 
 impl TlsIdentity {
-    /// `bundles`: the own trust domain's and its aliases' (same anchors under another name), later
-    /// also federated ones; a peer's chain is verified against its own trust domain's only.
+    /// `bundles`: the own trust domain's and its aliases' (same anchors under another name); a peer's
+    /// chain is verified against its own trust domain's only.
     ///
     /// Refuses an SVID that our own peers would refuse: better at renewal than at every connection.
     pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
+        Self::federated(svid, bundles, &Arc::default())
+    }
+
+    /// The same, for peers of other trust domains as well, by what `federated` trusts at the time.
+    pub fn federated(
+        svid: &Svid,
+        bundles: &[Bundle],
+        federated: &Arc<Federated>,
+    ) -> Result<Arc<Self>, HandshakeError> {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
         let facts = svid_rules::chain(&svid.chain)
@@ -48,8 +59,10 @@ impl TlsIdentity {
         let certified = certified(&svid.chain, &svid.key)
             .map_err(|error| own(format!("the key of {id}: {error}")))?;
         let certificate = Arc::new(SingleCertAndKey::from(certified));
-        let verifier = SvidVerifier::new(bundles)?;
+        let verifier = SvidVerifier::federated(bundles, federated)?;
         Ok(Arc::new(Self {
+            #[cfg(test)]
+            verifier: verifier.clone(),
             server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
             client: Arc::new(client_config(certificate, verifier)?),
             serial: svid.serial.clone(),
@@ -74,6 +87,17 @@ impl TlsIdentity {
 
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// What this identity makes of a client that shows `chain`.
+    #[cfg(test)]
+    pub fn would_believe(
+        &self,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<super::AuthenticatedPeer, super::svid::SvidError> {
+        let usage = webpki::KeyUsage::client_auth();
+        let now = rustls_pki_types::UnixTime::now();
+        Ok(self.verifier.verify(&chain[0], &chain[1..], now, usage, None)?)
     }
 
     /// The configuration that answers a ClientHello with this application protocol.

@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
+use super::federated::{self, AnchorPrint, Federated};
 use super::refusal::Refusal;
 use super::{HandshakeError, handshake, provider, svid_rules};
 use crate::identity::{Bundle, SpiffeId};
@@ -29,6 +30,8 @@ struct PeerCertificate {
     subject: String,
     dns_names: Vec<String>,
     not_after: SystemTime,
+    /// Of another trust domain: the CA that it was verified with.
+    federated: Option<AnchorPrint>,
 }
 
 impl AuthenticatedPeer {
@@ -53,6 +56,10 @@ impl AuthenticatedPeer {
 
     pub fn not_after(&self) -> SystemTime {
         self.certificate.not_after
+    }
+
+    pub(super) fn federated(&self) -> Option<&AnchorPrint> {
+        self.certificate.federated.as_ref()
     }
 }
 
@@ -105,6 +112,10 @@ impl TlsSummary {
 pub(super) struct Anchors(Vec<(String, Vec<TrustAnchor<'static>>)>);
 
 impl Anchors {
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     pub(super) fn new(bundles: &[Bundle]) -> Result<Self, HandshakeError> {
         let mut domains: Vec<(String, Vec<TrustAnchor<'static>>)> = Vec::new();
         for bundle in bundles {
@@ -125,7 +136,7 @@ impl Anchors {
     }
 
     /// The anchors for `id`'s own trust domain.
-    fn of(&self, id: &SpiffeId) -> Result<&[TrustAnchor<'static>], Refusal> {
+    pub(super) fn of(&self, id: &SpiffeId) -> Result<&[TrustAnchor<'static>], Refusal> {
         match self.0.iter().find(|(name, _)| name == id.trust_domain()) {
             Some((_, anchors)) if anchors.is_empty() => Err(Refusal::EmptyBundle(id.clone())),
             Some((_, anchors)) => Ok(anchors),
@@ -143,14 +154,24 @@ impl Anchors {
 #[derive(Debug)]
 pub(super) struct SvidVerifier {
     anchors: Anchors,
+    /// Of trust domains that are none of the above.
+    federated: Arc<Federated>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl SvidVerifier {
+    /// Believes nobody of another trust domain.
     pub(super) fn new(bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
+        Self::federated(bundles, &Arc::default())
+    }
+
+    pub(super) fn federated(
+        bundles: &[Bundle],
+        federated: &Arc<Federated>,
+    ) -> Result<Arc<Self>, HandshakeError> {
         let anchors = Anchors::new(bundles)?;
         let algorithms = provider::provider().signature_verification_algorithms;
-        Ok(Arc::new(Self { anchors, algorithms }))
+        Ok(Arc::new(Self { anchors, federated: federated.clone(), algorithms }))
     }
 
     pub(super) fn verify(
@@ -163,7 +184,13 @@ impl SvidVerifier {
     ) -> Result<AuthenticatedPeer, Refusal> {
         svid_rules::check_length(intermediates.len() + 1)?;
         let facts = svid_rules::leaf(leaf)?;
-        let anchors = self.anchors.of(&facts.id)?;
+        let others = self.federated.anchors();
+        let (anchors, federated) = match self.anchors.of(&facts.id) {
+            Err(Refusal::ForeignTrustDomain { id, trusted }) => {
+                (others.of(&id).map_err(|why| why.also_trusted(trusted))?, true)
+            }
+            own => (own?, false),
+        };
         let refuse = |error| chain_refusal(&facts.id, error);
         let no_signer = RefCell::new(None);
         // Asked for every path to an anchor: another one may be sound.
@@ -176,8 +203,8 @@ impl SvidVerifier {
             // The nearest there is; the refusal itself says it in words.
             Err(webpki::Error::EndEntityUsedAsCa)
         };
-        EndEntityCert::try_from(leaf)
-            .map_err(refuse)?
+        let certificate = EndEntityCert::try_from(leaf).map_err(refuse)?;
+        let path = certificate
             .verify_for_usage(
                 self.algorithms.all,
                 anchors,
@@ -206,6 +233,7 @@ impl SvidVerifier {
             subject: facts.subject,
             dns_names: facts.dns_names,
             not_after: facts.not_after,
+            federated: federated.then(|| federated::print(path.anchor())),
         };
         Ok(AuthenticatedPeer { id: facts.id, certificate: Arc::new(certificate) })
     }

@@ -24,6 +24,8 @@ use crate::proxy::{Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
 use crate::telemetry::{Direction, Telemetry, access};
+use crate::tls::revocation::CrlsError;
+use crate::tls::{Checks, HandshakeSettings};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
@@ -57,6 +59,8 @@ pub enum RunError {
     #[error("the CA cannot be asked: {0}")]
     Source(#[from] SourceError),
     #[error(transparent)]
+    Crls(#[from] CrlsError),
+    #[error(transparent)]
     Admin(#[from] AdminError),
     #[error("{what}: {error}")]
     Io { what: String, error: std::io::Error },
@@ -65,7 +69,7 @@ pub enum RunError {
 impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config { .. } => Exit::Config,
+            Self::Config { .. } | Self::Crls(_) => Exit::Config,
             Self::Kernel(error) if error.is_kernel() => Exit::Kernel,
             Self::Kernel(BpfError::Claimed { .. }) | Self::Busy(Busy::Held { .. }) => Exit::Busy,
             Self::Admin(AdminError::Busy(_)) => Exit::Busy,
@@ -132,11 +136,17 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         files::load_with(&config.config_dir, &node_name, &config.mesh, 1, &names).map_err(
             |error| RunError::Config { dir: config.config_dir.display().to_string(), error },
         )?;
-    let revocations = Revocations::new(None);
+    let revocations = Revocations::new(config.revocation.rules.clone());
+    let checks = match &config.revocation.crl_file {
+        Some(place) => Checks::with_files(revocations.clone(), place)?,
+        None => Checks::new(revocations.clone()),
+    };
     let (source, follow) = identities::source(&config, &revocations)?;
-    let federation = Federation::new(config.federation.clone());
+    let federation = Federation::new(config.federation.clone(), checks.federated().clone());
     let aliases = config.mesh.trust_domain_aliases.clone();
-    let store = SvidStore::federated(source, aliases, federation.trust().clone());
+    let handshakes =
+        HandshakeSettings { checks: checks.clone(), resumption: config.session_resumption };
+    let store = SvidStore::new(source, aliases, handshakes);
 
     raise_descriptor_limit();
     // Before anything is made in the kernel, so that a refusal leaves nothing there.
@@ -155,8 +165,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         head: REQUEST_HEAD,
         identity: IDENTITY,
     };
-    let shared =
-        Shared::new(config.mesh.clone(), telemetry.clone(), timeouts, config.http.clone(), watch);
+    let (mesh, http) = (config.mesh.clone(), config.http.clone());
+    let shared = Shared::new(mesh, telemetry.clone(), timeouts, http, checks.clone(), watch);
     let shared = Arc::new(shared);
     let maps = (0..config.workers.get()).map(|_| kernel.socket_maps()).collect::<Result<_, _>>()?;
     let workers = Workers::start(&shared, maps).map_err(io("start worker threads"))?;
@@ -179,6 +189,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         config,
     });
     tokio::spawn(store.clone().run());
+    tokio::spawn(identities::replace_revoked(store.clone(), checks.clone()));
+    tokio::spawn(identities::judge_again(checks));
     tokio::spawn(follow.run(store, federation.clone()));
     tokio::spawn(federation.clone().run());
     let reported = readiness.clone();
@@ -323,6 +335,7 @@ impl App {
             let app = self.clone();
             let ticked = tokio::task::spawn_blocking(move || {
                 app.shared.originations.refresh();
+                app.shared.checks.tick(SystemTime::now());
                 let mut node = lock(&app.node);
                 node.tick()?;
                 node.sweep_flows(FLOW_LIFETIME)
@@ -348,7 +361,8 @@ impl App {
             let Some(app) = app.upgrade() else { return Vec::new() };
             let refused = lock(&app.node).refused();
             let missing = app.store.missing().into_iter().map(|id| format!("an SVID for {id}"));
-            refused.into_iter().chain(missing).collect()
+            let list = app.shared.checks.awaited();
+            refused.into_iter().chain(missing).chain(list).collect()
         }));
     }
 
@@ -376,6 +390,7 @@ impl App {
             policies: report::policies(&self.shared.snapshot.load()),
             svids: self.store.status().into_iter().map(report::svid).collect(),
             federation: self.federation.status().into_iter().map(report::federated).collect(),
+            revocation: report::revocation(&self.shared.checks, SystemTime::now()),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
                 instructions: node.kernel().instructions(),
@@ -410,6 +425,8 @@ impl App {
             (it.trust_domain.as_str(), it.authorities, age)
         }));
         metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
+        let revocation = report::revocation(&self.shared.checks, SystemTime::now());
+        metrics.set_revocation_lists(report::revocation_lists(&revocation));
     }
 }
 

@@ -6,12 +6,14 @@ mod flags;
 mod http;
 mod identity;
 mod node_name;
+mod revocation;
 
 pub use federation::FederationArgs;
-pub use flags::{MeshArgs, NodeArgs, RunArgs};
+pub use flags::{MeshArgs, NodeArgs, OnOff, RunArgs};
 pub use http::HttpArgs;
 pub use identity::{IdentityArgs, IdentitySource, SourceKind};
 pub use node_name::{NodeName, NodeNameError};
+pub use revocation::{RevocationArgs, RevocationMode, RevocationSettings};
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -62,6 +64,11 @@ pub enum ConfigError {
     NoAgentSocket,
     #[error("--delegated-identity-selector: {0}")]
     Selector(String),
+    #[error(
+        "{0} needs somebody who says what is revoked: a CA server (--identity-source istio-ca) or, for \
+         --revocation required, lists in files (--crl-file)"
+    )]
+    NoRevocationList(&'static str),
     #[error("{0}")]
     LogLevel(String),
 }
@@ -94,6 +101,7 @@ pub struct Config {
     pub ca_dir: PathBuf,
     pub identity: IdentitySource,
     pub federation: crate::identity::federation::Settings,
+    pub revocation: RevocationSettings,
     pub mesh: MeshSettings,
     pub http: HttpSettings,
     /// What is not to be used of this kernel.
@@ -103,6 +111,7 @@ pub struct Config {
     pub mtls_wait: Duration,
     pub svid_lifetime: Duration,
     pub key_type: KeyType,
+    pub session_resumption: bool,
     /// None: metrics and readiness are not served over HTTP.
     pub http_address: Option<SocketAddr>,
     pub access_log: access::Sink,
@@ -117,9 +126,11 @@ impl TryFrom<RunArgs> for Config {
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         let NodePaths { node, run_dir, admin_socket, .. } = args.node.try_into()?;
         let mesh: MeshSettings = args.mesh.try_into()?;
+        let identity = args.identity.source(&node)?;
         Ok(Self {
-            identity: args.identity.source(&node)?,
             federation: args.federation.settings(&mesh, args.state_dir.clone())?,
+            revocation: args.revocation.settings(&identity, &mesh.trust_domain_aliases)?,
+            identity,
             config_dir: args.config_dir,
             ca_dir: args.ca_dir.unwrap_or_else(|| args.state_dir.join("ca")),
             state_dir: args.state_dir,
@@ -134,6 +145,7 @@ impl TryFrom<RunArgs> for Config {
             mtls_wait: args.mtls_wait,
             svid_lifetime: args.svid_lifetime,
             key_type: args.key_type,
+            session_resumption: args.session_resumption == OnOff::On,
             http_address: args.http_address.0,
             access_log: args.access_log,
             log_format: args.log_format,

@@ -10,6 +10,7 @@
 //! | [`wire`] | the capture: TCP payload by flow, as it crossed between the nodes |
 //! | [`mesh`], [`yaml`] | configuration as an operator writes it |
 //! | [`daemon`], [`admin`] | one `mtls-daemon`, its status, access log and metrics |
+//! | [`ca`] | a CA server that nodes join, with its commands |
 //! | [`world`] | the topology that most tests share: `full`, `partial` and `legacy` |
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
@@ -25,6 +26,7 @@
 pub mod admin;
 pub mod apps;
 pub mod bed;
+pub mod ca;
 pub mod cgroup;
 pub mod client;
 pub mod curl;
@@ -51,6 +53,7 @@ pub mod world;
 pub mod yaml;
 
 pub use bed::{Node, Pod, PodSpec, Testbed};
+pub use ca::Ca;
 pub use daemon::{Daemon, DaemonSpec};
 pub use mesh::Mesh;
 pub use wait::{eventually, until};

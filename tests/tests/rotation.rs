@@ -15,7 +15,9 @@ use mtls_tests::{Capture, World};
 const PORT: u16 = 9000;
 const HTTPBIN: &str = "spiffe://cluster.local/ns/full/sa/httpbin";
 /// Renewed at about half of it.
-const LIFETIME: Duration = Duration::from_secs(5);
+fn lifetime() -> Duration {
+    patience(Duration::from_secs(5))
+}
 
 fn serial(daemon: &Daemon, identity: &str) -> Result<String> {
     let status = daemon.status()?;
@@ -27,8 +29,8 @@ fn serial(daemon: &Daemon, identity: &str) -> Result<String> {
 
 #[test]
 fn no_request_fails_while_svids_are_renewed_and_an_open_connection_lives_on() -> Result<()> {
-    let lifetime = format!("{}s", LIFETIME.as_secs());
-    let mut world = World::with(&[], |_, _| {}, |spec| spec.with("--svid-lifetime", &lifetime))?;
+    let flag = format!("{}s", lifetime().as_secs());
+    let mut world = World::with(&[], |_, _| {}, |spec| spec.with("--svid-lifetime", &flag))?;
     world.serve("httpbin-full", "echo", PORT)?;
     world.change(|mesh| {
         mesh.mode("full", "httpbin", "STRICT");
@@ -41,7 +43,7 @@ fn no_request_fails_while_svids_are_renewed_and_an_open_connection_lives_on() ->
     let started = Instant::now();
     let (mut clients, mut servers) = (BTreeSet::new(), BTreeSet::new());
     let mut requests = 0;
-    while clients.len() < 3 || servers.len() < 3 || started.elapsed() < LIFETIME * 3 / 2 {
+    while clients.len() < 3 || servers.len() < 3 || started.elapsed() < lifetime() * 3 / 2 {
         ensure!(started.elapsed() < patience(Duration::from_secs(40)), "{clients:?} {servers:?}");
         clients.insert(serial(world.a(), SLEEP)?);
         servers.insert(serial(world.b(), HTTPBIN)?);
@@ -58,7 +60,7 @@ fn no_request_fails_while_svids_are_renewed_and_an_open_connection_lives_on() ->
         let failed: Vec<_> = failed.iter().filter(|line| line["outcome"] != "ok").collect();
         ensure!(failed.is_empty(), "{failed:?}");
         let left = daemon.metric("mtls_svid_expiry_seconds", &[identity])?;
-        ensure!(left > 0.0 && left <= LIFETIME.as_secs_f64(), "{identity}: {left} s left");
+        ensure!(left > 0.0 && left <= lifetime().as_secs_f64(), "{identity}: {left} s left");
         ensure!(daemon.metric("mtls_svids_issued_total", &["result=\"failed\""])? == 0.0);
     }
     Ok(())

@@ -26,6 +26,8 @@ pub struct Status {
     /// Other trust domains that are configured, or that the source of SVIDs trusts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub federation: Vec<FederatedStatus>,
+    #[serde(default)]
+    pub revocation: RevocationStatus,
     pub kernel: KernelStatus,
     pub connections: ConnectionsStatus,
 }
@@ -124,6 +126,42 @@ pub struct FederatedStatus {
     pub confirmed: Option<String>,
     /// Why a newer one is not used.
     pub last_error: Option<String>,
+}
+
+/// What is known of revoked certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RevocationStatus {
+    /// Whoever no list speaks of is refused.
+    pub required: bool,
+    /// An older list of the CA's refuses everybody.
+    pub max_age_seconds: Option<u64>,
+    /// The CA's, the newest that was verified.
+    pub list: Option<RevocationListStatus>,
+    /// Those in `--crl-file`.
+    pub files: Vec<CrlStatus>,
+    /// What is wrong with these files; what was read before stays in force.
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationListStatus {
+    pub number: u64,
+    pub entries: usize,
+    /// When the CA signed it.
+    pub issued: String,
+    pub age_seconds: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CrlStatus {
+    pub file: String,
+    pub issuer: String,
+    pub entries: usize,
+    pub this_update: String,
+    pub next_update: String,
+    pub age_seconds: i64,
+    /// Until its issuer's certificates are refused. Negative: they are.
+    pub seconds_left: i64,
 }
 
 /// The programs in the kernel.

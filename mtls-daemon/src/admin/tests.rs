@@ -7,7 +7,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use status::{ConfigStatus, ConnectionsStatus, KernelStatus, SvidStatus, timestamp};
+use status::{
+    ConfigStatus, ConnectionsStatus, KernelStatus, RevocationStatus, SvidStatus, timestamp,
+};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -38,6 +40,7 @@ fn status() -> Status {
             last_error: None,
         }],
         federation: Vec::new(),
+        revocation: RevocationStatus::default(),
         kernel: KernelStatus {
             programs: BTreeMap::new(),
             instructions: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! Where SVIDs come from, and what tells that there are others.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::RunError;
 use crate::config::{Config, IdentitySource};
@@ -10,12 +11,13 @@ use crate::identity::source::files::Files;
 use crate::identity::source::istio_ca::{self, IstioCa};
 use crate::identity::source::spiffe::{self, SpiffeAgent};
 use crate::identity::{Federation, Revocations, SvidStore};
+use crate::tls::Checks;
 
 /// A source that changes without being asked.
 pub enum Follow {
     Nothing,
     /// For revocations and new roots.
-    Ca(Arc<IstioCa>),
+    Ca(Arc<IstioCa>, Duration),
     Files(Arc<Files>),
     Agent(Arc<SpiffeAgent>),
 }
@@ -25,8 +27,8 @@ impl Follow {
     pub async fn run(self, store: Arc<SvidStore>, federation: Arc<Federation>) {
         match self {
             Self::Nothing => {}
-            Self::Ca(server) => {
-                server.follow(istio_ca::poll::INTERVAL, move || store.renew_all()).await;
+            Self::Ca(server, interval) => {
+                server.follow(interval, move || store.renew_all()).await;
             }
             Self::Files(files) => files.follow(move |ids| store.changed(ids)).await,
             Self::Agent(agent) => {
@@ -51,7 +53,7 @@ pub fn source(
             )?;
             Ok((Arc::new(ca), Follow::Nothing))
         }
-        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster } => {
+        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster, poll } => {
             let settings = istio_ca::Settings {
                 address: address.clone(),
                 server_name: server_name.clone(),
@@ -64,7 +66,7 @@ pub fn source(
                 state_dir: config.state_dir.clone(),
             };
             let server = Arc::new(IstioCa::new(settings, revocations.clone())?);
-            Ok((server.clone(), Follow::Ca(server)))
+            Ok((server.clone(), Follow::Ca(server, *poll)))
         }
         IdentitySource::Files(directory) => {
             let files = Arc::new(Files::new(directory, trust_domain)?);
@@ -75,5 +77,21 @@ pub fn source(
             let agent = Arc::new(SpiffeAgent::new(spiffe::Settings { api, socket, trust_domain }));
             Ok((agent.clone(), Follow::Agent(agent)))
         }
+    }
+}
+
+/// A certificate of ours that was taken back by its number is followed by another at once.
+pub async fn replace_revoked(store: Arc<SvidStore>, checks: Arc<Checks>) {
+    let mut changed = checks.changed();
+    while changed.changed().await.is_ok() {
+        store.renew_revoked();
+    }
+}
+
+/// Whoever was believed by a bundle that is another now is looked at again.
+pub async fn judge_again(checks: Arc<Checks>) {
+    let mut changed = checks.federated().changed();
+    while changed.changed().await.is_ok() {
+        checks.list().judge_again();
     }
 }

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::admin::status::{
-    FederatedStatus, PolicyStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
+    CrlStatus, FederatedStatus, PolicyStatus, RevocationListStatus, RevocationStatus, SvidStatus,
+    WorkloadState, WorkloadStatus, timestamp as shown,
 };
 use crate::mesh::Snapshot;
 use crate::node;
 use crate::policy::authz::InForce;
+use crate::telemetry::metrics::ListMetrics;
+use crate::tls::Checks;
+use crate::tls::revocation::CrlFacts;
 
 pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
     let (state, reason) = match workload.state {
@@ -52,6 +56,60 @@ pub fn federated(domain: crate::identity::federation::FederatedStatus) -> Federa
         sequence: domain.sequence,
         confirmed: domain.confirmed.map(shown),
         last_error: domain.last_error,
+    }
+}
+
+/// What is known of revoked certificates.
+pub fn revocation(checks: &Checks, now: SystemTime) -> RevocationStatus {
+    let rules = checks.list().rules();
+    let list = checks.list().current().map(|list| RevocationListStatus {
+        number: list.number(),
+        entries: list.entries(),
+        issued: shown(list.issued()),
+        age_seconds: list.age(now).as_secs(),
+    });
+    let file = |facts: CrlFacts| CrlStatus {
+        file: facts.file.to_string(),
+        issuer: facts.issuer.to_string(),
+        entries: facts.entries,
+        this_update: shown(facts.this_update),
+        next_update: shown(facts.next_update),
+        age_seconds: seconds_between(facts.this_update, now),
+        seconds_left: seconds_between(now, facts.next_update),
+    };
+    let crls = checks.crls();
+    RevocationStatus {
+        required: checks.list().is_required(),
+        max_age_seconds: rules.max_age.map(|age| age.as_secs()),
+        list,
+        files: crls.map(|it| it.facts().into_iter().map(file).collect()).unwrap_or_default(),
+        problems: crls.map(|it| it.problems()).unwrap_or_default(),
+    }
+}
+
+/// The same for metrics.
+pub fn revocation_lists(status: &RevocationStatus) -> Vec<ListMetrics> {
+    let ca = status.list.as_ref().map(|list| ListMetrics {
+        list: "ca".to_owned(),
+        age: i64::try_from(list.age_seconds).unwrap_or(i64::MAX),
+        entries: list.entries,
+        left: None,
+    });
+    let files = status.files.iter().map(|crl| ListMetrics {
+        list: crl.file.clone(),
+        age: crl.age_seconds,
+        entries: crl.entries,
+        left: Some(crl.seconds_left),
+    });
+    ca.into_iter().chain(files).collect()
+}
+
+/// Negative: `to` is earlier.
+fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
+    let seconds = |time: std::time::Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    match to.duration_since(from) {
+        Ok(time) => seconds(time),
+        Err(error) => -seconds(error.duration()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
 
 use super::NodeName;
@@ -187,6 +187,18 @@ pub struct RunArgs {
     )]
     pub key_type: KeyType,
 
+    /// Whether a peer of the mesh that comes back may resume its TLS session
+    ///
+    /// What it showed is judged again every time: time, trust bundle, revocation, identity, policy.
+    #[arg(
+        long,
+        env = "MTLS_SESSION_RESUMPTION",
+        value_name = "on|off",
+        value_enum,
+        default_value = "on"
+    )]
+    pub session_resumption: OnOff,
+
     /// Address of GET /metrics, /healthz/ready and /healthz/live, or off
     #[arg(
         long,
@@ -231,9 +243,18 @@ pub struct RunArgs {
     #[command(flatten)]
     pub federation: super::FederationArgs,
 
+    #[command(flatten)]
+    pub revocation: super::RevocationArgs,
+
     // Last: the flags after it would stand under its heading.
     #[command(flatten)]
     pub mesh: MeshArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
 }
 
 /// `--http-address`: an address, or none.
@@ -283,7 +304,7 @@ fn drain(text: &str) -> Result<Duration, String> {
     duration(text, Duration::ZERO, Duration::from_secs(24 * 3600))
 }
 
-fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; expected a duration such as 100ms, 5s or 24h"))?;
     if duration < least || duration > most {

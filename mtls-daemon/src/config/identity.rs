@@ -1,6 +1,7 @@
 //! Where SVIDs come from.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -74,6 +75,17 @@ pub struct IdentityArgs {
     #[arg(long, env = "MTLS_CA_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub ca_join_token_file: Option<PathBuf>,
 
+    /// How often the CA is asked what it revoked, and for new roots; a revocation reaches this node
+    /// within that time and a few seconds. istiod and istio-csr cannot be asked
+    #[arg(
+        long,
+        env = "MTLS_CA_POLL",
+        value_name = "DURATION",
+        default_value = "5s",
+        value_parser = poll
+    )]
+    pub ca_poll: Duration,
+
     /// What istiod calls the cluster that the token is of
     #[arg(long, env = "MTLS_CA_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
     pub ca_cluster_id: String,
@@ -128,12 +140,17 @@ pub enum IdentitySource {
         root_file: PathBuf,
         credential: Credential,
         cluster: String,
+        poll: Duration,
     },
     Files(PathBuf),
     Spiffe {
         api: spiffe::Api,
         socket: PathBuf,
     },
+}
+
+fn poll(text: &str) -> Result<Duration, String> {
+    super::flags::duration(text, Duration::from_secs(1), Duration::from_secs(3600))
 }
 
 impl IdentityArgs {
@@ -170,6 +187,7 @@ impl IdentityArgs {
                     },
                 },
                 cluster: self.ca_cluster_id,
+                poll: self.ca_poll,
             }),
         }
     }

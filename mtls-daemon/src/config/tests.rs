@@ -126,11 +126,12 @@ fn where_svids_come_from_is_one_thing_or_another() {
     };
     assert!(matches!(source(&[]), Ok(IdentitySource::Embedded)));
     let server = ["--identity-source", "istio-ca", "--ca-address", "ca:15012", "--ca-root", "/r"];
-    let Ok(IdentitySource::IstioCa { address, server_name, root_file, credential, cluster }) =
+    let Ok(IdentitySource::IstioCa { address, server_name, root_file, credential, cluster, poll }) =
         source(&server)
     else {
         panic!("a server");
     };
+    assert_eq!(poll, Duration::from_secs(5));
     assert_eq!((address.as_str(), server_name.as_str()), ("ca:15012", "istiod.istio-system.svc"));
     assert_eq!((root_file.as_path(), cluster.as_str()), (Path::new("/r"), "Kubernetes"));
     let name = "vm-1".parse().expect("a node's name");
@@ -143,4 +144,26 @@ fn where_svids_come_from_is_one_thing_or_another() {
     assert_eq!(credential, Credential::TokenFile("/token".into()));
     let both = [token("--ca-token-file"), token("--ca-join-token-file")[6..].to_vec()].concat();
     refused(&both, &["--ca-token-file", "--ca-join-token-file"]);
+}
+
+#[test]
+fn revocation_can_be_required_where_somebody_says_what_is_revoked() {
+    let settings = |args: &[&str]| config(args).map(|config| config.revocation);
+    let Ok(RevocationSettings { rules, crl_file }) = settings(&[]) else { panic!("the default") };
+    assert!(!rules.required && rules.max_age.is_none() && crl_file.is_none());
+    let required = ["--revocation", "required"];
+    let max_age = ["--revocation-max-age", "10m"];
+    refused(&required, &["--revocation required", "--crl-file", "istio-ca"]);
+    refused(&max_age, &["--revocation-max-age", "istio-ca"]);
+    let files = settings(&[&required[..], &["--crl-file", "/crl"]].concat());
+    assert!(files.is_ok_and(|it| it.rules.required && it.crl_file == Some("/crl".into())));
+    let server = ["--node", "vm-1", "--identity-source", "istio-ca"];
+    let aliases = ["--trust-domain-alias", "old.example"];
+    let Ok(RevocationSettings { rules, .. }) =
+        settings(&[&server[..], &required, &max_age, &aliases].concat())
+    else {
+        panic!("a CA server has lists");
+    };
+    assert_eq!((rules.required, rules.max_age), (true, Some(Duration::from_secs(600))));
+    assert_eq!(rules.aliases.len(), 1, "the list speaks of them as well");
 }

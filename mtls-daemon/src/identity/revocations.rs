@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -70,16 +71,40 @@ pub enum NotBelieved {
     Certificate { id: String, serial: String, reason: Arc<str> },
     #[error("{id} was revoked{}", because(reason))]
     Identity { id: String, reason: Arc<str> },
+    #[error("{id}: a CA's certificate above it (serial {serial}) was revoked{}", because(reason))]
+    Signer { id: String, serial: String, reason: Arc<str> },
+    #[error("{id}: {whose} certificate (serial {serial}) is on the revocation list of {issuer}")]
+    OnCrl { id: String, whose: &'static str, serial: String, issuer: Arc<str> },
     #[error(
-        "no revocation list was ever had from the CA, and one is required: can this node reach the CA?"
+        "the revocation list of {issuer} ({file}) should have been followed by another at {}: is what \
+         fetches it running?",
+        humantime::format_rfc3339_seconds(*next_update)
     )]
-    NoList,
+    CrlExpired { issuer: Arc<str>, file: Arc<str>, next_update: SystemTime },
+    #[error(
+        "no revocation list that speaks of {0} was ever had, and one is required: can this node reach \
+         the CA, or is a file of its issuer missing from --crl-file?"
+    )]
+    NoList(String),
     #[error(
         "the revocation list is {} old, and at most {} are allowed: can this node reach the CA?",
         humantime::format_duration(*age),
         humantime::format_duration(*most)
     )]
     TooOld { age: Duration, most: Duration },
+}
+
+impl NotBelieved {
+    /// Somebody took it back. Otherwise that cannot be told, and may be so.
+    pub fn is_revoked(&self) -> bool {
+        match self {
+            Self::Certificate { .. }
+            | Self::Identity { .. }
+            | Self::Signer { .. }
+            | Self::OnCrl { .. } => true,
+            Self::CrlExpired { .. } | Self::NoList(_) | Self::TooOld { .. } => false,
+        }
+    }
 }
 
 fn because(reason: &str) -> String {
@@ -92,6 +117,7 @@ type Listed = (Option<Box<str>>, Arc<str>);
 /// One list, ready to be asked.
 #[derive(Debug)]
 pub struct Compiled {
+    trust_domain: Box<str>,
     number: u64,
     issued: SystemTime,
     entries: usize,
@@ -126,30 +152,44 @@ impl Compiled {
             }
         }
         let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(list.issued);
-        Self { number: list.number, issued, entries: list.entries.len(), certificates, identities }
+        let (number, entries) = (list.number, list.entries.len());
+        let trust_domain = trust_domain.as_str().into();
+        Self { trust_domain, number, issued, entries, certificates, identities }
     }
 
     /// # Errors
     /// The certificate is on the list.
     pub fn check(&self, certificate: Certificate<'_>) -> Result<(), NotBelieved> {
         let id = certificate.id.as_str();
-        if let Some(reason) = self.identities.get(id) {
-            return Err(NotBelieved::Identity { id: id.to_owned(), reason: reason.clone() });
-        }
-        let listed = self.certificates.get(certificate.serial).into_iter().flatten();
-        let hit = listed.into_iter().find(|(issuer, _)| match (issuer, certificate.issuer) {
-            // An unnamed issuer on either side fits: refusing one too many is the safe mistake.
-            (Some(listed), Some(own)) => **listed == *own,
-            _ => true,
-        });
-        match hit {
-            Some((_, reason)) => Err(NotBelieved::Certificate {
+        self.identity(id, id)?;
+        match self.listed(certificate.serial, certificate.issuer) {
+            Some(reason) => Err(NotBelieved::Certificate {
                 id: id.to_owned(),
                 serial: certificate.serial.to_owned(),
                 reason: reason.clone(),
             }),
             None => Ok(()),
         }
+    }
+
+    /// `id` is refused if `named`, which is it or stands for it, is on the list.
+    fn identity(&self, named: &str, id: &str) -> Result<(), NotBelieved> {
+        match self.identities.get(named) {
+            Some(reason) => {
+                Err(NotBelieved::Identity { id: id.to_owned(), reason: reason.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn listed(&self, serial: &str, issuer: Option<&str>) -> Option<&Arc<str>> {
+        let listed = self.certificates.get(serial).into_iter().flatten();
+        let hit = listed.into_iter().find(|(named, _)| match (named, issuer) {
+            // An unnamed issuer on either side fits: refusing one too many is the safe mistake.
+            (Some(named), Some(own)) => **named == *own,
+            _ => true,
+        });
+        hit.map(|(_, reason)| reason)
     }
 
     pub fn number(&self) -> u64 {
@@ -165,56 +205,138 @@ impl Compiled {
         self.entries
     }
 
+    pub fn issued(&self) -> SystemTime {
+        self.issued
+    }
+
     /// Since it was last signed.
     pub fn age(&self, now: SystemTime) -> Duration {
         now.duration_since(self.issued).unwrap_or_default()
     }
 }
 
+/// When nothing is known.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// Whom no list speaks of is refused.
+    pub required: bool,
+    /// An older list, or none, refuses everybody. Without it an absent CA breaks nothing.
+    pub max_age: Option<Duration>,
+    /// Further names of the list's trust domain.
+    pub aliases: Vec<TrustDomain>,
+}
+
 /// The node's current list, asked by every handshake. Read without a lock.
 #[derive(Debug)]
 pub struct Revocations {
     current: ArcSwapOption<Compiled>,
-    max_age: Option<Duration>,
+    rules: Rules,
+    /// Whether the list was too old when that was last looked at.
+    stale: AtomicBool,
     changed: watch::Sender<u64>,
 }
 
 impl Revocations {
-    /// `max_age`: an older list, or none, refuses everybody. Without it an absent CA breaks nothing.
-    pub fn new(max_age: Option<Duration>) -> Arc<Self> {
+    pub fn new(rules: Rules) -> Arc<Self> {
         let (current, changed) = (ArcSwapOption::empty(), watch::Sender::new(0));
-        Arc::new(Self { current, max_age, changed })
+        Arc::new(Self { current, rules, stale: AtomicBool::new(false), changed })
     }
 
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Whether there is a list that speaks of the certificate's trust domain, and does not name it.
+    ///
     /// # Errors
-    /// Why the certificate is not to be believed.
-    pub fn check(&self, certificate: Certificate<'_>, now: SystemTime) -> Result<(), NotBelieved> {
+    /// The list names it, or is too old.
+    pub fn covers(
+        &self,
+        certificate: Certificate<'_>,
+        now: SystemTime,
+    ) -> Result<bool, NotBelieved> {
         let current = self.current.load();
-        let Some(list) = current.as_ref() else {
-            return if self.max_age.is_some() { Err(NotBelieved::NoList) } else { Ok(()) };
-        };
-        if let Some(most) = self.max_age {
-            let age = Duration::from_secs(list.age(now).as_secs());
-            if age > most {
-                return Err(NotBelieved::TooOld { age, most });
-            }
+        let Some(list) = current.as_ref() else { return Ok(false) };
+        self.check_age(list, now)?;
+        list.check(certificate)?;
+        let domain = certificate.id.trust_domain();
+        if domain == &*list.trust_domain {
+            return Ok(true);
         }
-        list.check(certificate)
+        if self.rules.aliases.iter().any(|alias| alias.as_str() == domain) {
+            // The list has it under the name that the CA knows.
+            let known = format!("spiffe://{}{}", list.trust_domain, certificate.id.path());
+            list.identity(&known, certificate.id.as_str())?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// The same of a CA's certificate that stands between `below` and a root.
+    ///
+    /// # Errors
+    /// The list names it.
+    pub fn check_signer(
+        &self,
+        serial: &str,
+        issuer: Option<&str>,
+        below: &SpiffeId,
+    ) -> Result<(), NotBelieved> {
+        let current = self.current.load();
+        match current.as_ref().and_then(|list| list.listed(serial, issuer)) {
+            Some(reason) => Err(NotBelieved::Signer {
+                id: below.to_string(),
+                serial: serial.to_owned(),
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a certificate that no list speaks of is refused.
+    pub fn is_required(&self) -> bool {
+        self.rules.required || self.rules.max_age.is_some()
+    }
+
+    pub fn unknown(&self, id: &SpiffeId) -> NotBelieved {
+        NotBelieved::NoList(id.to_string())
+    }
+
+    fn check_age(&self, list: &Compiled, now: SystemTime) -> Result<(), NotBelieved> {
+        let Some(most) = self.rules.max_age else { return Ok(()) };
+        let age = Duration::from_secs(list.age(now).as_secs());
+        if age > most { Err(NotBelieved::TooOld { age, most }) } else { Ok(()) }
     }
 
     /// The caller has verified the list and seen that it is no older one.
     pub fn replace(&self, list: Compiled) {
         let number = list.number();
-        self.current.store(Some(Arc::new(list)));
+        let before = self.current.swap(Some(Arc::new(list)));
         // Only a change of content is a reason to judge open connections again.
-        self.changed.send_if_modified(|seen| std::mem::replace(seen, number) != number);
+        if before.is_none_or(|before| before.number() != number) {
+            self.judge_again();
+        }
+    }
+
+    /// To be called now and then: time alone makes a list too old.
+    pub fn tick(&self, now: SystemTime) {
+        let current = self.current.load();
+        let stale = current.as_ref().is_some_and(|list| self.check_age(list, now).is_err());
+        if self.stale.swap(stale, Ordering::Relaxed) != stale {
+            self.judge_again();
+        }
+    }
+
+    /// Something that is asked beside the list has changed.
+    pub fn judge_again(&self) {
+        self.changed.send_modify(|changes| *changes += 1);
     }
 
     pub fn current(&self) -> Option<Arc<Compiled>> {
         self.current.load_full()
     }
 
-    /// The list's number whenever that changes.
+    /// Whenever open connections have to be judged again.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

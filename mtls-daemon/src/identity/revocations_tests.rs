@@ -56,25 +56,30 @@ fn an_identity_and_a_node_are_refused_whatever_the_serial() {
 }
 
 #[test]
-fn without_a_list_nothing_is_refused_unless_one_is_required() {
-    let web = id("spiffe://cluster.local/ns/foo/sa/web");
-    let certificate = Certificate { serial: "1", issuer: None, id: &web };
+fn a_list_covers_its_trust_domain_until_it_is_too_old() {
+    let [web, foreign] = ["cluster.local", "other.domain"]
+        .map(|domain| id(&format!("spiffe://{domain}/ns/foo/sa/web")));
+    let of = |id| Certificate { serial: "1", issuer: None, id };
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let lenient = Revocations::new(None);
-    assert_eq!(lenient.check(certificate, at(1000)), Ok(()));
-    let strict = Revocations::new(Some(Duration::from_secs(60)));
-    assert_eq!(strict.check(certificate, at(1000)), Err(NotBelieved::NoList));
+    let lenient = Revocations::new(Rules::default());
+    assert_eq!(lenient.covers(of(&web), at(1000)), Ok(false));
+    assert!(!lenient.is_required());
+    let strict =
+        Revocations::new(Rules { max_age: Some(Duration::from_secs(60)), ..Rules::default() });
+    assert_eq!(strict.covers(of(&web), at(1000)), Ok(false));
+    assert!(strict.is_required());
     strict.replace(list(1, 1000, Vec::new()));
-    assert_eq!(strict.check(certificate, at(1060)), Ok(()));
-    let error = strict.check(certificate, at(1061)).unwrap_err();
-    assert!(error.to_string().contains("1m 1s old"), "{error}");
+    assert_eq!(strict.covers(of(&web), at(1060)), Ok(true));
+    assert_eq!(strict.covers(of(&foreign), at(1060)), Ok(false), "it is another CA's");
+    let error = strict.covers(of(&web), at(1061)).unwrap_err();
+    assert!(error.to_string().contains("1m 1s old") && !error.is_revoked(), "{error}");
     lenient.replace(list(1, 1000, Vec::new()));
-    assert_eq!(lenient.check(certificate, at(1_000_000)), Ok(()), "an absent CA breaks nothing");
+    assert_eq!(lenient.covers(of(&web), at(1_000_000)), Ok(true), "an absent CA breaks nothing");
 }
 
 #[test]
 fn only_a_new_number_is_a_change() {
-    let held = Revocations::new(None);
+    let held = Revocations::new(Rules::default());
     let mut changed = held.changed();
     held.replace(list(1, 1, Vec::new()));
     assert!(changed.has_changed().unwrap());

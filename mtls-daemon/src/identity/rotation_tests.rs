@@ -72,7 +72,7 @@ async fn no_handshake_fails_across_renewals_and_an_open_connection_survives_them
         LIFETIME,
     )
     .unwrap();
-    let store = SvidStore::new(Arc::new(ca), Vec::new());
+    let store = SvidStore::new(Arc::new(ca), Vec::new(), crate::tls::HandshakeSettings::plain());
     let slot = |account| store.slot(&SpiffeId::istio(&domain, "full", account).unwrap());
     let (client, server) = (slot("client"), slot("server"));
     let running = tokio::spawn(store.clone().run());

@@ -141,7 +141,11 @@ fn a_key_that_does_not_fit_is_not_printed_in_the_error() {
 async fn a_slot_and_its_status_print_no_key() {
     let (svid, bundle) = svid();
     let keys = Spellings::of(&svid.key);
-    let store = SvidStore::new(Arc::new(Known(svid, bundle)), Vec::new());
+    let store = SvidStore::new(
+        Arc::new(Known(svid, bundle)),
+        Vec::new(),
+        crate::tls::HandshakeSettings::plain(),
+    );
     let slot = store.slot(&id());
     let running = tokio::spawn(store.clone().run());
     let held = slot.wait(Duration::from_secs(10)).await.expect("an SVID");

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::slot::Issued;
 use super::source::SvidSource;
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
-use crate::tls::{Federated, TlsIdentity};
+use crate::tls::{HandshakeError, HandshakeSettings, TlsIdentity};
 
 /// How many SVIDs are asked for at a time: enough to hide a slow issuer's latency, few enough to
 /// leave the blocking pool to others.
@@ -31,7 +31,7 @@ type Slots = BTreeMap<SpiffeId, Arc<IdentitySlot>>;
 pub struct SvidStore {
     source: Arc<dyn SvidSource>,
     aliases: Vec<TrustDomain>,
-    federated: Arc<Federated>,
+    handshakes: HandshakeSettings,
     slots: ArcSwap<Slots>,
     /// There is something new to issue.
     wake: Notify,
@@ -42,20 +42,17 @@ pub struct SvidStore {
 impl SvidStore {
     /// `aliases`: further names of the source's trust domain. Peers under them are verified against
     /// the same anchors.
-    pub fn new(source: Arc<dyn SvidSource>, aliases: Vec<TrustDomain>) -> Arc<Self> {
-        Self::federated(source, aliases, Arc::default())
-    }
-
-    /// The same, and peers of other trust domains by what `federated` trusts at the time.
-    pub fn federated(
+    ///
+    /// `handshakes`: what every SVID's connections share.
+    pub fn new(
         source: Arc<dyn SvidSource>,
         aliases: Vec<TrustDomain>,
-        federated: Arc<Federated>,
+        handshakes: HandshakeSettings,
     ) -> Arc<Self> {
         Arc::new(Self {
             source,
             aliases,
-            federated,
+            handshakes,
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
@@ -105,6 +102,19 @@ impl SvidStore {
     pub fn changed(&self, ids: &BTreeSet<SpiffeId>) {
         for (_, slot) in self.slots.load().iter().filter(|(id, _)| ids.contains(*id)) {
             slot.changed();
+        }
+        self.wake.notify_one();
+    }
+
+    /// Asks at once for new SVIDs where the one that is there was revoked: a lost key costs its owner a
+    /// moment, and an identity that is revoked itself gets none.
+    pub fn renew_revoked(&self) {
+        let now = SystemTime::now();
+        for slot in self.slots.load().values() {
+            let own = slot.current().map(|current| current.certificate().check(now));
+            if matches!(own, Some(Err(HandshakeError::OwnRevoked(_)))) {
+                slot.renew(Duration::ZERO);
+            }
         }
         self.wake.notify_one();
     }
@@ -169,8 +179,8 @@ impl SvidStore {
 
     async fn renew(self: Arc<Self>, slot: Arc<IdentitySlot>) {
         let (source, aliases, id) = (self.source.clone(), self.aliases.clone(), slot.id().clone());
-        let federated = self.federated.clone();
-        let work = move || issue(&*source, &aliases, &federated, &id);
+        let handshakes = self.handshakes.clone();
+        let work = move || issue(&*source, &aliases, &handshakes, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(format!("the issuer failed: {error}")),
@@ -207,13 +217,13 @@ impl SvidStore {
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
-    federated: &Arc<Federated>,
+    handshakes: &HandshakeSettings,
     id: &SpiffeId,
 ) -> Result<Issued, String> {
     let (svid, bundle) = source.obtain(id).map_err(|error| error.to_string())?;
     let bundles = with_aliases(bundle, aliases);
     let identity =
-        TlsIdentity::federated(&svid, &bundles, federated).map_err(|error| error.to_string())?;
+        TlsIdentity::with(&svid, &bundles, handshakes).map_err(|error| error.to_string())?;
     if identity.not_after() <= SystemTime::now() {
         return Err("the issuer gave an SVID that has expired already".to_owned());
     }

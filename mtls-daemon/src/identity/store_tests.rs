@@ -66,7 +66,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 #[tokio::test]
 async fn an_svid_comes_without_being_waited_for_twice() {
     let (source, _order) = source(Duration::from_secs(3600));
-    let store = SvidStore::new(source, Vec::new());
+    let store = SvidStore::new(source, Vec::new(), HandshakeSettings::plain());
     let slot = store.slot(&id("web"));
     assert!(slot.current().is_none());
     assert_eq!(store.missing(), [id("web")]);
@@ -85,7 +85,7 @@ async fn an_svid_comes_without_being_waited_for_twice() {
 #[tokio::test]
 async fn rotation_replaces_the_svid_in_place_at_about_half_life() {
     let (source, _order) = source(Duration::from_secs(4));
-    let store = SvidStore::new(source, Vec::new());
+    let store = SvidStore::new(source, Vec::new(), HandshakeSettings::plain());
     let slot = store.slot(&id("web"));
     let running = tokio::spawn(store.clone().run());
     let first = slot.wait(SOON).await.unwrap();
@@ -102,7 +102,7 @@ async fn rotation_replaces_the_svid_in_place_at_about_half_life() {
 #[tokio::test]
 async fn a_failing_issuer_keeps_the_valid_svid_until_it_expires() {
     let (source, _order) = source(Duration::from_secs(3));
-    let store = SvidStore::new(source.clone(), Vec::new());
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
     let slot = store.slot(&id("web"));
     let running = tokio::spawn(store.clone().run());
     let first = slot.wait(SOON).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_failing_issuer_keeps_the_valid_svid_until_it_expires() {
 #[tokio::test]
 async fn an_identity_that_nobody_wants_loses_its_key() {
     let (source, _order) = source(Duration::from_secs(3600));
-    let store = SvidStore::new(source, Vec::new());
+    let store = SvidStore::new(source, Vec::new(), HandshakeSettings::plain());
     let (web, db) = (store.slot(&id("web")), store.slot(&id("db")));
     let running = tokio::spawn(store.clone().run());
     let key = Arc::downgrade(&web.wait(SOON).await.unwrap());
@@ -145,9 +145,9 @@ async fn an_identity_that_nobody_wants_loses_its_key() {
 #[test]
 fn what_is_missing_goes_before_what_is_only_due() {
     let (source, order) = source(Duration::from_secs(4));
-    let store = SvidStore::new(source.clone(), Vec::new());
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
     let renewing = store.slot(&id("aaa"));
-    let issued = issue(&*source, &[], &Arc::default(), &id("aaa")).unwrap();
+    let issued = issue(&*source, &[], &HandshakeSettings::plain(), &id("aaa")).unwrap();
     order.recv().unwrap();
     assert!(renewing.begin());
     assert!(!renewing.begin(), "one attempt at a time");
@@ -176,12 +176,12 @@ fn what_is_missing_goes_before_what_is_only_due() {
 #[test]
 fn status_is_json_with_dates() {
     let (source, _order) = source(Duration::from_secs(3600));
-    let store = SvidStore::new(source.clone(), vec![domain()]);
+    let store = SvidStore::new(source.clone(), vec![domain()], HandshakeSettings::plain());
     let slot = store.slot(&id("web"));
     let empty = serde_json::to_value(store.status()).unwrap();
     assert_eq!(empty[0]["serial"], serde_json::Value::Null);
     assert!(slot.begin());
-    slot.finish(issue(&*source, &store.aliases, &store.federated, &id("web")));
+    slot.finish(issue(&*source, &store.aliases, &HandshakeSettings::plain(), &id("web")));
     let full = serde_json::to_value(store.status()).unwrap();
     assert_eq!(full[0]["id"], "spiffe://cluster.local/ns/foo/sa/web");
     assert_eq!(full[0]["source"], "test");

@@ -48,6 +48,8 @@ pub enum Failure {
     HttpRefused(&'static str),
     #[error("the client's mTLS handshake failed: {0}")]
     ClientHandshake(HandshakeError),
+    #[error("{error}; the connection was open")]
+    NoLongerBelieved { upstream: bool, error: HandshakeError },
     #[error("the client's handshake or first bytes did not come in time")]
     DetectTimeout,
     #[error("mTLS to {address} failed: {error}")]
@@ -106,6 +108,20 @@ impl Failure {
             Self::PolicyChanged { .. } => "policy_changed",
             Self::ForeignTlsOnHttpPort => "tls_on_http_port",
             Self::HttpRefused(_) => "http_refused",
+            Self::ClientHandshake(HandshakeError::OwnRevoked(_))
+            | Self::UpstreamHandshake { error: HandshakeError::OwnRevoked(_), .. }
+            | Self::NoLongerBelieved { error: HandshakeError::OwnRevoked(_), .. } => {
+                "own_certificate_revoked"
+            }
+            Self::ClientHandshake(HandshakeError::RevocationUnknown(_))
+            | Self::UpstreamHandshake { error: HandshakeError::RevocationUnknown(_), .. }
+            | Self::NoLongerBelieved { error: HandshakeError::RevocationUnknown(_), .. } => {
+                "revocation_unknown"
+            }
+            Self::ClientHandshake(HandshakeError::PeerRevoked(_))
+            | Self::NoLongerBelieved { upstream: false, .. } => "peer_certificate_revoked",
+            Self::UpstreamHandshake { error: HandshakeError::PeerRevoked(_), .. }
+            | Self::NoLongerBelieved { upstream: true, .. } => "upstream_certificate_revoked",
             Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
@@ -153,12 +169,18 @@ impl Failure {
                 OriginationError::Handshake(HandshakeError::Own(_)) => Fault::Us,
                 _ => Fault::Server,
             },
-            Self::ClientHandshake(HandshakeError::Own(_))
-            | Self::UpstreamHandshake { error: HandshakeError::Own(_), .. }
-            | Self::NoIdentity(_)
-            | Self::SourceBind(_)
-            | Self::Drained
-            | Self::Internal(_) => Fault::Us,
+            Self::ClientHandshake(error)
+            | Self::UpstreamHandshake { error, .. }
+            | Self::NoLongerBelieved { error, .. }
+                if error.is_ours() =>
+            {
+                Fault::Us
+            }
+            Self::NoLongerBelieved { upstream: true, .. } => Fault::Server,
+            Self::NoLongerBelieved { upstream: false, .. } => Fault::Client,
+            Self::NoIdentity(_) | Self::SourceBind(_) | Self::Drained | Self::Internal(_) => {
+                Fault::Us
+            }
             Self::ClientHandshake(_)
             | Self::HttpRefused(_)
             | Self::DetectTimeout

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::authorize::Parties;
 use super::carry::Settled;
 use super::failure::Failure;
-use super::live::{InTheClear, Place};
+use super::live::{Certificates, InTheClear, Place};
 use super::relay::Tally;
 use super::worker::Worker;
 use super::{Current, Pod};
@@ -273,6 +273,10 @@ impl Inbound<'_> {
         flow.security = Security::MutualTls;
         flow.source_id = Some(peer.id().clone());
         flow.tls = Some(summary);
+        self.place
+            .certified(Certificates { own: own.certificate().clone(), peer: peer.clone() })?;
+        // Its key does not stay for as long as its connections do.
+        drop(own);
         let settled = Settled {
             parties: self.parties(Some(peer.id().clone()), hello.sni.as_deref()),
             peer: Some(&peer),

@@ -1,5 +1,6 @@
 //! The connections of one thread that are open, and the ways in which others end them: the drain,
-//! the end of their pod, a policy that no longer allows what they carry.
+//! the end of their pod, a policy that no longer allows what they carry, a certificate that was
+//! taken back.
 //!
 //! All of it belongs to one thread: a connection looks whether it was ended without any lock.
 
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::SystemTime;
 
 use super::authorize::Parties;
 use super::failure::Failure;
@@ -18,6 +20,7 @@ use super::{Listening, Pod, Shared};
 use crate::mesh::{ClientTls, OutboundPlan, Snapshot, Workload};
 use crate::policy::Mode;
 use crate::policy::authz::Verdict;
+use crate::tls::{AuthenticatedPeer, OwnCertificate};
 
 /// A word to one connection to end.
 #[derive(Default)]
@@ -121,11 +124,27 @@ impl InTheClear {
 /// Endpoints of one service that are looked through for the one in use.
 const ENDPOINTS_ASKED: usize = 4096;
 
+/// What both sides of a connection showed when it was opened.
+#[derive(Debug)]
+pub struct Certificates {
+    pub own: Arc<OwnCertificate>,
+    pub peer: AuthenticatedPeer,
+}
+
+impl Certificates {
+    fn check(&self, listening: Listening, now: SystemTime) -> Result<(), Failure> {
+        let upstream = listening == Listening::Outbound;
+        let believed = self.own.check_with(&self.peer, now);
+        believed.map_err(|error| Failure::NoLongerBelieved { upstream, error })
+    }
+}
+
 struct Entry {
     pod: Arc<Pod>,
     listening: Listening,
     stop: Rc<Stop>,
     in_the_clear: Option<InTheClear>,
+    certificates: Option<Certificates>,
     /// Relayed as bytes, so that AuthorizationPolicy judges the connection as a whole.
     admitted: Option<Parties>,
     /// HTTP: its requests are judged one by one.
@@ -155,6 +174,7 @@ impl Live {
             listening,
             stop: stop.clone(),
             in_the_clear: None,
+            certificates: None,
             admitted: None,
             requests: None,
         };
@@ -204,6 +224,21 @@ impl Live {
     }
 }
 
+impl Live {
+    /// Ends the connections that were opened with a certificate, the peer's or ours, that is not
+    /// believed any more.
+    pub fn judge_certificates(&self, now: SystemTime) {
+        for entry in self.entries.borrow().values() {
+            let Some(certificates) = &entry.certificates else { continue };
+            if let Err(failure) = certificates.check(entry.listening, now) {
+                tracing::info!(workload = entry.pod.current().workload.key(), %failure,
+                    "ends a connection");
+                entry.stop.tell(failure);
+            }
+        }
+    }
+}
+
 fn admit(parties: &Parties, snapshot: &Snapshot) -> Result<Verdict, Failure> {
     let verdict = parties.judge(snapshot);
     if verdict.allowed { Ok(verdict) } else { Err(denied(parties, verdict)) }
@@ -232,6 +267,16 @@ impl Place<'_> {
             entry.admitted = Some(parties);
         }
         Ok(verdict)
+    }
+
+    /// From here on the connection is one between these two. Asks again whether they are believed: one
+    /// of them can have been revoked since the handshake looked.
+    pub fn certified(&self, certificates: Certificates) -> Result<(), Failure> {
+        let mut entries = self.live.entries.borrow_mut();
+        let Some(entry) = entries.get_mut(&self.number) else { return Ok(()) };
+        // In this order: whatever changes from here on finds it.
+        let certificates = entry.certificates.insert(certificates);
+        certificates.check(entry.listening, SystemTime::now())
     }
 
     /// From here on the connection is relayed in the clear. Asks again whether it may: a policy can

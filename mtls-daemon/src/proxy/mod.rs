@@ -31,7 +31,7 @@ use crate::mesh::{MeshSettings, Snapshot, Workload};
 use crate::node::{ClientPorts, Namespace};
 use crate::policy::Normalisation;
 use crate::telemetry::Telemetry;
-use crate::tls::Originations;
+use crate::tls::{Checks, Originations};
 
 /// How long a connection may take on its way to being relayed.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +65,8 @@ pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     pub telemetry: Telemetry,
     pub originations: Originations,
+    /// Open connections are judged again whenever it changes.
+    pub checks: Arc<Checks>,
     pub timeouts: Timeouts,
     pub http: HttpSettings,
     pub drain: drain::Watch,
@@ -78,12 +80,14 @@ impl Shared {
         telemetry: Telemetry,
         timeouts: Timeouts,
         http: HttpSettings,
+        checks: Arc<Checks>,
         drain: drain::Watch,
     ) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(settings)),
             telemetry,
             originations: Originations::default(),
+            checks,
             timeouts,
             http,
             drain,

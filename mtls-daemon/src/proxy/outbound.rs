@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::failure::Failure;
-use super::live::{InTheClear, Place};
+use super::live::{Certificates, InTheClear, Place};
 use super::relay::{Tally, relay};
 use super::worker::Worker;
 use super::{Current, Pod, http_error, server_name};
@@ -82,7 +82,7 @@ fn shown_source(workload: &Workload, destination: SocketAddr) -> std::net::IpAdd
 
 enum Upstream {
     Plain(TcpStream, SocketAddr),
-    Mutual(Box<ClientStream>, SocketAddr),
+    Mutual(Box<ClientStream>, SocketAddr, Certificates),
     Originated(Box<ClientStream>, SocketAddr, Arc<Origination>),
 }
 
@@ -107,7 +107,11 @@ async fn run(
             http_error::answer_for_server(client, &result, tally).await;
             result
         }
-        Ok(Upstream::Mutual(mut server, endpoint)) => {
+        Ok(Upstream::Mutual(mut server, endpoint, certificates)) => {
+            if let Err(failure) = place.certified(certificates) {
+                http_error::refuse(client, &failure).await;
+                return Err(failure);
+            }
             worker.shared.telemetry.opened(flow);
             let result = relay(&mut client, &mut *server, endpoint, tally).await;
             http_error::answer_for_server(client, &result, tally).await;
@@ -216,7 +220,8 @@ async fn open(
     flow.security = Security::MutualTls;
     flow.destination_id = Some(peer.id().clone());
     flow.tls = Some(summary);
-    Ok(Upstream::Mutual(Box::new(server), address))
+    let certificates = Certificates { own: own.certificate().clone(), peer };
+    Ok(Upstream::Mutual(Box::new(server), address, certificates))
 }
 
 /// TLS as the rule says, for an application that speaks plaintext (policy.md 2.3).

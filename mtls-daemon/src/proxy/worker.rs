@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -52,6 +52,7 @@ impl Workers {
                 let local = LocalSet::new();
                 local.spawn_local(end_with_the_daemon(worker.clone()));
                 local.spawn_local(follow_policy(worker.clone()));
+                local.spawn_local(follow_revocations(worker.clone()));
                 local.spawn_local(serve_jobs(worker, jobs));
                 runtime.block_on(local);
             })?;
@@ -85,6 +86,14 @@ async fn follow_policy(worker: Rc<Worker>) {
     let mut published = worker.shared.published.subscribe();
     while published.changed().await.is_ok() {
         worker.live.judge(&worker.shared.snapshot.load());
+    }
+}
+
+/// What a revoked certificate opened does not stay open.
+async fn follow_revocations(worker: Rc<Worker>) {
+    let mut changed = worker.shared.checks.changed();
+    while changed.changed().await.is_ok() {
+        worker.live.judge_certificates(SystemTime::now());
     }
 }
 

@@ -37,6 +37,7 @@ fn an_outbound_mtls_connection_shows_both_identities_and_why() {
         version: "TLSv1.3",
         cipher: "TLS13_AES_256_GCM_SHA384",
         group: "X25519MLKEM768",
+        resumed: false,
     });
     (flow.sent, flow.received) = (80, 1024);
     assert_eq!(
@@ -65,7 +66,7 @@ fn an_outbound_mtls_connection_shows_both_identities_and_why() {
             "tls": {
                 "version": "TLSv1.3",
                 "cipher": "TLS13_AES_256_GCM_SHA384",
-                "group": "X25519MLKEM768",
+                "group": "X25519MLKEM768", "resumed": false,
             },
             "bytes_sent": 80,
             "bytes_received": 1024,

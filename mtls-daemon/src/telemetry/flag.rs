@@ -1,6 +1,7 @@
 //! Envoy's response flags: how a connection ended, as dashboards made for Istio know it.
 
 use crate::proxy::failure::Failure;
+use crate::tls::HandshakeError;
 
 /// How a connection ended. Stands for its place in [`Flag::ALL`], too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,18 @@ impl Flag {
     pub(super) fn of(failure: Option<&Failure>) -> Self {
         let Some(failure) = failure else { return Self::Orderly };
         match failure {
+            Failure::ClientHandshake(error)
+            | Failure::UpstreamHandshake { error, .. }
+            | Failure::NoLongerBelieved { error, .. }
+                if matches!(
+                    error,
+                    HandshakeError::OwnRevoked(_) | HandshakeError::RevocationUnknown(_)
+                ) =>
+            {
+                Self::LocalReset
+            }
+            Failure::NoLongerBelieved { upstream: false, .. } => Self::DownstreamProtocolError,
+            Failure::NoLongerBelieved { upstream: true, .. } => Self::UpstreamFailure,
             Failure::PlaintextRefused { .. }
             | Failure::ForeignTlsOnHttpPort
             | Failure::NotExported(..)
@@ -93,12 +106,13 @@ mod tests {
                 | ("client_certificate_required" | "client_certificate_refused", _)
                 | ("tls_file_unusable" | "credential_unavailable", _) => "UF",
                 ("peer_identity_refused" | "tls_handshake_failed" | "detect_timeout", _)
-                | ("http_refused", _) => "DPE",
+                | ("http_refused" | "peer_certificate_revoked", _) => "DPE",
                 ("upstream_identity_refused" | "upstream_tls_failed", _)
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",
                 ("upstream_reset" | "no_answer", _) | ("truncated", _) => "UC",
-                ("authorization_denied" | "policy_changed" | "drained" | "internal", _) => "LR",
+                ("authorization_denied" | "policy_changed" | "drained" | "internal", _)
+                | ("own_certificate_revoked" | "revocation_unknown", _) => "LR",
                 _ => panic!("no flag for {code}"),
             };
             assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");

@@ -109,6 +109,7 @@ struct Tls {
     version: &'static str,
     cipher: &'static str,
     group: &'static str,
+    resumed: bool,
 }
 
 impl<'a> Line<'a> {
@@ -140,6 +141,7 @@ impl<'a> Line<'a> {
                 version: tls.version,
                 cipher: tls.cipher,
                 group: tls.group,
+                resumed: tls.resumed,
             }),
             bytes_sent: flow.sent,
             bytes_received: flow.received,

@@ -51,6 +51,21 @@ struct IdentityLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListLabel {
+    list: String,
+}
+
+/// A revocation list: `ca`, or the file that it is in. Times in seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListMetrics {
+    pub list: String,
+    pub age: i64,
+    pub entries: usize,
+    /// None: it does not say when the next one comes.
+    pub left: Option<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabel {
     decision: String,
 }
@@ -77,6 +92,9 @@ pub struct Metrics {
     reloads: Family<ResultLabel, Counter>,
     svid_expiry: Family<IdentityLabel, Gauge>,
     svids_issued: Family<ResultLabel, Counter>,
+    revocation_age: Family<ListLabel, Gauge>,
+    revocation_entries: Family<ListLabel, Gauge>,
+    crl_expiry: Family<ListLabel, Gauge>,
     bpf_decisions: Family<DecisionLabel, Counter<u64, AtomicU64>>,
     /// Lines that the access log dropped because its sink was slow or broken.
     pub access_log_dropped: Counter,
@@ -127,6 +145,16 @@ impl Metrics {
             svid_expiry: add
                 .add("mtls_svid_expiry_seconds", "Seconds until an identity's SVID expires"),
             svids_issued: add.add("mtls_svids_issued", "SVIDs asked of the issuer"),
+            revocation_age: add.add(
+                "mtls_revocation_list_age_seconds",
+                "Seconds since a revocation list was signed",
+            ),
+            revocation_entries: add
+                .add("mtls_revocation_list_entries", "What a revocation list names"),
+            crl_expiry: add.add(
+                "mtls_crl_expiry_seconds",
+                "Seconds until a list in a file has to be replaced",
+            ),
             bpf_decisions: add
                 .add("mtls_bpf_decisions", "Connections by what the kernel programs decided"),
             access_log_dropped: add
@@ -235,6 +263,22 @@ impl Metrics {
             };
             let identity = id.as_str().to_owned();
             self.svid_expiry.get_or_create(&IdentityLabel { identity }).set(left);
+        }
+    }
+
+    /// Replaces all of them. For a [`Metrics::on_scrape`] hook, as [`Metrics::set_svid_expiries`].
+    pub fn set_revocation_lists(&self, lists: impl IntoIterator<Item = ListMetrics>) {
+        self.revocation_age.clear();
+        self.revocation_entries.clear();
+        self.crl_expiry.clear();
+        for ListMetrics { list, age, entries, left } in lists {
+            let label = ListLabel { list };
+            let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+            self.revocation_age.get_or_create(&label).set(age);
+            self.revocation_entries.get_or_create(&label).set(entries);
+            if let Some(left) = left {
+                self.crl_expiry.get_or_create(&label).set(left);
+            }
         }
     }
 

@@ -66,6 +66,9 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
     let refused = || HandshakeError::PeerRefused("wrong trust domain".into());
     let peer = || HandshakeError::Peer("alert: bad certificate".into());
     let own = || HandshakeError::Own("no key".into());
+    let revoked = || HandshakeError::PeerRevoked("leaked".into());
+    let own_revoked = || HandshakeError::OwnRevoked("leaked".into());
+    let unknown = || HandshakeError::RevocationUnknown("no list".into());
     let originated = |error| Failure::Origination { address, error };
     vec![
         (Failure::PlaintextRefused { because: "a".into() }, "plaintext_refused", "policy"),
@@ -88,6 +91,40 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::ClientHandshake(refused()), "peer_identity_refused", "client"),
         (Failure::ClientHandshake(peer()), "tls_handshake_failed", "client"),
         (Failure::ClientHandshake(own()), "tls_handshake_failed", "us"),
+        (Failure::ClientHandshake(revoked()), "peer_certificate_revoked", "client"),
+        (Failure::ClientHandshake(own_revoked()), "own_certificate_revoked", "us"),
+        (Failure::ClientHandshake(unknown()), "revocation_unknown", "us"),
+        (
+            Failure::UpstreamHandshake { address, error: revoked() },
+            "upstream_certificate_revoked",
+            "server",
+        ),
+        (
+            Failure::UpstreamHandshake { address, error: own_revoked() },
+            "own_certificate_revoked",
+            "us",
+        ),
+        (Failure::UpstreamHandshake { address, error: unknown() }, "revocation_unknown", "us"),
+        (
+            Failure::NoLongerBelieved { upstream: false, error: revoked() },
+            "peer_certificate_revoked",
+            "client",
+        ),
+        (
+            Failure::NoLongerBelieved { upstream: true, error: revoked() },
+            "upstream_certificate_revoked",
+            "server",
+        ),
+        (
+            Failure::NoLongerBelieved { upstream: true, error: own_revoked() },
+            "own_certificate_revoked",
+            "us",
+        ),
+        (
+            Failure::NoLongerBelieved { upstream: false, error: unknown() },
+            "revocation_unknown",
+            "us",
+        ),
         (Failure::DetectTimeout, "detect_timeout", "client"),
         (Failure::HttpRefused("two lengths"), "http_refused", "client"),
         (

@@ -1,11 +1,13 @@
 //! The server side: looks at the first bytes, and shakes hands once policy has decided to.
 
 use std::io;
+use std::time::SystemTime;
 
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::handshake::Verified;
 use super::hello::{Hello, Http, MAX_HELLO, Scan, Seen};
 use super::verify::{AuthenticatedPeer, TlsSummary};
 use super::{HandshakeError, Replay, TlsIdentity, handshake};
@@ -52,8 +54,17 @@ pub async fn accept(
     own: &TlsIdentity,
     answer: Option<Http>,
 ) -> Result<(ServerStream, AuthenticatedPeer, TlsSummary), HandshakeError> {
+    own.certificate().check(SystemTime::now())?;
     let shake = TlsAcceptor::from(own.server(answer)).accept(stream);
-    let (stream, peer) = handshake::run(None, shake).await?;
-    let summary = TlsSummary::of(stream.get_ref().1);
-    Ok((stream, peer, summary))
+    let (stream, verified) = handshake::run_server(own.keeps_sessions(), shake).await?;
+    let connection = stream.get_ref().1;
+    let summary = TlsSummary::of(connection);
+    match verified {
+        Some(Verified { peer, resumed })
+            if resumed == summary.resumed && peer.is_of(connection) =>
+        {
+            Ok((stream, peer, summary))
+        }
+        _ => Err(handshake::nobody()),
+    }
 }

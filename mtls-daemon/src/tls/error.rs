@@ -10,6 +10,15 @@ pub enum HandshakeError {
     /// The peer's certificate is not one we accept. The text says which rule it broke.
     #[error("the peer's certificate is refused: {0}")]
     PeerRefused(String),
+    /// Somebody took the peer's certificate back: the CA's list, or a list in a file.
+    #[error("the peer's certificate is refused: {0}")]
+    PeerRevoked(String),
+    /// Somebody took our own back.
+    #[error("our own certificate was taken back: {0}")]
+    OwnRevoked(String),
+    /// Whether somebody did cannot be told, and has to be.
+    #[error("whether a certificate was revoked cannot be told: {0}")]
+    RevocationUnknown(String),
     /// The peer refused us, or broke the protocol.
     #[error("the peer ended the handshake: {0}")]
     Peer(String),
@@ -34,6 +43,11 @@ impl HandshakeError {
             }
             _ => None,
         }
+    }
+
+    /// Whether it is our own side that failed.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Own(_) | Self::OwnRevoked(_) | Self::RevocationUnknown(_))
     }
 
     pub(super) fn from_io(error: io::Error) -> Self {
@@ -96,6 +110,9 @@ fn cause(alert: AlertDescription) -> &'static str {
         }
         Alert::CertificateExpired => {
             "our certificate is out of date for it: do we renew, and are both clocks right?"
+        }
+        Alert::CertificateRevoked => {
+            "our certificate, our identity or our node was revoked (`mtls-daemon ca revoke --list`)"
         }
         Alert::UnsupportedCertificate => {
             "our certificate's key usage or algorithm does not suit it"

@@ -54,11 +54,10 @@ impl Federated {
         let Some(verified_with) = peer.federated() else { return Ok(()) };
         let anchors = self.anchors.load();
         let known = anchors.of(peer.id());
-        if known.is_ok_and(|known| known.iter().any(|it| print(it) == *verified_with)) {
+        if known.is_ok_and(|known| known.anchors().iter().any(|it| print(it) == *verified_with)) {
             return Ok(());
         }
-        let refusal = Refusal::NoLongerFederated(peer.id().clone());
-        Err(HandshakeError::PeerRefused(refusal.to_string()))
+        Err(Refusal::NoLongerFederated(peer.id().clone()).into())
     }
 
     pub(super) fn anchors(&self) -> arc_swap::Guard<Arc<Anchors>> {

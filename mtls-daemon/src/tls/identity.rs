@@ -9,13 +9,17 @@ use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
+use super::handshake::workload;
 use super::hello::Http;
 use super::provider::{VERSIONS, provider};
+use super::refusal::Refusal;
+use super::revocation::{Checks, Link};
+use super::sessions::{ClientSessions, Kept, ServerSessions, Whom};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
-use super::{Federated, HandshakeError, svid_rules};
+use super::{AuthenticatedPeer, HandshakeError, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
 
 /// What Istio's own TCP clients offer and servers look for (policy.md 3.2, 3.3).
@@ -28,25 +32,52 @@ pub struct TlsIdentity {
     not_before: SystemTime,
     not_after: SystemTime,
     server: Servers,
-    client: Arc<ClientConfig>,
-    #[cfg(test)]
+    client: Clients,
     verifier: Arc<SvidVerifier>,
+    certificate: Arc<OwnCertificate>,
+}
+
+/// What all SVIDs of a daemon share.
+#[derive(Debug, Clone)]
+pub struct HandshakeSettings {
+    pub checks: Arc<Checks>,
+    /// Whether sessions are kept, so that a peer that comes back need not show its certificate again.
+    pub resumption: bool,
+}
+
+impl HandshakeSettings {
+    /// For tests: nothing is revoked.
+    #[cfg(test)]
+    pub fn plain() -> Self {
+        Self { checks: Checks::none(), resumption: false }
+    }
+}
+
+/// What is asked of revocation lists about an SVID of our own. Without its key: open connections hold
+/// it longer than that.
+#[derive(Debug)]
+pub struct OwnCertificate {
+    id: SpiffeId,
+    path: Box<[Link]>,
+    checks: Arc<Checks>,
 }
 
 impl TlsIdentity {
-    /// `bundles`: the own trust domain's and its aliases' (same anchors under another name); a peer's
-    /// chain is verified against its own trust domain's only.
-    ///
-    /// Refuses an SVID that our own peers would refuse: better at renewal than at every connection.
+    /// For tests without revocation.
+    #[cfg(test)]
     pub fn new(svid: &Svid, bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
-        Self::federated(svid, bundles, &Arc::default())
+        Self::with(svid, bundles, &HandshakeSettings::plain())
     }
 
-    /// The same, for peers of other trust domains as well, by what `federated` trusts at the time.
-    pub fn federated(
+    /// `bundles`: the own trust domain's and its aliases' (same anchors under another name). Others are
+    /// what the checks federate with at the time. A peer's chain is verified against its own trust
+    /// domain's only.
+    ///
+    /// Refuses an SVID that our own peers would refuse: better at renewal than at every connection.
+    pub fn with(
         svid: &Svid,
         bundles: &[Bundle],
-        federated: &Arc<Federated>,
+        HandshakeSettings { checks, resumption }: &HandshakeSettings,
     ) -> Result<Arc<Self>, HandshakeError> {
         let own = HandshakeError::Own;
         let id = svid.id.clone();
@@ -59,12 +90,26 @@ impl TlsIdentity {
         let certified = certified(&svid.chain, &svid.key)
             .map_err(|error| own(format!("the key of {id}: {error}")))?;
         let certificate = Arc::new(SingleCertAndKey::from(certified));
-        let verifier = SvidVerifier::federated(bundles, federated)?;
+        let verifier = SvidVerifier::new(bundles, checks)?;
+        let mut server = server_config(certificate.clone(), verifier.clone())?;
+        let client = Arc::new(client_config(certificate, verifier.clone())?);
+        let client = if *resumption {
+            server.session_storage =
+                Arc::new(ServerSessions::new(verifier.clone(), svid.not_after));
+            server.send_tls13_tickets = 1;
+            Clients::Keeping(ClientSessions::new(client, checks.clone(), svid.not_after))
+        } else {
+            Clients::Forgetting(client)
+        };
         Ok(Arc::new(Self {
-            #[cfg(test)]
-            verifier: verifier.clone(),
-            server: Servers::new(server_config(certificate.clone(), verifier.clone())?),
-            client: Arc::new(client_config(certificate, verifier)?),
+            certificate: Arc::new(OwnCertificate {
+                id: id.clone(),
+                path: own_path(&verifier, svid, &facts),
+                checks: checks.clone(),
+            }),
+            server: Servers::new(server),
+            client,
+            verifier,
             serial: svid.serial.clone(),
             not_before: svid.not_before,
             not_after: svid.not_after,
@@ -100,6 +145,10 @@ impl TlsIdentity {
         Ok(self.verifier.verify(&chain[0], &chain[1..], now, usage, None)?)
     }
 
+    pub fn certificate(&self) -> &Arc<OwnCertificate> {
+        &self.certificate
+    }
+
     /// The configuration that answers a ClientHello with this application protocol.
     pub(super) fn server(&self, answer: Option<Http>) -> Arc<ServerConfig> {
         match answer {
@@ -109,8 +158,55 @@ impl TlsIdentity {
         }
     }
 
-    pub(super) fn client(&self) -> Arc<ClientConfig> {
-        self.client.clone()
+    /// The configuration for one server, with what was kept for it.
+    pub(super) fn client(&self, whom: Whom) -> Kept {
+        match &self.client {
+            Clients::Keeping(sessions) => sessions.with(whom, SystemTime::now()),
+            Clients::Forgetting(config) => Kept::nothing(config.clone()),
+        }
+    }
+
+    pub(super) fn keeps_sessions(&self) -> bool {
+        matches!(self.client, Clients::Keeping(_))
+    }
+
+    /// As a client: the chain of an earlier handshake, judged as in a full one now.
+    pub(super) fn verify_again(
+        &self,
+        chain: &[CertificateDer<'_>],
+        expected: &[SpiffeId],
+    ) -> Result<AuthenticatedPeer, HandshakeError> {
+        let (leaf, intermediates) = chain.split_first().ok_or(Refusal::NoCertificate)?;
+        let usage = webpki::KeyUsage::server_auth();
+        let verified =
+            self.verifier.verify(leaf, intermediates, UnixTime::now(), usage, Some(expected));
+        Ok(verified.and_then(workload)?)
+    }
+}
+
+impl OwnCertificate {
+    /// Whether it was taken back: nobody would believe it, and who shows it may be somebody else as
+    /// well.
+    pub fn check(&self, now: SystemTime) -> Result<(), HandshakeError> {
+        self.checks.check(&self.id, &self.path, now).map_err(|why| {
+            if why.is_revoked() {
+                HandshakeError::OwnRevoked(why.to_string())
+            } else {
+                HandshakeError::RevocationUnknown(why.to_string())
+            }
+        })
+    }
+
+    /// Whether an open connection with `peer` may go on.
+    pub fn check_with(
+        &self,
+        peer: &AuthenticatedPeer,
+        now: SystemTime,
+    ) -> Result<(), HandshakeError> {
+        self.check(now)?;
+        self.checks.federated().check_open(peer)?;
+        let peers = self.checks.check(peer.id(), peer.path(), now);
+        peers.map_err(|why| Refusal::from(why).into())
     }
 }
 
@@ -123,6 +219,16 @@ impl fmt::Debug for TlsIdentity {
     }
 }
 
+fn own_path(verifier: &SvidVerifier, svid: &Svid, facts: &Leaf) -> Box<[Link]> {
+    let Some((leaf, intermediates)) = svid.chain.split_first() else { return Box::default() };
+    let usage = webpki::KeyUsage::client_auth();
+    match verifier.verify_chain(leaf, intermediates, UnixTime::now(), usage) {
+        Ok(own) => own.path().into(),
+        // Our own bundle need not trust us; what is asked by number can be asked all the same.
+        Err(_) => [Link::of_leaf(leaf, &facts.serial)].into(),
+    }
+}
+
 /// The chain with its key, if the key is the leaf's.
 pub(super) fn certified(
     chain: &[CertificateDer<'static>],
@@ -131,6 +237,11 @@ pub(super) fn certified(
     let certified = CertifiedKey::new(chain.to_vec(), any_supported_type(key)?);
     certified.keys_match()?;
     Ok(certified)
+}
+
+enum Clients {
+    Keeping(ClientSessions),
+    Forgetting(Arc<ClientConfig>),
 }
 
 /// The server's side by the application protocol that it answers.
@@ -165,7 +276,7 @@ fn server_config(
     // `istio` breaks Envoy's HTTP/2 negotiation: only clients that offer what is answered get an
     // answer (policy.md 3.7).
     config.alpn_protocols = Vec::new();
-    // A resumed session would skip the peer's certificate, and outlive its expiry.
+    // The library's own would skip the peer's certificate, and outlive its expiry.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

@@ -13,6 +13,8 @@ pub mod originate;
 pub mod provider;
 mod refusal;
 pub mod replay;
+pub mod revocation;
+mod sessions;
 pub mod statement;
 mod subject;
 pub mod svid;
@@ -24,9 +26,10 @@ pub use accept::{Kind, ServerStream, accept, first_bytes};
 pub use connect::{ClientStream, connect};
 pub use error::HandshakeError;
 pub use federated::Federated;
-pub use identity::TlsIdentity;
+pub use identity::{HandshakeSettings, OwnCertificate, TlsIdentity};
 pub use originate::{OriginationError, Originations};
 pub use replay::Replay;
+pub use revocation::Checks;
 pub use verify::{AuthenticatedPeer, TlsSummary};
 
 #[cfg(test)]

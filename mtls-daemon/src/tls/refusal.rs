@@ -6,8 +6,10 @@ use std::time::SystemTime;
 use rustls::{CertificateError, OtherError};
 use rustls_pki_types::UnixTime;
 
+use super::HandshakeError;
 use super::svid_rules::MAX_CHAIN;
 use crate::identity::SpiffeId;
+use crate::identity::revocations::NotBelieved;
 
 /// The rule that refused a peer's certificate. Its text reaches logs: what an unverified
 /// certificate says is either a checked SPIFFE ID or escaped and cut.
@@ -74,6 +76,8 @@ pub(super) enum Refusal {
          address or serviceAccount out of date, or does something else answer there?"
     )]
     Unexpected { id: SpiffeId, expected: String },
+    #[error(transparent)]
+    NotBelieved(#[from] NotBelieved),
     #[error("it was presented outside of a handshake of ours")]
     OutsideHandshake,
 }
@@ -114,15 +118,27 @@ impl Refusal {
             Self::NotYetValid { not_before, now, .. } => {
                 CertificateError::NotValidYetContext { time: *now, not_before: *not_before }
             }
+            Self::NotBelieved(why) if why.is_revoked() => CertificateError::Revoked,
             // Envoy answers these with certificate_unknown too.
             Self::ForeignTrustDomain { .. }
             | Self::Signer { .. }
             | Self::Chain { .. }
             | Self::Unexpected { .. }
             | Self::NoWorkload(_)
+            | Self::NotBelieved(_)
             | Self::OutsideHandshake => CertificateError::Other(OtherError(Arc::new(self.clone()))),
         };
         rustls::Error::InvalidCertificate(error)
+    }
+}
+
+impl From<Refusal> for HandshakeError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotBelieved(why) if why.is_revoked() => Self::PeerRevoked(why.to_string()),
+            Refusal::NotBelieved(why) => Self::RevocationUnknown(why.to_string()),
+            other => Self::PeerRefused(other.to_string()),
+        }
     }
 }
 

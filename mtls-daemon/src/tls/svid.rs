@@ -9,7 +9,7 @@ use webpki::KeyUsage;
 use super::refusal::Refusal;
 use super::svid_rules::{self, Leaf};
 use super::verify::{Anchors, SvidVerifier};
-use super::{HandshakeError, identity};
+use super::{Checks, HandshakeError, identity};
 use crate::identity::{Bundle, SpiffeId};
 
 /// What a chain that keeps the rules says.
@@ -62,7 +62,7 @@ pub fn verify_svid(
     let now = UnixTime::since_unix_epoch(
         at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO),
     );
-    let verifier = SvidVerifier::new(bundles)?;
+    let verifier = SvidVerifier::new(bundles, &Checks::none())?;
     for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
         verifier.verify(leaf, intermediates, now, usage, accepted)?;
     }

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use x509_parser::asn1_rs::Any;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Extension};
@@ -116,6 +116,20 @@ pub(super) fn signer(der: &[u8]) -> Result<(), String> {
         Some(_) => Err("has a key usage without keyCertSign".to_owned()),
         None => Err("has no key usage, and a signer's has keyCertSign".to_owned()),
     }
+}
+
+/// As DER has it.
+pub(super) fn public_key(der: &[u8]) -> Option<SubjectPublicKeyInfoDer<'static>> {
+    Some(certificate(der).ok()?.public_key().raw.to_vec().into())
+}
+
+/// Which key signed it, as the certificate itself says. It chooses among lists, and proves nothing.
+pub(super) fn authority_key_id(der: &[u8]) -> Option<Vec<u8>> {
+    let certificate = certificate(der).ok()?;
+    certificate.extensions().iter().find_map(|it| match it.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => Some(id.key_identifier.as_ref()?.0.to_vec()),
+        _ => None,
+    })
 }
 
 fn certificate(der: &[u8]) -> Result<X509Certificate<'_>, String> {

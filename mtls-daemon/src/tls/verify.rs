@@ -8,12 +8,15 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime,
+};
 use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
-use super::federated::{self, AnchorPrint, Federated};
+use super::federated::{self, AnchorPrint};
 use super::refusal::Refusal;
+use super::revocation::{Checks, Link};
 use super::{HandshakeError, handshake, provider, svid_rules};
 use crate::identity::{Bundle, SpiffeId};
 
@@ -32,6 +35,8 @@ struct PeerCertificate {
     not_after: SystemTime,
     /// Of another trust domain: the CA that it was verified with.
     federated: Option<AnchorPrint>,
+    /// From the leaf to below the root: what is asked of revocation lists, now and later.
+    path: Box<[Link]>,
 }
 
 impl AuthenticatedPeer {
@@ -61,6 +66,21 @@ impl AuthenticatedPeer {
     pub(super) fn federated(&self) -> Option<&AnchorPrint> {
         self.certificate.federated.as_ref()
     }
+
+    pub(super) fn path(&self) -> &[Link] {
+        &self.certificate.path
+    }
+
+    /// Whether both showed the same certificate.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.certificate.sha256 == other.certificate.sha256
+    }
+
+    /// Whether it is the one that the TLS library names.
+    pub(super) fn is_of(&self, connection: &rustls::CommonState) -> bool {
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        leaf.is_some_and(|leaf| <[u8; 32]>::from(Sha256::digest(leaf)) == self.certificate.sha256)
+    }
 }
 
 /// What was negotiated, for the access log.
@@ -72,6 +92,8 @@ pub struct TlsSummary {
     pub cipher: &'static str,
     /// For example `X25519MLKEM768`.
     pub group: &'static str,
+    /// From an earlier handshake, whose certificates were judged again.
+    pub resumed: bool,
 }
 
 impl TlsSummary {
@@ -103,13 +125,22 @@ impl TlsSummary {
         };
         let group = connection.negotiated_key_exchange_group();
         let group = group.and_then(|group| group.name().as_str()).unwrap_or("unknown");
-        Self { version, cipher, group }
+        let resumed = connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        Self { version, cipher, group, resumed }
     }
 }
 
 /// Anchors by trust domain. They are never merged: a CA speaks for its own domain alone.
 #[derive(Debug)]
-pub(super) struct Anchors(Vec<(String, Vec<TrustAnchor<'static>>)>);
+pub(super) struct Anchors(Vec<Domain>);
+
+#[derive(Debug)]
+pub(super) struct Domain {
+    name: String,
+    anchors: Vec<TrustAnchor<'static>>,
+    /// Of each anchor, as lists of what it revoked are verified with; None: of no kind that can be.
+    keys: Vec<Option<SubjectPublicKeyInfoDer<'static>>>,
+}
 
 impl Anchors {
     pub(super) fn none() -> Self {
@@ -117,35 +148,50 @@ impl Anchors {
     }
 
     pub(super) fn new(bundles: &[Bundle]) -> Result<Self, HandshakeError> {
-        let mut domains: Vec<(String, Vec<TrustAnchor<'static>>)> = Vec::new();
+        let mut domains: Vec<Domain> = Vec::new();
         for bundle in bundles {
             let name = bundle.trust_domain.to_string();
-            if domains.iter().any(|(known, _)| *known == name) {
+            if domains.iter().any(|known| known.name == name) {
                 return Err(HandshakeError::Own(format!("there are two bundles for {name}")));
             }
-            let mut anchors = Vec::new();
+            let (mut anchors, mut keys) = (Vec::new(), Vec::new());
             for certificate in &bundle.anchors {
                 let anchor = anchor_from_trusted_cert(certificate).map_err(|error| {
                     HandshakeError::Own(format!("a CA certificate of {name} is unusable: {error}"))
                 })?;
                 anchors.push(anchor.to_owned());
+                keys.push(svid_rules::public_key(certificate));
             }
-            domains.push((name, anchors));
+            domains.push(Domain { name, anchors, keys });
         }
         Ok(Self(domains))
     }
 
     /// The anchors for `id`'s own trust domain.
-    pub(super) fn of(&self, id: &SpiffeId) -> Result<&[TrustAnchor<'static>], Refusal> {
-        match self.0.iter().find(|(name, _)| name == id.trust_domain()) {
-            Some((_, anchors)) if anchors.is_empty() => Err(Refusal::EmptyBundle(id.clone())),
-            Some((_, anchors)) => Ok(anchors),
+    pub(super) fn of(&self, id: &SpiffeId) -> Result<&Domain, Refusal> {
+        match self.0.iter().find(|domain| domain.name == id.trust_domain()) {
+            Some(domain) if domain.anchors.is_empty() => Err(Refusal::EmptyBundle(id.clone())),
+            Some(domain) => Ok(domain),
             None => {
-                let trusted: Vec<&str> = self.0.iter().map(|(name, _)| name.as_str()).collect();
+                let trusted: Vec<&str> = self.0.iter().map(|it| it.name.as_str()).collect();
                 let trusted = trusted.join(", ");
                 Err(Refusal::ForeignTrustDomain { id: id.clone(), trusted })
             }
         }
+    }
+}
+
+impl Domain {
+    pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+
+    fn key_of(&self, anchor: &TrustAnchor<'_>) -> Option<&SubjectPublicKeyInfoDer<'static>> {
+        let same = |it: &TrustAnchor<'_>| {
+            it.subject == anchor.subject
+                && it.subject_public_key_info == anchor.subject_public_key_info
+        };
+        self.keys.get(self.anchors.iter().position(same)?)?.as_ref()
     }
 }
 
@@ -154,26 +200,21 @@ impl Anchors {
 #[derive(Debug)]
 pub(super) struct SvidVerifier {
     anchors: Anchors,
-    /// Of trust domains that are none of the above.
-    federated: Arc<Federated>,
     algorithms: WebPkiSupportedAlgorithms,
+    checks: Arc<Checks>,
 }
 
 impl SvidVerifier {
-    /// Believes nobody of another trust domain.
-    pub(super) fn new(bundles: &[Bundle]) -> Result<Arc<Self>, HandshakeError> {
-        Self::federated(bundles, &Arc::default())
-    }
-
-    pub(super) fn federated(
+    pub(super) fn new(
         bundles: &[Bundle],
-        federated: &Arc<Federated>,
+        checks: &Arc<Checks>,
     ) -> Result<Arc<Self>, HandshakeError> {
         let anchors = Anchors::new(bundles)?;
         let algorithms = provider::provider().signature_verification_algorithms;
-        Ok(Arc::new(Self { anchors, federated: federated.clone(), algorithms }))
+        Ok(Arc::new(Self { anchors, algorithms, checks: checks.clone() }))
     }
 
+    /// All of it: who signed, who it is, and whether that was taken back.
     pub(super) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
@@ -182,10 +223,34 @@ impl SvidVerifier {
         usage: KeyUsage,
         expected: Option<&[SpiffeId]>,
     ) -> Result<AuthenticatedPeer, Refusal> {
+        let peer = self.verify_chain(leaf, intermediates, now, usage)?;
+        if let Some(expected) = expected
+            && !expected.contains(&peer.id)
+        {
+            let expected: Vec<&str> = expected.iter().map(SpiffeId::as_str).collect();
+            let expected = match expected[..] {
+                [] => "nobody".to_owned(),
+                _ => expected.join(" or "),
+            };
+            return Err(Refusal::Unexpected { id: peer.id, expected });
+        }
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
+        self.checks.check(&peer.id, peer.path(), now)?;
+        Ok(peer)
+    }
+
+    /// Whether it was taken back is left out.
+    pub(super) fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<AuthenticatedPeer, Refusal> {
         svid_rules::check_length(intermediates.len() + 1)?;
         let facts = svid_rules::leaf(leaf)?;
-        let others = self.federated.anchors();
-        let (anchors, federated) = match self.anchors.of(&facts.id) {
+        let others = self.checks.federated().anchors();
+        let (domain, federated) = match self.anchors.of(&facts.id) {
             Err(Refusal::ForeignTrustDomain { id, trusted }) => {
                 (others.of(&id).map_err(|why| why.also_trusted(trusted))?, true)
             }
@@ -207,7 +272,7 @@ impl SvidVerifier {
         let path = certificate
             .verify_for_usage(
                 self.algorithms.all,
-                anchors,
+                &domain.anchors,
                 intermediates,
                 now,
                 usage,
@@ -218,17 +283,8 @@ impl SvidVerifier {
                 Some(why) => Refusal::Signer { id: facts.id.clone(), why },
                 None => refuse(error),
             })?;
-        if let Some(expected) = expected
-            && !expected.contains(&facts.id)
-        {
-            let expected: Vec<&str> = expected.iter().map(SpiffeId::as_str).collect();
-            let expected = match expected[..] {
-                [] => "nobody".to_owned(),
-                _ => expected.join(" or "),
-            };
-            return Err(Refusal::Unexpected { id: facts.id, expected });
-        }
         let certificate = PeerCertificate {
+            path: self.checks.links(&path, domain.key_of(path.anchor())),
             sha256: Sha256::digest(leaf).into(),
             subject: facts.subject,
             dns_names: facts.dns_names,
@@ -265,7 +321,7 @@ impl ServerCertVerifier for SvidVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        handshake::decide(|expected| {
+        handshake::decide((end_entity, intermediates), |expected| {
             // A client always knows whom it expects; without that it would trust the whole mesh.
             let expected = expected.ok_or(Refusal::OutsideHandshake)?;
             self.verify(end_entity, intermediates, now, KeyUsage::server_auth(), Some(expected))
@@ -308,7 +364,7 @@ impl ClientCertVerifier for SvidVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        handshake::decide(|_| {
+        handshake::decide((end_entity, intermediates), |_| {
             self.verify(end_entity, intermediates, now, KeyUsage::client_auth(), None)
         })?;
         Ok(ClientCertVerified::assertion())

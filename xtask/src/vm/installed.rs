@@ -54,9 +54,8 @@ pub fn files(packages: &[&str]) -> Result<BTreeSet<PathBuf>> {
 }
 
 fn is_wanted(path: &str) -> bool {
-    // A file that a package lists may have been removed or diverted since.
-    !LEFT_OUT.iter().any(|folder| path.starts_with(folder))
-        && Path::new(path).symlink_metadata().is_ok_and(|it| !it.is_dir())
+    // Packages list folders too, and links to them (/bin). A file that one lists may have been removed since.
+    !LEFT_OUT.iter().any(|folder| path.starts_with(folder)) && Path::new(path).is_file()
 }
 
 /// `libc6 (>= 2.36), awk | mawk:any` names three packages.

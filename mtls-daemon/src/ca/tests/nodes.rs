@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::revoke::Target;
 use super::*;
-use crate::identity::revocations::{Certificate, NotBelieved};
+use crate::identity::revocations::{Certificate, NotBelieved, Rules};
 use crate::identity::source::SvidSource;
 use crate::identity::source::istio_ca::{Credential, IstioCa, Settings as NodeSettings};
 use crate::identity::{NodeName, Revocations, SvidStore};
@@ -50,7 +50,7 @@ struct Agent {
 
 fn agent(running: &Running, join_token: Option<PathBuf>, lifetime: u64) -> Agent {
     let credential = Credential::Node { name: node_name(), join_token };
-    let revocations = Revocations::new(None);
+    let revocations = Revocations::new(Rules::default());
     let settings = node_settings(running, credential, lifetime);
     let source = Arc::new(IstioCa::new(settings, revocations.clone()).unwrap());
     Agent { source, revocations }
@@ -97,8 +97,8 @@ async fn a_service_accounts_token_is_read_anew_for_every_request() {
     let path = running.place.path().join("k8s-token");
     std::fs::write(&path, "nobody").unwrap();
     let settings = node_settings(&running, Credential::TokenFile(path.clone()), 3600);
-    let source = Arc::new(IstioCa::new(settings, Revocations::new(None)).unwrap());
-    let node = Agent { source, revocations: Revocations::new(None) };
+    let source = Arc::new(IstioCa::new(settings, Revocations::new(Rules::default())).unwrap());
+    let node = Agent { source, revocations: Revocations::new(Rules::default()) };
     assert!(node.issue(WEB).await.is_err());
     std::fs::write(&path, "mtls/agent\n").unwrap();
     assert_eq!(node.issue(WEB).await.unwrap().id, id(WEB));
@@ -115,8 +115,8 @@ async fn the_wrong_ca_is_not_asked() {
     std::fs::write(&root_file, stranger).unwrap();
     let credential = Credential::Node { name: node_name(), join_token: Some(token.clone()) };
     let settings = NodeSettings { root_file, ..node_settings(&running, credential, 3600) };
-    let source = Arc::new(IstioCa::new(settings, Revocations::new(None)).unwrap());
-    let node = Agent { source, revocations: Revocations::new(None) };
+    let source = Arc::new(IstioCa::new(settings, Revocations::new(Rules::default())).unwrap());
+    let node = Agent { source, revocations: Revocations::new(Rules::default()) };
     let error = node.issue(WEB).await.unwrap_err();
     assert!(error.contains("--ca-root"), "{error}");
     assert!(running.audit.all().is_empty(), "the token went nowhere");
@@ -132,9 +132,9 @@ async fn revoking_a_node_reaches_it_and_its_certificates_and_survives_restarts()
     assert!(polled.revocations, "the first list");
     let ask = |revocations: &Revocations, serial: &str, id: &SpiffeId| {
         let certificate = Certificate { serial, issuer: None, id };
-        revocations.check(certificate, SystemTime::now())
+        revocations.covers(certificate, SystemTime::now())
     };
-    assert_eq!(ask(&node.revocations, &svid.serial, &svid.id), Ok(()));
+    assert_eq!(ask(&node.revocations, &svid.serial, &svid.id), Ok(true));
 
     let serial = Target::Serial(svid.serial.clone());
     revoke::add(running.ca.directory(), &serial, "leaked", SystemTime::now()).unwrap();
@@ -188,7 +188,7 @@ async fn an_older_list_is_refused() {
     let check = |serial| {
         let web = id(WEB);
         let certificate = Certificate { serial, issuer: None, id: &web };
-        node.revocations.check(certificate, SystemTime::now())
+        node.revocations.covers(certificate, SystemTime::now())
     };
     assert!(check("bb").is_err(), "the newer one stays in force");
 }
@@ -213,7 +213,8 @@ async fn handshake(client: &TlsIdentity, server: &TlsIdentity) -> Result<(), Str
 async fn roots_are_replaced_without_a_failed_handshake() {
     let running = Running::start().await;
     let node = agent(&running, Some(join_token(&running)), 3600);
-    let store = SvidStore::new(node.source.clone(), Vec::new());
+    let store =
+        SvidStore::new(node.source.clone(), Vec::new(), crate::tls::HandshakeSettings::plain());
     let slot = store.slot(&id(WEB));
     let issuing = tokio::spawn(store.clone().run());
     let following = {
@@ -275,7 +276,8 @@ async fn roots_are_replaced_without_a_failed_handshake() {
 async fn an_absent_ca_breaks_nothing_until_expiry() {
     let running = Running::start().await;
     let node = agent(&running, Some(join_token(&running)), 3600);
-    let store = SvidStore::new(node.source.clone(), Vec::new());
+    let store =
+        SvidStore::new(node.source.clone(), Vec::new(), crate::tls::HandshakeSettings::plain());
     let slot = store.slot(&id(WEB));
     let issuing = tokio::spawn(store.clone().run());
     let held = slot.wait(Duration::from_secs(10)).await.expect("an SVID");

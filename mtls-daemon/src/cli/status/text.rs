@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::Status;
-use crate::admin::status::{FederatedStatus, PolicyStatus, SvidStatus, WorkloadStatus};
+use crate::admin::status::{
+    FederatedStatus, PolicyStatus, RevocationStatus, SvidStatus, WorkloadStatus,
+};
 use crate::cli::table::table;
 
 /// `now` makes certificates' times relative.
@@ -47,8 +49,36 @@ fn summary(out: &mut String, status: &Status) -> std::fmt::Result {
     for warning in &config.warnings {
         writeln!(out, "  warning: {}", indent(warning))?;
     }
+    revocation(out, &status.revocation)?;
     let open = status.connections;
     writeln!(out, "open connections: {} in, {} out", open.open_inbound, open.open_outbound)
+}
+
+/// Nothing where nobody could tell of any.
+fn revocation(out: &mut String, status: &RevocationStatus) -> std::fmt::Result {
+    let RevocationStatus { required, max_age_seconds, list, files, problems } = status;
+    let age = |seconds: i64| short(Duration::from_secs(seconds.unsigned_abs()));
+    if let Some(list) = list {
+        let seconds = i64::try_from(list.age_seconds).unwrap_or(i64::MAX);
+        let stale = max_age_seconds.is_some_and(|most| list.age_seconds > most);
+        let stale = if stale { ": TOO OLD, everybody is refused" } else { "" };
+        let (number, entries, old) = (list.number, list.entries, age(seconds));
+        writeln!(out, "revocations: the CA's list {number}, entries {entries}, {old} old{stale}")?;
+    } else if *required && files.is_empty() {
+        writeln!(out, "revocations: NO LIST YET, everybody is refused")?;
+    }
+    for crl in files {
+        let (file, issuer, entries) = (&crl.file, &crl.issuer, crl.entries);
+        let end = match crl.seconds_left {
+            left @ 1.. => format!("next due in {}", age(left)),
+            late => format!("EXPIRED {} ago, its issuer's certificates are refused", age(late)),
+        };
+        writeln!(out, "revocations: {file}, list of {issuer}, entries {entries}, {end}")?;
+    }
+    for problem in problems {
+        writeln!(out, "  NOT IN FORCE, what was read before is: {}", indent(problem))?;
+    }
+    Ok(())
 }
 
 /// Errors have several lines where several things are wrong.
@@ -200,7 +230,8 @@ mod tests {
 
     use super::*;
     use crate::admin::status::{
-        ConfigStatus, ConnectionsStatus, KernelStatus, WorkloadState, timestamp,
+        ConfigStatus, ConnectionsStatus, CrlStatus, KernelStatus, RevocationListStatus,
+        WorkloadState, timestamp,
     };
 
     fn status() -> Status {
@@ -223,6 +254,7 @@ mod tests {
             policies: Vec::new(),
             svids: Vec::new(),
             federation: Vec::new(),
+            revocation: RevocationStatus::default(),
             kernel: KernelStatus::default(),
             connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },
         }
@@ -260,6 +292,43 @@ mod tests {
             text.contains("  REFUSED since, and not in force: a.yaml:3: bad mode\n    b.yaml:1")
         );
         assert!(text.contains("  warning: c.yaml:2: unknown field spec.x\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_known_of_revocations_is_shown_with_its_age() {
+        let mut status = status();
+        let list = |age_seconds| {
+            let issued = timestamp(now());
+            Some(RevocationListStatus { number: 7, entries: 2, issued, age_seconds })
+        };
+        status.revocation.required = true;
+        assert!(
+            render(&status, now()).contains("revocations: NO LIST YET, everybody is refused\n")
+        );
+        status.revocation.list = list(4);
+        let text = render(&status, now());
+        assert!(text.contains("revocations: the CA's list 7, entries 2, 4s old\n"), "{text}");
+        status.revocation.max_age_seconds = Some(60);
+        status.revocation.list = list(61);
+        assert!(render(&status, now()).contains("1m 1s old: TOO OLD, everybody is refused\n"));
+        let crl = |seconds_left| CrlStatus {
+            file: "/crl/a.pem".into(),
+            issuer: "O=test".into(),
+            entries: 1,
+            this_update: timestamp(now()),
+            next_update: timestamp(now()),
+            age_seconds: 0,
+            seconds_left,
+        };
+        status.revocation.files = vec![crl(3600), crl(-5)];
+        status.revocation.problems = vec!["/crl/b.pem: is no well-formed PEM".into()];
+        let text = render(&status, now());
+        assert!(text.contains("/crl/a.pem, list of O=test, entries 1, next due in 1h\n"), "{text}");
+        assert!(text.contains("EXPIRED 5s ago, its issuer's certificates are refused\n"), "{text}");
+        assert!(
+            text.contains("  NOT IN FORCE, what was read before is: /crl/b.pem: is no"),
+            "{text}"
+        );
     }
 
     #[test]

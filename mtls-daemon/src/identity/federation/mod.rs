@@ -73,12 +73,12 @@ pub struct FederatedStatus {
 }
 
 impl Federation {
-    /// What was kept of endpoints' bundles is in force at once, files are read.
-    pub fn new(settings: Settings) -> Arc<Self> {
+    /// What was kept is in force at once, files are read. `trust`: what verifiers ask.
+    pub fn new(settings: Settings, trust: Arc<Federated>) -> Arc<Self> {
         let configured =
             settings.domains.keys().map(|domain| (domain.clone(), Known::default())).collect();
         let state = State { configured, ..State::default() };
-        let new = Self { settings, state: Mutex::new(state), trust: Arc::default() };
+        let new = Self { settings, state: Mutex::new(state), trust };
         for (domain, origin) in &new.settings.domains {
             if let Some(kept) = Kept::read(&new.settings.state_dir, domain) {
                 let mut state = new.state();
@@ -92,16 +92,6 @@ impl Federation {
         }
         new.publish();
         Arc::new(new)
-    }
-
-    /// Nobody else is believed.
-    pub fn none() -> Arc<Self> {
-        Self::new(Settings::default())
-    }
-
-    /// For verifiers: follows every change.
-    pub fn trust(&self) -> &Arc<Federated> {
-        &self.trust
     }
 
     /// Keeps every configured bundle up to date. Never ends, unless nothing is configured.

@@ -7,6 +7,7 @@ use super::*;
 use crate::identity::ca::Authority;
 use crate::identity::source::{SourceError, SvidSource};
 use crate::identity::{KeyType, SpiffeId, Svid, SvidStore};
+use crate::tls::HandshakeSettings;
 
 fn domain(name: &str) -> TrustDomain {
     TrustDomain::parse(name).unwrap()
@@ -43,6 +44,10 @@ fn settings(state: &Path, origin: Origin) -> Settings {
         own: vec![domain("cluster.local")],
         state_dir: state.to_owned(),
     }
+}
+
+fn federated(settings: Settings) -> Arc<Federation> {
+    Federation::new(settings, Arc::default())
 }
 
 fn one(federation: &Federation) -> FederatedStatus {
@@ -84,11 +89,11 @@ async fn a_file_is_followed_and_an_older_document_refused() {
     let (state, file) = (place.path().join("state"), place.path().join("bundle.json"));
     fs::create_dir(&state).unwrap();
     let (first, second) = (authority(&other()), authority(&other()));
-    let federation = Federation::new(settings(&state, Origin::File(file.clone())));
+    let federation = federated(settings(&state, Origin::File(file.clone())));
     assert_eq!(one(&federation).authorities, 0, "never had: nothing is trusted");
     assert!(one(&federation).last_error.unwrap().contains("not there"));
     let running = tokio::spawn(federation.clone().run());
-    let mut changes = federation.trust().changed();
+    let mut changes = federation.trust.changed();
     let write = |text: &str| {
         let beside = place.path().join(".new");
         fs::write(&beside, text).unwrap();
@@ -116,7 +121,7 @@ async fn a_file_is_followed_and_an_older_document_refused() {
     // As after a restart: the number is known, and the last good one is in force.
     running.abort();
     write(&document(&[&first], Some(3), 0));
-    let federation = Federation::new(settings(&state, Origin::File(file.clone())));
+    let federation = federated(settings(&state, Origin::File(file.clone())));
     assert_eq!((one(&federation).authorities, one(&federation).sequence), (2, Some(4)));
     assert!(one(&federation).last_error.unwrap().contains("older document"));
     let running = tokio::spawn(federation.clone().run());
@@ -141,7 +146,7 @@ async fn what_the_source_delivers_does_not_replace_what_is_configured() {
     let file = place.path().join("bundle.json");
     let (mine, theirs) = (authority(&other()), authority(&other()));
     fs::write(&file, document(&[&mine], None, 0)).unwrap();
-    let federation = Federation::new(settings(place.path(), Origin::File(file)));
+    let federation = federated(settings(place.path(), Origin::File(file)));
     let bundle = |name: &str| Bundle::new(domain(name), vec![theirs.certificate().clone()]);
     federation.deliver(vec![
         bundle("other.example"),
@@ -166,10 +171,12 @@ async fn identities_follow_without_being_issued_again() {
     let place = tempfile::tempdir().unwrap();
     let file = place.path().join("bundle.json");
     let foreign = authority(&other());
-    let federation = Federation::new(settings(place.path(), Origin::File(file.clone())));
+    let handshakes = HandshakeSettings::plain();
+    let trust = handshakes.checks.federated().clone();
+    let federation = Federation::new(settings(place.path(), Origin::File(file.clone())), trust);
     let own = domain("cluster.local");
     let source = Arc::new(Member(authority(&own), own.clone()));
-    let store = SvidStore::federated(source, Vec::new(), federation.trust().clone());
+    let store = SvidStore::new(source, Vec::new(), handshakes);
     let running = tokio::spawn(store.clone().run());
     let id = SpiffeId::istio(&own, "shop", "web").unwrap();
     let identity = store.slot(&id).wait(Duration::from_secs(20)).await.unwrap();
@@ -186,7 +193,7 @@ async fn identities_follow_without_being_issued_again() {
     federation.took(&other(), origin::read_file(&file));
     let believed = identity.would_believe(&shown.chain).unwrap();
     assert_eq!(believed.id(), &peer);
-    assert!(federation.trust().check_open(&believed).is_ok());
+    assert!(federation.trust.check_open(&believed).is_ok());
     let error = refusal(&impostor);
     assert!(error.contains("not signed by a CA"), "{error}");
     // The other domain's CA speaks for its own alone.
@@ -196,7 +203,7 @@ async fn identities_follow_without_being_issued_again() {
     fs::write(&file, document(&[], None, 0)).unwrap();
     federation.took(&other(), origin::read_file(&file));
     assert!(refusal(&shown).contains("is empty"));
-    let ended = federation.trust().check_open(&believed).unwrap_err().to_string();
+    let ended = federation.trust.check_open(&believed).unwrap_err().to_string();
     assert!(ended.contains("no longer in the bundle"), "{ended}");
     running.abort();
 }
@@ -219,7 +226,7 @@ async fn the_owner_says_how_often_within_reason() {
     let ca = authority(&other());
     for (hint, expected) in [(0, 300), (7, 7), (1_000_000_000, 24 * 3600)] {
         fs::write(&file, document(&[&ca], None, hint)).unwrap();
-        let federation = Federation::new(settings(place.path(), Origin::File(file.clone())));
+        let federation = federated(settings(place.path(), Origin::File(file.clone())));
         assert_eq!(federation.refresh_after(&other()), Duration::from_secs(expected));
     }
 }

@@ -119,15 +119,15 @@ pub(in crate::tls) fn system_roots() -> &'static str {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(in crate::tls) struct Stamp {
     place: (u64, u64, u64),
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
 impl Stamp {
-    fn of(path: &str) -> Option<Self> {
-        let meta = fs::metadata(path).ok()?;
+    pub(in crate::tls) fn of(path: impl AsRef<Path>) -> Option<Self> {
+        let meta = fs::metadata(path.as_ref()).ok()?;
         let stamp = Self {
             place: (meta.dev(), meta.ino(), meta.size()),
             modified: (meta.mtime(), meta.mtime_nsec()),

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 pub use error::{FileError, OriginationError};
 pub use files::Sources;
 
-use self::files::Stamp;
+pub(super) use self::files::Stamp;
 use self::verify::{EXPECTATION, Expectation, OwnCertificate, ServerVerifier};
 use super::HandshakeError;
 use super::connect::ClientStream;

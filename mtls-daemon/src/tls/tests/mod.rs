@@ -3,6 +3,8 @@
 mod first_bytes;
 mod handshakes;
 mod refusals;
+mod resumed;
+mod revoked;
 mod signers;
 mod stranger;
 mod trust_domains;

@@ -9,6 +9,7 @@ use rustls_pki_types::PrivateKeyDer;
 use super::*;
 use crate::identity::ca::Authority;
 use crate::identity::{KeyType, SvidStore};
+use crate::tls::HandshakeSettings;
 
 fn domain() -> TrustDomain {
     TrustDomain::parse("cluster.local").unwrap()
@@ -242,7 +243,7 @@ async fn changed_files_take_effect_and_bad_ones_leave_what_is_there() {
     let first = texts(&ca, "web");
     swap(&mount, "..1", &first);
     let source = Arc::new(files(place.path()));
-    let store = SvidStore::new(source.clone(), Vec::new());
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
     let slot = store.slot(&id("web"));
     let running = tokio::spawn(store.clone().run());
     let told = Arc::new(AtomicUsize::new(0));
@@ -291,7 +292,7 @@ async fn changed_files_take_effect_and_bad_ones_leave_what_is_there() {
 async fn files_in_place_and_an_identity_that_comes_later() {
     let (place, ca) = (tempfile::tempdir().unwrap(), authority());
     let source = Arc::new(files(place.path()));
-    let store = SvidStore::new(source.clone(), Vec::new());
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
     let slot = store.slot(&id("web"));
     let running = tokio::spawn(store.clone().run());
     let looking = store.clone();

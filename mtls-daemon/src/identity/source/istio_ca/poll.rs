@@ -5,9 +5,6 @@ use std::time::Duration;
 
 use super::{ANSWER, IstioCa, revoked};
 
-/// With an answer's time this keeps the bound of 10 s.
-pub const INTERVAL: Duration = Duration::from_secs(5);
-
 /// What a poll brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Polled {

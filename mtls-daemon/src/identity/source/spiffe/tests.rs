@@ -32,6 +32,8 @@ use crate::identity::ca::Authority;
 use crate::identity::federation;
 use crate::identity::{Federation, KeyType, SvidStore};
 
+use crate::tls::HandshakeSettings;
+
 const SOON: Duration = Duration::from_secs(20);
 
 fn domain() -> TrustDomain {
@@ -342,8 +344,8 @@ async fn rotation_restart_and_refusal_of_an_agent() {
             HashMap::from([("spiffe://other.example".to_owned(), foreign.certificate().to_vec())]);
         let mut agent = Running::start(gives(vec![svid(&ca, "web")]));
         let source = agent.source(api);
-        let store = SvidStore::new(source.clone(), Vec::new());
-        let federation = Federation::new(federation::Settings::default());
+        let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
+        let federation = Federation::new(federation::Settings::default(), Arc::default());
         let running = tokio::spawn(store.clone().run());
         let looking = store.clone();
         let following = tokio::spawn(

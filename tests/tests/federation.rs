@@ -20,9 +20,7 @@ const HTTPBIN: &str = "spiffe://b.example/ns/full/sa/httpbin";
 
 /// The two domains: node a's is `a.example`, node b's `b.example`. `federate` says how each is to know
 /// the other: flag and value, by the node's letter.
-fn two_domains(
-    federate: impl Fn(&Path, &str) -> Vec<(&'static str, String)>,
-) -> Result<World> {
+fn two_domains(federate: impl Fn(&Path, &str) -> Vec<(&'static str, String)>) -> Result<World> {
     let mut world = World::without_daemons(&[])?;
     // Whom to expect at the other domain's servers is nothing that a WorkloadEntry says.
     let rule = json!({
@@ -52,8 +50,7 @@ fn document(authorities: &[PathBuf], sequence: u64) -> Result<String> {
         let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
         keys.push(json!({"kty": "EC", "use": "x509-svid", "x5c": [body]}));
     }
-    let document =
-        json!({"keys": keys, "spiffe_sequence": sequence, "spiffe_refresh_hint": 1});
+    let document = json!({"keys": keys, "spiffe_sequence": sequence, "spiffe_refresh_hint": 1});
     Ok(document.to_string())
 }
 
@@ -130,18 +127,15 @@ fn refused(world: &World, daemon: &Daemon, outcome: &str, why: &str) -> Result<(
 
 #[test]
 fn bundles_in_files_decide_who_is_believed() -> Result<()> {
-    let world = two_domains(|directory, letter| {
+    let mut world = two_domains(|directory, letter| {
         let other = if letter == "a" { "b" } else { "a" };
         let file = directory.join(format!("{other}.json"));
         vec![("--federated-bundle", format!("{other}.example={}", file.display()))]
     })?;
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
-    let file = |letter: &str| world.bed.directory.join(format!("{letter}.json"));
-    let mut world_roots = Vec::new();
-    for letter in ["a", "b"] {
-        world_roots.push(root(&world, letter)?);
-    }
-    let [root_a, root_b] = [world_roots[0].clone(), world_roots[1].clone()];
+    let directory = world.bed.directory.clone();
+    let file = |letter: &str| directory.join(format!("{letter}.json"));
+    let (root_a, root_b) = (root(&world, "a")?, root(&world, "b")?);
 
     // Never had: nobody is believed, by either side.
     wait_known(world.a(), "b.example", "no bundle", error("not there"))?;
@@ -157,7 +151,6 @@ fn bundles_in_files_decide_who_is_believed() -> Result<()> {
     ensure!(line["source"]["identity"] == format!("spiffe://{SLEEP}"), "{line}");
 
     // Policies speak of the other domain's principals.
-    let mut world = world;
     for (principal, allowed) in [(SLEEP, true), ("b.example/ns/full/sa/sleep", false)] {
         let spec = json!({
             "selector": {"matchLabels": {"app": "httpbin"}},
@@ -193,9 +186,8 @@ fn bundles_in_files_decide_who_is_believed() -> Result<()> {
     put(&file("a"), &document(&[], 2)?)?;
     let (_, end) = read_to_end(&mut stream)?;
     ensure!(end == End::Broken, "an open connection goes on: {end:?}");
-    let line = world.b().logged(mark, "the end", |line| {
-        line["outcome"] == "peer_identity_refused"
-    })?;
+    let line =
+        world.b().logged(mark, "the end", |line| line["outcome"] == "peer_identity_refused")?;
     ensure!(line["detail"].as_str().is_some_and(|it| it.contains("no longer in")), "{line}");
     refused(&world, world.b(), "peer_identity_refused", "bundle of its trust domain is empty")?;
     Ok(())

@@ -4,7 +4,6 @@
 mod agent;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -60,10 +59,6 @@ fn files_are_used_and_replaced_without_a_failed_request() -> Result<()> {
     for (daemon, identity) in [(world.a(), SLEEP), (world.b(), HTTPBIN)] {
         ensure!(svid(daemon, identity)?["source"] == "files");
     }
-    ensure!(
-        world.a().said(0, "open key", |line| line.contains("wider than 0640")).is_ok()
-            == (fs::metadata(material.key("sleep"))?.permissions().mode() & 0o027 != 0)
-    );
 
     let over = AtomicBool::new(false);
     let world = &world;
@@ -118,27 +113,34 @@ fn files_are_used_and_replaced_without_a_failed_request() -> Result<()> {
 
 #[test]
 fn without_a_certificate_a_workload_does_not_talk_and_status_names_the_file() -> Result<()> {
-    let (world, material) = from_files()?;
-    let server = world.pod("httpbin-full").clone();
-    let _echo = serve(&server, "echo", PORT)?;
-    let client = world.pod("sleep-full").clone();
-    let mut world = world;
-    // One that no file is for.
-    let pod = client.clone();
-    world.daemons[0].term()?;
-    fs::remove_file(material.key("sleep"))?;
-    world.daemons[0].spec = world.daemons[0].spec.clone();
-    let restarted = world.daemons[0].restart();
-    ensure!(restarted.is_err(), "ready without a certificate");
-    let talk = pod.inside(|| converse(To::Full.v4(PORT), "canary"))?;
-    ensure!(!talk.worked(), "{talk:?}");
-    status(world.a(), SLEEP, "the file", |svid| {
-        svid["last_error"].as_str().is_some_and(|error| error.contains("sleep.key"))
+    const OTHER: &str = "spiffe://cluster.local/ns/partial/sa/other";
+    let (mut world, material) = from_files()?;
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    let (pod, node) = (world.pod("plain-partial").clone(), world.node(1).clone());
+    world.change(|mesh| {
+        mesh.enrol(&node, &pod, "partial", "other", "other");
     })?;
-    world.a().logged(0, "no identity", |line| line["outcome"] == "no_identity")?;
-    material.renew(Material::A, "sleep", "full/sleep")?;
-    status(world.a(), SLEEP, "a certificate", |svid| svid["serial"].is_string())?;
-    ensure!(pod.inside(|| converse(To::Full.v4(PORT), "canary"))?.worked());
+    let talk = || pod.inside(|| converse(To::Full.v4(PORT), "canary"));
+    let mark = world.b().mark();
+    ensure!(!talk()?.worked());
+    world.b().logged(mark, "no identity", |line| line["outcome"] == "no_identity")?;
+    let error = |text: &'static str| {
+        move |svid: &serde_json::Value| {
+            svid["last_error"].as_str().is_some_and(|error| error.contains(text))
+        }
+    };
+    status(world.b(), OTHER, "no file", error("no certificate in"))?;
+    // A certificate alone is not enough.
+    let mount = material.node(Material::B).join("partial/other");
+    fs::create_dir_all(&mount)?;
+    let pair = material.issue("other", "partial/other")?;
+    fs::copy(&pair.certificate, mount.join("tls.crt"))?;
+    fs::copy(&material.root().certificate, mount.join("ca.crt"))?;
+    status(world.b(), OTHER, "no key", error("partial/other/tls.key"))?;
+    ensure!(svid(world.b(), OTHER)?["serial"].is_null());
+    fs::copy(&pair.key, mount.join("tls.key"))?;
+    status(world.b(), OTHER, "a certificate", |svid| svid["serial"].is_string())?;
+    ensure!(talk()?.worked());
     Ok(())
 }
 

@@ -3,9 +3,11 @@
 
 #[rustfmt::skip]
 #[path = "../../../mtls-daemon/src/grpc/spiffe_workload.rs"]
+#[expect(dead_code, reason = "this is the server's side")]
 mod workload;
 #[rustfmt::skip]
 #[path = "../../../mtls-daemon/src/grpc/spire_delegated.rs"]
+#[expect(dead_code, reason = "this is the server's side")]
 mod delegated;
 
 use std::collections::HashMap;

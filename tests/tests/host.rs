@@ -244,8 +244,13 @@ fn pods_and_units_talk_to_each_other() -> Result<()> {
         let mark = world.b().mark();
         let answer = get(from, to)?;
         ensure!(answer.code == 200, "{} to {to}: {answer:?}", from.name);
-        let line = world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
-        ensure!(line["security"] == "mutual_tls" && line.to_string().contains(who), "{line}");
+        // (the line of the connection before may come late)
+        let line = world.b().logged(mark, who, |line| {
+            line["direction"] == "inbound"
+                && line["destination"]["address"] == to.to_string()
+                && line.to_string().contains(who)
+        })?;
+        ensure!(line["security"] == "mutual_tls", "{line}");
     }
     // Neither is a pod in the mesh because its node has units, nor the other way round.
     let legacy = world.pod("sleep-legacy");

@@ -29,6 +29,8 @@ use crate::tls::{Checks, HandshakeSettings};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the cgroups of host workloads are looked for.
+const CGROUPS: Duration = Duration::from_millis(100);
 /// A handshake that has not become a connection by then never will (the kernel gives up on a SYN
 /// after about two minutes).
 const FLOW_LIFETIME: Duration = Duration::from_secs(180);
@@ -106,6 +108,7 @@ struct ConfigState {
     generation: u64,
     loaded_at: SystemTime,
     last_error: Option<String>,
+    refused: Vec<admin::status::RefusedStatus>,
     warnings: Vec<String>,
 }
 
@@ -179,6 +182,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             generation: 0,
             loaded_at: SystemTime::now(),
             last_error: None,
+            refused: Vec::new(),
             warnings: Vec::new(),
         }),
         store: store.clone(),
@@ -200,6 +204,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     app.clone().accept(loaded).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
+    tokio::spawn(app.clone().follow_cgroups());
     tokio::spawn(names.clone().follow(RESOLVE));
     tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint, accepted));
     app.clone().answer_readiness();
@@ -274,8 +279,9 @@ impl App {
         tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
-        *lock(&self.state) =
-            ConfigState { generation, loaded_at: SystemTime::now(), last_error, warnings };
+        let refused = report::refused(&errors);
+        let loaded_at = SystemTime::now();
+        *lock(&self.state) = ConfigState { generation, loaded_at, last_error, refused, warnings };
         let refused = errors.iter().filter(|error| error.code == Code::Refused).count();
         self.shared.telemetry.metrics.config_in_force(generation, refused, errors.is_empty());
         tracing::info!(generation, "configuration in force");
@@ -318,7 +324,9 @@ impl App {
                         tracing::error!(
                             "configuration refused, the last good one stays in force:\n{error}"
                         );
-                        lock(&self.state).last_error = Some(error.to_string());
+                        let mut state = lock(&self.state);
+                        state.last_error = Some(error.to_string());
+                        state.refused = report::all_refused(&error.0);
                         self.shared.telemetry.metrics.config_refused();
                     }
                 }
@@ -347,6 +355,27 @@ impl App {
                     tracing::error!(%error, "cannot keep up with the node's namespaces")
                 }
                 Err(error) => tracing::error!(%error, "looking after namespaces failed"),
+            }
+        }
+    }
+
+    /// The kernel tells nobody when a unit's cgroup comes: it is looked for more often than the rest.
+    async fn follow_cgroups(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(CGROUPS);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            // Whoever holds it has something to do that takes longer; there is a next time.
+            let any = self.node.try_lock().is_ok_and(|node| node.has_workloads_on_host());
+            if !any {
+                continue;
+            }
+            let app = self.clone();
+            let looked = tokio::task::spawn_blocking(move || lock(&app.node).follow_cgroups());
+            match looked.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "cannot follow the host's cgroups"),
+                Err(error) => tracing::error!(%error, "looking after cgroups failed"),
             }
         }
     }
@@ -384,6 +413,7 @@ impl App {
                 generation: state.generation,
                 loaded_at: admin::status::timestamp(state.loaded_at),
                 last_error: state.last_error.clone(),
+                refused: state.refused.clone(),
                 warnings: state.warnings.clone(),
             },
             workloads: node.status().into_iter().map(report::workload).collect(),
@@ -401,6 +431,7 @@ impl App {
                     .iter()
                     .map(ToString::to_string)
                     .collect(),
+                full: node.full(),
                 decisions: decisions(&node),
             },
             connections: admin::status::ConnectionsStatus {
@@ -425,6 +456,9 @@ impl App {
             (it.trust_domain.as_str(), it.authorities, age)
         }));
         metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
+        metrics.set_svid_failures(
+            self.store.failures().map(|(reason, total)| (reason.as_str(), total)),
+        );
         let revocation = report::revocation(&self.shared.checks, SystemTime::now());
         metrics.set_revocation_lists(report::revocation_lists(&revocation));
     }

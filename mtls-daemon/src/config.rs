@@ -71,8 +71,13 @@ pub enum ConfigError {
     NoRevocationList(&'static str),
     #[error("{0}")]
     LogLevel(String),
+    #[error("{0} times --mesh-range; at most {MOST_RANGES}: give larger ranges")]
+    MeshRanges(usize),
 }
 
+/// Two configurations' have a place in the kernel's table at once, and what takes in everything when
+/// its other tables are full.
+const MOST_RANGES: usize = 500;
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 
 /// Where the running daemon of one node name has its files.
@@ -176,6 +181,9 @@ impl TryFrom<MeshArgs> for MeshSettings {
     fn try_from(args: MeshArgs) -> Result<Self, ConfigError> {
         if let Some(alias) = args.trust_domain_alias.iter().find(|it| **it == args.trust_domain) {
             return Err(ConfigError::Alias(alias.clone()));
+        }
+        if args.mesh_range.len() > MOST_RANGES {
+            return Err(ConfigError::MeshRanges(args.mesh_range.len()));
         }
         Ok(Self {
             trust_domain: args.trust_domain,

@@ -3,20 +3,10 @@
 //! A program of its own: `tracing` remembers for each line whether anybody listens, for the whole
 //! process, and tests on other threads that log the same line without a listener would decide that.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mtls_daemon::admin::Readiness;
-
-fn checked(readiness: &Readiness) -> Arc<Mutex<Vec<String>>> {
-    let wrong = Arc::new(Mutex::new(Vec::new()));
-    let found = wrong.clone();
-    readiness.check(Box::new(move || found.lock().expect("not poisoned").clone()));
-    wrong
-}
-
-fn set(wrong: &Mutex<Vec<String>>, reasons: &[&str]) {
-    *wrong.lock().expect("not poisoned") = reasons.iter().map(|&it| it.to_owned()).collect();
-}
 
 #[test]
 fn the_log_says_so_once_and_not_before_the_checks_agree() {
@@ -24,16 +14,19 @@ fn the_log_says_so_once_and_not_before_the_checks_agree() {
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false);
     tracing::subscriber::with_default(subscriber.finish(), || {
         let (readiness, start) = Readiness::starting();
-        let wrong = checked(&readiness);
-        set(&wrong, &["SVID of full/client"]);
+        let missing = Arc::new(AtomicBool::new(true));
+        let asked = missing.clone();
+        let says = move || asked.load(Ordering::Relaxed).then(|| "an SVID".to_owned());
+        readiness.check(Box::new(move || says().into_iter().collect()));
+        let set = |now| missing.store(now, Ordering::Relaxed);
         start.met();
         assert_eq!(log.announcements(), 0);
-        set(&wrong, &[]);
+        set(false);
         assert!(readiness.is_ready());
         assert_eq!(log.announcements(), 1);
-        set(&wrong, &["SVID of full/client"]);
+        set(true);
         assert!(!readiness.is_ready());
-        set(&wrong, &[]);
+        set(false);
         assert!(readiness.is_ready());
         let drain = readiness.condition("shutting down");
         drain.met();

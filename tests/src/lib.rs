@@ -6,12 +6,14 @@
 //! | [`bed`] | [`Testbed`]: nodes, pods, addresses; removed again when dropped |
 //! | [`leftovers`] | names, and how everything that bears one is removed, whoever left it |
 //! | [`netns`], [`cgroup`] | entering and making them |
+//! | [`host`], [`hosts`] | workloads in a node's own namespace, known by cgroup; two such hosts |
 //! | [`process`], [`lines`], [`wait`] | processes, what they print, waiting for a condition |
 //! | [`wire`] | the capture: TCP payload by flow, as it crossed between the nodes |
 //! | [`mesh`], [`yaml`] | configuration as an operator writes it |
 //! | [`daemon`], [`admin`] | one `mtls-daemon`, its status, access log and metrics |
 //! | [`ca`] | a CA server that nodes join, with its commands |
 //! | [`world`] | the topology that most tests share: `full`, `partial` and `legacy` |
+//! | [`web`] | the one that tests of HTTP share |
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
@@ -32,6 +34,8 @@ pub mod client;
 pub mod curl;
 pub mod daemon;
 pub mod demo;
+pub mod host;
+pub mod hosts;
 pub mod late;
 pub mod leftovers;
 pub mod lines;
@@ -48,6 +52,7 @@ pub mod svids;
 pub mod talker;
 pub mod wait;
 pub mod walkthrough;
+pub mod web;
 pub mod wire;
 pub mod world;
 pub mod yaml;

@@ -67,6 +67,38 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// A list of what it has revoked: `revoked`, and nothing else that it signed.
+    ///
+    /// # Errors
+    /// When openssl refuses.
+    pub fn revocations(&self, revoked: &Pair) -> Result<PathBuf> {
+        let file = |name: &str| self.directory.join(name);
+        let (database, number) = (file("index.txt"), file("crlnumber"));
+        let (settings, list) = (file("ca.cnf"), file("revoked.crl"));
+        fs::write(&database, "")?;
+        fs::write(&number, "01\n")?;
+        let text = format!(
+            "[ca]\ndefault_ca = own\n[own]\ndatabase = {}\ncrlnumber = {}\ndefault_md = sha256\n\
+             default_crl_days = 2\ncrl_extensions = list\n[list]\n\
+             authorityKeyIdentifier = keyid:always\n",
+            database.display(),
+            number.display()
+        );
+        fs::write(&settings, text)?;
+        let ca = |arguments: &[&std::ffi::OsStr]| {
+            let mut command = Command::new("openssl");
+            command.args(["ca", "-config"]).arg(&settings);
+            command.arg("-keyfile").arg(&self.pair.key).arg("-cert").arg(&self.pair.certificate);
+            command.args(arguments);
+            run(command)
+        };
+        ca(&["-revoke".as_ref(), revoked.certificate.as_os_str()])?;
+        ca(&["-gencrl".as_ref(), "-out".as_ref(), list.as_os_str()])?;
+        Ok(list)
+    }
+}
+
 fn key_request(key: &Path) -> Command {
     let mut command = Command::new("openssl");
     command.args(["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
@@ -153,8 +185,9 @@ pub fn nginx_http2(pod: &Pod, directory: &Path, port: u16) -> Result<Process> {
     fs::create_dir_all(&directory)?;
     let place = directory.display();
     let page = "$server_protocol $request_uri $http_x_forwarded_client_cert";
-    let server =
-        format!("server {{ listen {port} http2; location / {{ return 200 '{page}'; }} }}\n");
+    let server = format!(
+        "server {{ listen [::]:{port} ipv6only=off http2; location / {{ return 200 '{page}'; }} }}\n"
+    );
     start_nginx(pod, &directory, &format!("{}{server}", temporary(&place.to_string())), port)
 }
 

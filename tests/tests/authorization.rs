@@ -348,6 +348,59 @@ fn what_is_open_and_no_longer_allowed_is_ended_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_label_that_changes_reaches_what_is_open() -> Result<()> {
+    let mut town = town()?;
+    let closed = json!({
+        "selector": {"matchLabels": {"tier": "closed"}},
+        "action": "DENY",
+        "rules": [{"from": [{"source": {"namespaces": ["shop"]}}]}],
+    });
+    town.policy("stock", &closed)?;
+    let to = town.to("store", PORT);
+    let front = town.open("front", to)?;
+    let mut batch = town.open("batch", to)?;
+    let mark = town.world.b().mark();
+    let store = town.world.pod("store").clone();
+    let addresses = [(store.v4(0).ip(), "v4"), (store.v6(0).ip(), "v6")];
+    for (address, family) in addresses {
+        let labels =
+            json!({"app": "store", "tier": "closed", "security.istio.io/tlsMode": "istio"});
+        let spec = json!({"address": address, "labels": labels, "serviceAccount": "store"});
+        let name = format!("store-{family}");
+        town.world.mesh.put("networking.istio.io/v1", "WorkloadEntry", "stock", &name, spec);
+    }
+    let since = Instant::now();
+    town.world.mesh.write()?;
+    check_ended("the policy selects its server now", front, since)?;
+    let line = town.logged(mark, "front")?;
+    ensure!(line["authorization"]["policy"] == "AuthorizationPolicy stock/list", "{line}");
+    ping(&mut batch, "nothing denies it")?;
+    town.check_denied("front", PORT, "stock/list", &json!(0))?;
+    Ok(())
+}
+
+#[test]
+fn an_application_never_hears_of_a_silent_client_that_policy_denies() -> Result<()> {
+    let mut town = town()?;
+    let rules = json!([{"from": [{"source": {"namespaces": ["shop"]}}]}]);
+    town.policy("stock", &json!({"action": "ALLOW", "rules": rules}))?;
+    let to = town.to("store", PORT);
+    let heard = town.store.connections();
+    // PERMISSIVE: a server that speaks first would greet it, once it has been silent for a while.
+    let silent = town.world.pod("stranger").inside(|| client::connect(to))?;
+    // What is tested is that time passes here, ten times what the daemon waits for.
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(town.store.connections() == heard, "the application was reached for it");
+    drop(silent);
+    // The same where policy allows it: the application is reached, and no byte was sent.
+    town.without_policy("stock")?;
+    let _silent = town.world.pod("stranger").inside(|| client::connect(to))?;
+    eventually(Duration::from_secs(10), "that the application is reached", || {
+        town.store.connections() > heard
+    })
+}
+
+#[test]
 fn policies_count_where_their_namespace_says_and_some_only_take_notes() -> Result<()> {
     let mut town = town()?;
     // Another namespace's: the clients', even for labels that only the store has.
@@ -428,7 +481,24 @@ fn a_policy_that_cannot_be_enforced_denies_what_it_selects_and_nothing_else() ->
         town.world.b().said(mark, "the refusal", |line| {
             line.contains("policy.yaml:1") && line.contains(&format!("stock/{name}"))
         })?;
+        let said: Value = serde_json::from_str(&status(town.world.b(), "json")?)?;
+        let listed = said["config"]["refused"].as_array().context("config.refused")?;
+        ensure!(!listed.is_empty(), "{said}");
+        for one in listed {
+            ensure!(one["kind"] == "AuthorizationPolicy" && one["name"] == name, "{one}");
+            ensure!(one["namespace"] == "stock", "{one}");
+            let file = one["file"].as_str().unwrap_or_default();
+            ensure!(file.ends_with("/policy.yaml"), "{one}");
+            ensure!(one["line"].as_u64().is_some_and(|line| line > 0), "{one}");
+            ensure!(one["code"].as_str().is_some_and(|code| code.starts_with("E_")), "{one}");
+            ensure!(one["message"].is_string(), "{one}");
+            let instead = one["instead"].as_str().unwrap_or_default();
+            let denied = "what it selects is denied";
+            ensure!(name == "custom" || instead.contains(denied), "{one}");
+            ensure!(name != "custom" || instead.contains("the object itself"), "{one}");
+        }
         let text = status(town.world.b(), "text")?;
+        ensure!(text.contains("policy.yaml:"), "{text}");
         let line = text.lines().find(|line| line.starts_with(&format!("stock/{name}")));
         let line = line.with_context(|| format!("no line of {name} in:\n{text}"))?;
         ensure!(line.contains("denie"), "{line}");

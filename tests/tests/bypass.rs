@@ -9,7 +9,7 @@ use mtls_tests::client::{self, Conversation, End, converse, ping};
 use mtls_tests::daemon::Daemon;
 use mtls_tests::process::Process;
 use mtls_tests::world::{To, event, serve};
-use mtls_tests::{Pod, PodSpec, World};
+use mtls_tests::{Pod, PodSpec, World, wait};
 
 const PORT: u16 = 9000;
 
@@ -156,4 +156,102 @@ fn a_change_that_concerns_others_leaves_connections_alone() -> Result<()> {
     })?;
     ping(&mut mutual, "mTLS conforms to STRICT")?;
     ping(&mut own, "and this is another server")
+}
+
+/// As many as the kernel's table of the mesh's addresses has rows for.
+const ROWS: u32 = 1 << 18;
+
+/// Files of one tenant's services, whose addresses alone fill the table.
+fn too_many_addresses() -> Vec<String> {
+    const SERVICES: u32 = 45;
+    const ADDRESSES: u32 = 1000;
+    let file = |file: u32| {
+        let service = |number: u32| {
+            let first = (file * SERVICES + number) * ADDRESSES;
+            let address = |n: u32| Ipv4Addr::from(0x2c00_0000 + n).to_string();
+            let addresses: Vec<String> = (first..first + ADDRESSES).map(address).collect();
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                 metadata: {{name: s{first}, namespace: tenant}}\n\
+                 spec: {{hosts: [s{first}.tenant.test], location: MESH_INTERNAL, \
+                 resolution: STATIC, endpoints: [], ports: [{{number: 443, name: tcp}}], \
+                 addresses: [{}]}}\n",
+                addresses.join(", ")
+            )
+        };
+        (0..SERVICES).map(service).collect::<Vec<_>>().join("---\n")
+    };
+    (0..=ROWS / (SERVICES * ADDRESSES)).map(file).collect()
+}
+
+#[test]
+fn a_full_table_of_addresses_slows_everybody_down_and_opens_nothing() -> Result<()> {
+    /// The configuration is large, and the daemon's build not optimised.
+    const LOAD: Duration = Duration::from_secs(180);
+    let outside = PodSpec::new(1, "outside", 1).at(Some(Ipv4Addr::new(192, 0, 2, 10)), None);
+    let world = World::without_daemons(&[outside])?;
+    // One daemon with a directory of its own: the other has no part in this.
+    let own = world.bed.directory.join("own");
+    let mesh = world.mesh.copy_for(&own)?;
+    mesh.write()?;
+    world.mesh.write()?;
+    let mut spec = mtls_tests::DaemonSpec::new(&world.bed, 0);
+    spec.config = own;
+    let mut daemon = spec.start()?;
+    let client = world.pod("sleep-full");
+    let to = world.pod("outside").v4(PORT);
+    let _echo = serve(world.pod("outside"), "echo", PORT)?;
+    check_own_of(client, to, &daemon)?;
+
+    let generation = daemon.generation()?;
+    let mark = daemon.process.stderr.len();
+    let files = too_many_addresses();
+    for (number, text) in files.iter().enumerate() {
+        mesh.write_file(&format!("many-{number}.yaml"), text)?;
+    }
+    // It is published all the same, and said.
+    let full = || -> Result<Vec<String>> {
+        let status = daemon.status()?;
+        let list = status["kernel"]["full"].as_array().cloned().unwrap_or_default();
+        Ok(list.iter().filter_map(|text| text.as_str().map(str::to_owned)).collect())
+    };
+    wait::eventually(LOAD, "that the table is full", || full().is_ok_and(|full| !full.is_empty()))?;
+    ensure!(daemon.generation()? > generation, "it is in force");
+    let [said] = &full()?[..] else { anyhow::bail!("one table: {:?}", full()) };
+    ensure!(said.contains("MESH_ADDRESSES is full"), "{said}");
+    daemon.said(mark, "a warning", |line| line.contains("MESH_ADDRESSES is full"))?;
+
+    // An address that has no row is the daemon's none the less: not sent past it in the clear.
+    let named = said.split_once('(').and_then(|(_, rest)| rest.split([',', ')']).next());
+    let named: std::net::IpAddr = named.unwrap_or_default().parse()?;
+    let lost = daemon.decided("outbound_untouched_outside")?;
+    let mark = daemon.mark();
+    let talk = client.inside(|| converse((named, 443).into(), "\u{1}anybody?"));
+    ensure!(!talk.is_ok_and(|talk| talk.worked()), "nobody is there");
+    let line = daemon.logged(mark, "the connection", |line| line["direction"] == "outbound")?;
+    ensure!(line["outcome"] == "no_endpoint", "{line}");
+    // And so is everything else, which works as it did.
+    let mark = daemon.mark();
+    ensure!(client.inside(|| converse(to, "outside"))?.worked());
+    let line = daemon.logged(mark, "outside", |line| line["direction"] == "outbound")?;
+    ensure!(line["security"] == "plaintext" && line["outcome"] == "ok", "{line}");
+    ensure!(daemon.decided("outbound_untouched_outside")? == lost, "it went past the daemon");
+
+    // With room again all of it is as before.
+    for number in 0..files.len() {
+        mesh.remove_file(&format!("many-{number}.yaml"))?;
+    }
+    wait::eventually(LOAD, "that there is room", || full().is_ok_and(|full| full.is_empty()))?;
+    check_own_of(client, to, &daemon)?;
+    daemon.term()?;
+    Ok(())
+}
+
+/// A connection that the daemon has no part in.
+fn check_own_of(client: &Pod, to: SocketAddr, daemon: &Daemon) -> Result<()> {
+    let outside = daemon.decided("outbound_untouched_outside")?;
+    ensure!(client.inside(|| converse(to, "my own"))?.worked());
+    let now = daemon.decided("outbound_untouched_outside")?;
+    ensure!(now == outside + 1.0, "it was {outside} and is {now}");
+    Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mtls_tests::World;
 use mtls_tests::client::{Conversation, converse};
 use mtls_tests::demo::SLEEP;
@@ -156,6 +156,35 @@ fn readiness_liveness_and_status() -> Result<()> {
     let words = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success() && words.contains("httpbin-full"), "{output:?}");
     ensure!(!format!("{text}{words}").contains("PRIVATE KEY"), "a private key in the status");
+    Ok(())
+}
+
+#[test]
+fn certs_shows_each_certificate_and_never_a_key() -> Result<()> {
+    let world = World::new()?;
+    let status = world.b().status()?;
+    let svids = status["svids"].as_array().context("svids")?;
+    let certs = |more: &[&str]| -> Result<String> {
+        let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+        let spec = &world.b().spec;
+        command.args(["certs", "--node", &spec.name, "--run-dir"]).arg(&spec.run).args(more);
+        let output = output(command)?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let json = certs(&["-o", "json"])?;
+    ensure!(serde_json::from_str::<Value>(&json)? == status["svids"], "{json} {status}");
+    let text = certs(&[])?;
+    for svid in svids {
+        let row = svid["identity"].as_str().and_then(|id| text.lines().find(|it| it.contains(id)));
+        let row = row.with_context(|| format!("{svid} in {text}"))?;
+        for field in ["serial", "issuer", "not_before", "not_after", "source"] {
+            let value = svid[field].as_str().with_context(|| format!("{field} of {svid}"))?;
+            ensure!(!value.is_empty() && row.contains(value), "{field} of {svid} in {row}");
+        }
+        ensure!(svid["last_error"].is_null() && svid["next_renewal"].is_string(), "{svid}");
+    }
+    ensure!(!format!("{text}{json}").contains("PRIVATE KEY"), "a private key in an answer");
     Ok(())
 }
 

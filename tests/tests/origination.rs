@@ -42,7 +42,7 @@ fn outside() -> Result<Outside> {
     let files = world.bed.directory.join("tls");
     fs::create_dir_all(&files)?;
     let authority = Authority::new(&files, "ca")?;
-    Authority::new(&files, "other-ca")?;
+    let other_authority = Authority::new(&files, "other-ca")?;
     let names = |host: &str| format!("subjectAltName=DNS:{host},DNS:dns.example.com\n");
     let good = authority.sign("server", &names(HOST), "2")?;
     let expired = authority.sign("expired", &names(HOST), "0")?;
@@ -50,6 +50,8 @@ fn outside() -> Result<Outside> {
     let other = authority.sign("other-name", "subjectAltName=DNS:other.example.com\n", "2")?;
     let version_1 = authority.sign("version-1", "", "2")?;
     authority.sign("client", "extendedKeyUsage=clientAuth\n", "2")?;
+    other_authority.sign("other-client", "extendedKeyUsage=clientAuth\n", "2")?;
+    authority.revocations(&other)?;
     let pod = world.pod("db");
     let ports = [(GOOD, &good), (EXPIRED, &expired), (OTHER_NAME, &other), (VERSION_1, &version_1)];
     let servers = vec![redis(pod, REDIS, &good, &authority)?, nginx(pod, &ports, &authority)?];
@@ -92,7 +94,12 @@ fn service(world: &mut World, host: &str, addresses: &[Ipv4Addr]) {
         spec["addresses"] = json!(addresses);
         spec["endpoints"] = json!([{"address": SERVER}]);
     }
-    world.mesh.put(API, "ServiceEntry", "full", host, spec);
+    world.mesh.put(API, "ServiceEntry", "full", &object_of(host), spec);
+}
+
+/// What the objects of a host are called.
+fn object_of(host: &str) -> String {
+    host.replace('*', "any")
 }
 
 impl Outside {
@@ -116,7 +123,7 @@ impl Outside {
     fn rule(&mut self, host: &str, tls: &Value) -> Result<()> {
         let spec = json!({"host": host, "trafficPolicy": {"tls": tls}});
         self.world.change(|mesh| {
-            mesh.put(API, "DestinationRule", "full", host, spec);
+            mesh.put(API, "DestinationRule", "full", &object_of(host), spec);
         })
     }
 
@@ -201,6 +208,52 @@ fn plaintext_clients_reach_servers_that_require_client_certificates() -> Result<
     outside.rule(HOST, &json!({"mode": "SIMPLE", "credentialName": "secret"}))?;
     outside.check_refused(GOOD, "credential_unavailable")?;
     Ok(())
+}
+
+#[test]
+fn what_else_is_refused_has_a_code_of_its_own() -> Result<()> {
+    let mut outside = outside()?;
+    // The server's CA has revoked the one certificate, and not the other.
+    let mut listed = outside.mutual();
+    listed["caCrl"] = json!(outside.file("revoked.crl"));
+    listed["subjectAltNames"] = json!([HOST, "other.example.com"]);
+    outside.rule(HOST, &listed)?;
+    outside.check_works()?;
+    outside.check_refused(OTHER_NAME, "upstream_certificate_revoked")?;
+
+    // The server trusts another CA for clients, and says so after the handshake.
+    let mut stranger = outside.mutual();
+    stranger["clientCertificate"] = json!(outside.file("other-client.pem"));
+    stranger["privateKey"] = json!(outside.file("other-client.key"));
+    outside.rule(HOST, &stranger)?;
+    outside.check_redis_refused("client_certificate_refused")?;
+
+    // Only an HTTP request tells which of a wildcard's hosts is meant.
+    let wild = "*.example.com";
+    outside.world.change(|mesh| {
+        mesh.remove("ServiceEntry", "full", HOST);
+        mesh.remove("DestinationRule", "full", HOST);
+    })?;
+    service(&mut outside.world, wild, &[VIRTUAL]);
+    outside.rule(wild, &outside.mutual())?;
+    outside.check_redis_refused("server_name_missing")?;
+    ensure!(outside.get(HOST, (VIRTUAL, GOOD).into())?.code == 200, "a request names it");
+
+    // A rule that cannot be read, and was never good.
+    outside.world.change(|mesh| {
+        mesh.remove("DestinationRule", "full", &object_of(wild));
+    })?;
+    outside.rule(wild, &json!({"mode": "SOMETIMES"}))?;
+    let mark = outside.world.a().mark();
+    let got = outside.get(HOST, (VIRTUAL, GOOD).into())?;
+    ensure!(got.code == 503 && got.body.contains("rule_refused"), "{got:?}");
+    let refused = |line: &Value| line["outcome"] == "rule_refused";
+    let line = outside.world.a().logged(mark, "the refusal", refused)?;
+    ensure!(
+        line["fault"] == "policy" && line["detail"].to_string().contains("full/any."),
+        "{line}"
+    );
+    outside.check_redis_refused("rule_refused")
 }
 
 #[test]

@@ -40,7 +40,29 @@ pub struct ConfigStatus {
     pub loaded_at: String,
     /// Why the newest configuration was refused; None when it is the one in force.
     pub last_error: Option<String>,
+    /// The objects that `last_error` is about.
+    #[serde(default)]
+    pub refused: Vec<RefusedStatus>,
     pub warnings: Vec<String>,
+}
+
+/// One reason why an object, or a file, was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// None: it could not be read so far.
+    pub kind: Option<String>,
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub file: String,
+    /// From 1; None: the file as a whole.
+    pub line: Option<u32>,
+    /// For example `spec.mtls.mode`.
+    pub field: Option<String>,
+    /// Stable, for example `E_FIELD_VALUE` (docs/configuration.md).
+    pub code: String,
+    pub message: String,
+    /// What is in force in its place.
+    pub instead: String,
 }
 
 /// A workload that this node's daemon is to enrol.
@@ -49,7 +71,14 @@ pub struct WorkloadStatus {
     /// `namespace/name`.
     pub workload: String,
     pub identity: String,
-    pub network_namespace: PathBuf,
+    /// None: it is in the host's own.
+    pub network_namespace: Option<PathBuf>,
+    /// What it is known by there.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// None: there is no such cgroup now, so nobody connects as this workload.
+    #[serde(default)]
+    pub cgroup_id: Option<u64>,
     pub state: WorkloadState,
     /// Why it is pending or refused.
     pub reason: Option<String>,
@@ -103,6 +132,9 @@ pub struct SvidStatus {
     pub source: String,
     /// None until the first one was issued.
     pub serial: Option<String>,
+    /// Distinguished name of the signer.
+    #[serde(default)]
+    pub issuer: Option<String>,
     pub not_before: Option<String>,
     pub not_after: Option<String>,
     /// When the issuer is asked next. None while it is being asked (and from a daemon that does not
@@ -176,6 +208,9 @@ pub struct KernelStatus {
     /// Features of newer kernels that this one is worked without (docs/kernels.md).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
+    /// Tables without room, and what goes through the daemon for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<String>,
     /// Connections by what the programs decided.
     pub decisions: BTreeMap<String, u64>,
 }

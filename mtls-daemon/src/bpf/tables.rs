@@ -2,22 +2,25 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Destination, Flow, FlowKey, LegKey};
+use mtls_common::flow::{Address, Flow, FlowKey};
 use mtls_common::names::{self, listener_index};
 use mtls_common::workload::{
-    InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload, bypass,
+    HostPort, HostPortKey, InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload, bypass,
 };
 
 use super::{BpfError, object};
+
+/// Ranges that take in everything. The configuration leaves them room in `MESH_RANGES`.
+const FALLBACK_RANGES: usize = 10;
 
 /// A pinned hash map and the copy of its keys that says what to change.
 struct Table<K: Pod + Eq + Hash, V: Pod + PartialEq> {
@@ -67,6 +70,8 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 /// All tables of one node.
 pub struct Tables {
     enrolled: Table<u64, u32>,
+    cgroups: Table<u64, u32>,
+    host_ports: Table<HostPortKey, HostPort>,
     workloads: Table<u32, Workload>,
     own_addresses: Table<OwnAddressKey, u32>,
     outbound: Table<OutboundKey, u32>,
@@ -75,8 +80,10 @@ pub struct Tables {
     mesh_ranges: LpmTrie<MapData, Address, u32>,
     listeners: SockMap<MapData>,
     listener_tag: SkStorage<MapData, ListenerTag>,
+    /// Addresses that found no place in `MESH_ADDRESSES`.
+    without_place: Vec<IpAddr>,
     flows: HashMap<MapData, FlowKey, Flow>,
-    legs: HashMap<MapData, LegKey, Destination>,
+    legs: HashMap<MapData, FlowKey, Flow>,
     decisions: PerCpuArray<MapData, u64>,
 }
 
@@ -99,6 +106,8 @@ impl Tables {
         let pinned = |name| object::pinned(maps, name);
         Ok(Self {
             enrolled: Table::open(maps, "ENROLLED")?,
+            cgroups: Table::open(maps, "CGROUPS")?,
+            host_ports: Table::open(maps, "HOST_PORTS")?,
             workloads: Table::open(maps, "WORKLOADS")?,
             own_addresses: Table::open(maps, "OWN_ADDRESSES")?,
             outbound: Table::open(maps, "OUTBOUND")?,
@@ -106,6 +115,7 @@ impl Tables {
             inbound: Table::open(maps, "INBOUND")?,
             mesh_ranges: LpmTrie::try_from(Map::LpmTrie(pinned("MESH_RANGES")?))
                 .map_err(map_error("MESH_RANGES"))?,
+            without_place: Vec::new(),
             listeners: SockMap::try_from(Map::SockMap(pinned("LISTENERS")?))
                 .map_err(map_error("LISTENERS"))?,
             listener_tag: SkStorage::try_from(Map::SkStorage(pinned("LISTENER_TAG")?))
@@ -128,9 +138,11 @@ impl Tables {
         self.workloads.rows.get(&slot)
     }
 
-    /// The slot that a namespace has, or a free one.
-    pub fn slot_for(&self, netns_cookie: u64) -> Result<u32, BpfError> {
-        let known = self.workloads().find(|(_, entry)| entry.netns_cookie == netns_cookie);
+    /// The slot that a namespace has, or in the host's (`host` is not 0) a cgroup; or a free one.
+    pub fn slot_for(&self, netns_cookie: u64, host: u64) -> Result<u32, BpfError> {
+        let known = self
+            .workloads()
+            .find(|(_, entry)| entry.netns_cookie == netns_cookie && entry.host == host);
         if let Some((slot, _)) = known {
             return Ok(slot);
         }
@@ -139,20 +151,24 @@ impl Tables {
             .ok_or(BpfError::Full(names::MAX_WORKLOADS))
     }
 
-    /// Writes a workload and exactly these addresses of its own. It is not enrolled by this.
+    /// Writes a workload and exactly these addresses of its own. It is not enrolled by this. Returns
+    /// how many found no place: nobody reaches the workload there.
     pub fn set_workload(
         &mut self,
         slot: u32,
         entry: Workload,
         addresses: &[IpAddr],
-    ) -> Result<(), BpfError> {
+    ) -> Result<usize, BpfError> {
         let wanted: HashSet<Address> = addresses.iter().map(|ip| Address::from(*ip)).collect();
         self.own_addresses
             .remove_where(|key, _| key.slot == slot && !wanted.contains(&key.address))?;
+        let mut left_out = 0;
         for address in wanted {
-            self.own_addresses.insert(OwnAddressKey { slot, address }, 1)?;
+            let key = OwnAddressKey { slot, address };
+            left_out += usize::from(self.own_addresses.insert(key, 1).is_err());
         }
-        self.workloads.insert(slot, entry)
+        self.workloads.insert(slot, entry)?;
+        Ok(left_out)
     }
 
     /// From here on the outbound side takes the namespace's connections.
@@ -160,14 +176,58 @@ impl Tables {
         self.enrolled.insert(netns_cookie, slot)
     }
 
+    /// Cookies of namespaces in which workloads are cgroups: the host's, if any.
+    pub fn hosts(&self) -> HashSet<u64> {
+        let enrolled = self.enrolled.rows.iter();
+        enrolled.filter(|(_, slot)| **slot == names::HOST).map(|(cookie, _)| *cookie).collect()
+    }
+
+    /// From here on the outbound side takes the connections of processes in this cgroup, and no longer
+    /// those of the one that was the workload's before. None: there is no such cgroup now.
+    pub fn set_cgroup(&mut self, slot: u32, id: Option<u64>) -> Result<(), BpfError> {
+        if let Some(id) = id {
+            self.cgroups.insert(id, slot)?;
+        }
+        self.cgroups.remove_where(|known, value| *value == slot && Some(*known) != id)
+    }
+
+    /// Exactly these places in the host's namespace are the workload's.
+    pub fn set_host_ports(
+        &mut self,
+        slot: u32,
+        wanted: &std::collections::HashMap<SocketAddr, u32>,
+    ) -> Result<(), BpfError> {
+        let key = |place: &SocketAddr| HostPortKey {
+            address: Address::from(place.ip()),
+            port: u32::from(place.port()),
+        };
+        for (place, direction) in wanted {
+            self.host_ports.insert(key(place), HostPort { slot, direction: *direction })?;
+        }
+        let kept: HashSet<HostPortKey> = wanted.keys().map(key).collect();
+        self.host_ports.remove_where(|key, value| value.slot == slot && !kept.contains(key))
+    }
+
+    /// Whether any workload is left in a namespace.
+    pub fn has_workloads(&self, netns_cookie: u64) -> bool {
+        self.workloads().any(|(_, entry)| entry.netns_cookie == netns_cookie)
+    }
+
     /// Forgets a workload, the way it came: outbound first, so that nothing is redirected to
     /// listeners that are going away.
     pub fn remove_workload(&mut self, slot: u32) -> Result<(), BpfError> {
         self.enrolled.remove_where(|_, value| *value == slot)?;
+        self.cgroups.remove_where(|_, value| *value == slot)?;
+        self.host_ports.remove_where(|_, value| value.slot == slot)?;
         self.outbound.remove_where(|key, _| key.slot == slot)?;
         self.inbound.remove_where(|key, _| key.slot == slot)?;
         self.own_addresses.remove_where(|key, _| key.slot == slot)?;
-        self.workloads.remove(&slot)
+        let cookie = self.workloads.rows.get(&slot).map(|entry| entry.netns_cookie);
+        self.workloads.remove(&slot)?;
+        match cookie {
+            Some(cookie) if !self.has_workloads(cookie) => self.enrolled.remove(&cookie),
+            _ => Ok(()),
+        }
     }
 
     /// Makes `socket` (listening) the one that a workload's connections find.
@@ -200,8 +260,10 @@ impl Tables {
                 self.outbound.remove(&OutboundKey { port: 0, ..key })?;
             }
         }
+        let mut untouched = wanted.inbound_untouched;
         for (key, value) in wanted.inbound_rows(slot, bypass::REDIRECT) {
-            self.inbound.insert(key, value)?;
+            // No room: then no port is untouched by default.
+            untouched &= self.inbound.insert(key, value).is_ok();
         }
         self.outbound.remove_where(|key, value| {
             key.slot == slot
@@ -214,7 +276,7 @@ impl Tables {
                 && wanted.inbound.get(&(key.port as u16)) != Some(&bypass::UNTOUCHED)
         })?;
         match self.workloads.rows.get(&slot).copied() {
-            Some(entry) if !wanted.inbound_untouched => {
+            Some(entry) if !untouched => {
                 self.workloads.insert(slot, Workload { inbound_untouched: 0, ..entry })
             }
             _ => Ok(()),
@@ -222,8 +284,8 @@ impl Tables {
     }
 
     /// Second half of a change: what is in the clear by policy now may stay the application's own.
-    /// When `OUTBOUND` is full, the rows that found no place are redirected: slower, never less
-    /// safe. Returns how many those are.
+    /// When `OUTBOUND` or `INBOUND` is full, what found no place is the daemon's: slower, never less
+    /// safe. Returns how many rows those are.
     pub fn open_bypasses(&mut self, slot: u32, wanted: &Bypasses) -> Result<usize, BpfError> {
         self.outbound.remove_where(|key, _| {
             key.slot == slot && !wanted.outbound.contains_key(&(key.address, key.port))
@@ -241,10 +303,15 @@ impl Tables {
             }
         }
         for (key, value) in wanted.inbound_rows(slot, bypass::UNTOUCHED) {
-            self.inbound.insert(key, value)?;
+            left_out += usize::from(self.inbound.insert(key, value).is_err());
         }
+        let unplaced = wanted
+            .inbound_rows(slot, bypass::REDIRECT)
+            .filter(|(key, _)| !self.inbound.rows.contains_key(key))
+            .count();
+        left_out += unplaced;
         if let Some(entry) = self.workloads.rows.get(&slot).copied() {
-            let inbound_untouched = wanted.inbound_untouched.into();
+            let inbound_untouched = (wanted.inbound_untouched && unplaced == 0).into();
             self.workloads.insert(slot, Workload { inbound_untouched, ..entry })?;
         }
         self.inbound.remove_where(|key, _| {
@@ -254,15 +321,24 @@ impl Tables {
     }
 
     /// These addresses and ranges are the daemon's from now on, among others: what takes
-    /// connections, before a snapshot is published.
+    /// connections, before a snapshot is published. When `MESH_ADDRESSES` is full, every address is
+    /// the daemon's until there is room: slower, never clearer.
     pub fn add_mesh(
         &mut self,
         addresses: &HashSet<IpAddr>,
         ranges: &[IpNet],
     ) -> Result<(), BpfError> {
-        for address in addresses {
-            self.mesh_addresses.insert(Address::from(*address), 1)?;
-        }
+        self.add_ranges(ranges)?;
+        let insert = |address: &&IpAddr| {
+            let key = Address::from(**address);
+            self.mesh_addresses.insert(key, 1).is_err()
+        };
+        self.without_place = addresses.iter().filter(insert).copied().collect();
+        self.without_place.sort_unstable();
+        if self.without_place.is_empty() { Ok(()) } else { self.add_ranges(&everything()) }
+    }
+
+    fn add_ranges(&mut self, ranges: &[IpNet]) -> Result<(), BpfError> {
         for (length, address) in ranges.iter().map(range_key) {
             self.mesh_ranges
                 .insert(&Key::new(length, address), 1, 0)
@@ -271,15 +347,22 @@ impl Tables {
         Ok(())
     }
 
-    /// Only these are: what lets connections go, after it is published.
+    /// Only these are: what lets connections go, after it is published. Returns the addresses that
+    /// found no place, for which every address is the daemon's.
     pub fn keep_mesh(
         &mut self,
         addresses: &HashSet<IpAddr>,
         ranges: &[IpNet],
-    ) -> Result<(), BpfError> {
+    ) -> Result<&[IpAddr], BpfError> {
         let kept: HashSet<Address> = addresses.iter().map(|ip| Address::from(*ip)).collect();
         self.mesh_addresses.remove_where(|address, _| !kept.contains(address))?;
-        let wanted: Vec<(u32, Address)> = ranges.iter().map(range_key).collect();
+        // What went may have made room.
+        let insert = |address: &IpAddr| self.mesh_addresses.insert((*address).into(), 1).is_err();
+        self.without_place.retain(insert);
+        let mut wanted: Vec<(u32, Address)> = ranges.iter().map(range_key).collect();
+        if !self.without_place.is_empty() {
+            wanted.extend(everything().iter().map(range_key));
+        }
         let stale: Vec<Key<Address>> = self
             .mesh_ranges
             .keys()
@@ -289,7 +372,7 @@ impl Tables {
         for key in stale {
             self.mesh_ranges.remove(&key).map_err(map_error("MESH_RANGES"))?;
         }
-        Ok(())
+        Ok(&self.without_place)
     }
 
     /// Removes handshakes that never became a connection. Returns how many there were.
@@ -297,39 +380,29 @@ impl Tables {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
             .map_err(|error| BpfError::Call { what: "clock_gettime", error: error.into() })?;
         let now = std::time::Duration::from(now);
-        let stale: Vec<FlowKey> = self
-            .flows
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, flow)| {
-                now.saturating_sub(std::time::Duration::from_nanos(flow.created)) > older_than
-            })
-            .map(|(key, _)| key)
-            .collect();
-        for key in &stale {
-            match self.flows.remove(key) {
-                // Taken by its connection meanwhile.
-                Err(error) if !is_absent(&error) => {
-                    return Err(BpfError::Map { map: "FLOWS", error });
+        let maps = [("FLOWS", &mut self.flows), ("APPLICATION_LEGS", &mut self.legs)];
+        let mut swept = 0;
+        for (name, map) in maps {
+            let stale: Vec<FlowKey> = map
+                .iter()
+                .filter_map(Result::ok)
+                .filter(|(_, flow)| {
+                    now.saturating_sub(std::time::Duration::from_nanos(flow.created)) > older_than
+                })
+                .map(|(key, _)| key)
+                .collect();
+            for key in &stale {
+                match map.remove(key) {
+                    // Taken by its connection meanwhile.
+                    Err(error) if !is_absent(&error) => {
+                        return Err(BpfError::Map { map: name, error });
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
+            swept += stale.len();
         }
-        Ok(stale.len())
-    }
-
-    /// Removes what an earlier daemon announced and did not come to make. Before this one has workers.
-    pub(super) fn forget_legs(&mut self) -> Result<(), BpfError> {
-        let stale: Vec<LegKey> = self.legs.keys().filter_map(Result::ok).collect();
-        for key in &stale {
-            match self.legs.remove(key) {
-                Err(error) if !is_absent(&error) => {
-                    return Err(BpfError::Map { map: "APPLICATION_LEGS", error });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        Ok(swept)
     }
 
     /// What the kernel programs decided so far, since the maps were made.
@@ -345,6 +418,28 @@ impl Tables {
             })
             .collect()
     }
+}
+
+/// Every address that a connection can go to, but link-local ones: of those only the application
+/// knows the interface, and no workload has one.
+fn everything() -> [IpNet; FALLBACK_RANGES] {
+    let v6 = |first: u16, length| {
+        let address = Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0);
+        IpNet::V6(Ipv6Net::new_assert(address, length))
+    };
+    [
+        IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+        // Up to fe7f:…, then fec0:… to feff:….
+        v6(0, 1),
+        v6(0x8000, 2),
+        v6(0xc000, 3),
+        v6(0xe000, 4),
+        v6(0xf000, 5),
+        v6(0xf800, 6),
+        v6(0xfc00, 7),
+        v6(0xfe00, 9),
+        v6(0xfec0, 10),
+    ]
 }
 
 fn range_key(range: &IpNet) -> (u32, Address) {

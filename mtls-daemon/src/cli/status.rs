@@ -1,14 +1,16 @@
 //! `mtls-daemon status`
 
-mod ask;
-mod text;
+pub(super) mod ask;
+pub(super) mod text;
+
+use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 
 use super::{Failed, print};
 use crate::config::{NodeArgs, NodePaths};
 
-/// The flags of `mtls-daemon status`.
+/// The flags of `mtls-daemon status` and `certs`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
@@ -25,23 +27,35 @@ enum Output {
     Json,
 }
 
-pub(super) fn status(args: StatusArgs) -> Result<(), Failed> {
-    let paths = NodePaths::try_from(args.node)?;
-    let json = ask::ask(&paths.admin_socket, "/status")?;
-    match args.output {
-        Output::Json => print(&pretty(&json)?),
-        Output::Text => print(&text::render(&parse(&json)?, std::time::SystemTime::now())),
+impl StatusArgs {
+    /// The daemon's answer, in the form that was asked for: `part` of it as JSON, or `render`ed.
+    pub(super) fn show(
+        self,
+        part: impl FnOnce(serde_json::Value) -> serde_json::Value,
+        render: impl FnOnce(&crate::admin::Status, SystemTime) -> String,
+    ) -> Result<(), Failed> {
+        let paths = NodePaths::try_from(self.node)?;
+        let json = ask::ask(&paths.admin_socket, "/status")?;
+        match self.output {
+            Output::Json => {
+                print(&pretty(part(serde_json::from_str(&json).map_err(anyhow::Error::from)?))?)
+            }
+            Output::Text => print(&render(&parse(&json)?, SystemTime::now())),
+        }
     }
 }
 
-fn parse(json: &str) -> Result<crate::admin::Status, anyhow::Error> {
+pub(super) fn status(args: StatusArgs) -> Result<(), Failed> {
+    args.show(|whole| whole, text::render)
+}
+
+pub(super) fn parse(json: &str) -> Result<crate::admin::Status, anyhow::Error> {
     use anyhow::Context;
     serde_json::from_str(json)
         .context("the daemon's answer has another shape: is it of another version? try -o json")
 }
 
 /// As the daemon said it, fields unknown to this version included.
-fn pretty(json: &str) -> Result<String, anyhow::Error> {
-    let value: serde_json::Value = serde_json::from_str(json)?;
+fn pretty(value: serde_json::Value) -> Result<String, anyhow::Error> {
     Ok(serde_json::to_string_pretty(&value)? + "\n")
 }

@@ -16,6 +16,8 @@ use crate::tls::TlsIdentity;
 const RENEW_AT: f64 = 0.5;
 const JITTER: f64 = 0.01;
 
+/// Renewal begins at half of the lifetime: with this share of it left it has failed again and again.
+const LATE: u32 = 4;
 /// The shortest time after which what others made is looked at again without a word from them.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -38,8 +40,17 @@ struct Renewal {
     last_error: Option<String>,
     /// The attempt under way may have missed what the next one has to bring.
     again: bool,
+    /// What has been said of the end of the SVID that is there.
+    warned: Warned,
     /// Nobody wants this identity any more: what is still being issued for it is thrown away.
     retired: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Warned {
+    Nothing,
+    EndsSoon,
+    HasEnded,
 }
 
 #[derive(Clone, Copy)]
@@ -73,8 +84,10 @@ pub(super) struct Due {
 #[derive(Debug, Clone, Serialize)]
 pub struct SvidStatus {
     pub id: SpiffeId,
-    /// Lower-case hex. None, as the times: there is no valid SVID.
+    /// Lower-case hex. None, as issuer and times: there was no SVID yet. One that has expired is told.
     pub serial: Option<String>,
+    /// Distinguished name.
+    pub issuer: Option<String>,
     #[serde(serialize_with = "rfc3339")]
     pub not_before: Option<SystemTime>,
     #[serde(serialize_with = "rfc3339")]
@@ -95,6 +108,7 @@ impl IdentitySlot {
             failures: 0,
             last_error: None,
             again: false,
+            warned: Warned::Nothing,
             retired: false,
         };
         Self {
@@ -191,6 +205,7 @@ impl IdentitySlot {
                 };
                 renewal.failures = 0;
                 renewal.last_error = None;
+                renewal.warned = Warned::Nothing;
                 // Under the lock: `retire` must not come in between and be undone.
                 self.current.store(Some(issued.identity));
             }
@@ -214,17 +229,48 @@ impl IdentitySlot {
         self.changed.send_replace(());
     }
 
+    /// Says once that an SVID nears its end without a successor, and once that it has come to it.
+    pub(super) fn warn_of_expiry(&self, now: SystemTime) {
+        let current = self.current.load();
+        let Some(svid) = current.as_ref() else { return };
+        let life = svid.not_after().duration_since(svid.not_before()).unwrap_or_default();
+        let left = svid.not_after().duration_since(now).unwrap_or_default();
+        let due = match left {
+            Duration::ZERO => Warned::HasEnded,
+            left if left < life / LATE => Warned::EndsSoon,
+            _ => return,
+        };
+        let mut renewal = self.renewal();
+        if renewal.retired || renewal.warned >= due {
+            return;
+        }
+        renewal.warned = due;
+        let error = renewal.last_error.as_deref().unwrap_or("no attempt has failed");
+        let (identity, serial) = (&self.id, svid.serial());
+        if due == Warned::HasEnded {
+            tracing::error!(
+                %identity, serial, error,
+                "the SVID has expired: connections as this identity are refused until there is a new one"
+            );
+        } else {
+            let left_s = left.as_secs();
+            tracing::warn!(%identity, serial, left_s, error, "the SVID expires soon, and there is no new one");
+        }
+    }
+
     pub(super) fn status(&self, source: &'static str) -> SvidStatus {
         let (next, last_error) = {
             let renewal = self.renewal();
             (renewal.next, renewal.last_error.clone())
         };
-        let current = self.current();
+        let current = self.current.load();
+        let current = current.as_ref();
         SvidStatus {
             id: self.id.clone(),
-            serial: current.as_ref().map(|svid| svid.serial().to_owned()),
-            not_before: current.as_ref().map(|svid| svid.not_before()),
-            not_after: current.as_ref().map(|svid| svid.not_after()),
+            serial: current.map(|svid| svid.serial().to_owned()),
+            issuer: current.map(|svid| svid.issuer().to_owned()),
+            not_before: current.map(|svid| svid.not_before()),
+            not_after: current.map(|svid| svid.not_after()),
             next_renewal: match next {
                 Next::Working => None,
                 Next::RenewAt(at) => Some(at),

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::slot::Issued;
-use super::source::SvidSource;
+use super::source::{Reason, SourceError, SvidSource};
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
 use crate::tls::{HandshakeError, HandshakeSettings, TlsIdentity};
 
@@ -36,7 +36,26 @@ pub struct SvidStore {
     /// There is something new to issue.
     wake: Notify,
     issued_ok: AtomicU64,
-    issued_failed: AtomicU64,
+    failed: [AtomicU64; Reason::ALL.len()],
+}
+
+/// Why an attempt came to nothing: for metrics, and for logs and `status`.
+#[derive(Debug)]
+struct Failed {
+    reason: Reason,
+    text: String,
+}
+
+impl Failed {
+    fn invalid(text: String) -> Self {
+        Self { reason: Reason::Invalid, text }
+    }
+}
+
+impl From<SourceError> for Failed {
+    fn from(error: SourceError) -> Self {
+        Self { reason: error.reason(), text: error.to_string() }
+    }
 }
 
 impl SvidStore {
@@ -56,7 +75,7 @@ impl SvidStore {
             slots: ArcSwap::default(),
             wake: Notify::new(),
             issued_ok: AtomicU64::new(0),
-            issued_failed: AtomicU64::new(0),
+            failed: Default::default(),
         })
     }
 
@@ -153,9 +172,17 @@ impl SvidStore {
         self.issued_ok.load(Ordering::Relaxed)
     }
 
+    /// Attempts that failed since the start, by reason.
+    pub fn failures(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL
+            .into_iter()
+            .zip(&self.failed)
+            .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
     /// Attempts that failed since the start.
     pub fn issued_failed(&self) -> u64 {
-        self.issued_failed.load(Ordering::Relaxed)
+        self.failures().map(|(_, count)| count).sum()
     }
 
     /// Begins as many attempts as may run, the most urgent first; how long until the next is due.
@@ -166,6 +193,9 @@ impl SvidStore {
             slots.values().filter_map(|slot| Some((slot.due(now, wall)?, slot))).collect();
         waiting.sort_by_key(|(due, _)| *due);
         let mut next = LONGEST_SLEEP;
+        for slot in slots.values() {
+            slot.warn_of_expiry(wall);
+        }
         for (due, slot) in waiting {
             if !due.wait.is_zero() {
                 next = next.min(due.wait);
@@ -183,18 +213,22 @@ impl SvidStore {
         let work = move || issue(&*source, &aliases, &handshakes, &id);
         let result = match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
-            Err(error) => Err(format!("the issuer failed: {error}")),
+            Err(error) => Err(Failed::invalid(format!("the issuer failed: {error}"))),
+        };
+        let count = match &result {
+            Ok(_) => &self.issued_ok,
+            Err(failed) => &self.failed[failed.reason as usize],
         };
         let known = slot.current().map(|current| current.serial().to_owned());
-        match &result {
+        if let Ok(issued) = &result
+            && !issued.made
+            && known.as_deref() == Some(issued.identity.serial())
+        {
             // What a source that makes none shows again is no news.
-            Ok(issued) if !issued.made && known.as_deref() == Some(issued.identity.serial()) => {
-                slot.finish(result);
-                return;
-            }
-            Ok(_) => self.issued_ok.fetch_add(1, Ordering::Relaxed),
-            Err(_) => self.issued_failed.fetch_add(1, Ordering::Relaxed),
-        };
+            slot.finish(result.map_err(|failed| failed.text));
+            return;
+        }
+        count.fetch_add(1, Ordering::Relaxed);
         match &result {
             Ok(issued) => tracing::info!(
                 identity = %slot.id(),
@@ -202,30 +236,32 @@ impl SvidStore {
                 not_after = %humantime::format_rfc3339_seconds(issued.identity.not_after()),
                 "SVID issued"
             ),
-            Err(error) => tracing::error!(
+            Err(Failed { reason, text }) => tracing::error!(
                 identity = %slot.id(),
                 still_valid = slot.current().is_some(),
-                %error,
+                reason = reason.as_str(),
+                error = text,
                 "no new SVID"
             ),
         }
-        slot.finish(result);
+        slot.finish(result.map_err(|failed| failed.text));
     }
 }
 
-/// Blocking. The error is for logs and `status`.
+/// Blocking.
 fn issue(
     source: &dyn SvidSource,
     aliases: &[TrustDomain],
     handshakes: &HandshakeSettings,
     id: &SpiffeId,
-) -> Result<Issued, String> {
-    let (svid, bundle) = source.obtain(id).map_err(|error| error.to_string())?;
+) -> Result<Issued, Failed> {
+    let (svid, bundle) = source.obtain(id)?;
     let bundles = with_aliases(bundle, aliases);
-    let identity =
-        TlsIdentity::with(&svid, &bundles, handshakes).map_err(|error| error.to_string())?;
+    let identity = TlsIdentity::with(&svid, &bundles, handshakes)
+        .map_err(|error| Failed::invalid(error.to_string()))?;
     if identity.not_after() <= SystemTime::now() {
-        return Err("the issuer gave an SVID that has expired already".to_owned());
+        let text = "the issuer gave an SVID that has expired already".to_owned();
+        return Err(Failed::invalid(text));
     }
     Ok(Issued { identity, made: source.makes() })
 }

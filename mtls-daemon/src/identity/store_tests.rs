@@ -114,7 +114,9 @@ async fn a_failing_issuer_keeps_the_valid_svid_until_it_expires() {
     assert!(status.next_renewal.is_some());
     until("the expiry", || slot.current().is_none()).await;
     assert!(first.not_after() <= SystemTime::now());
-    assert_eq!(store.status()[0].serial, None);
+    let expired = &store.status()[0];
+    assert_eq!(expired.serial.as_deref(), Some(first.serial()), "it says which one has ended");
+    assert!(expired.not_after.is_some_and(|end| end <= SystemTime::now()));
     // And it recovers by itself.
     *source.lifetime.lock().unwrap() = Duration::from_secs(3600);
     source.broken.store(false, Ordering::SeqCst);
@@ -181,7 +183,8 @@ fn status_is_json_with_dates() {
     let empty = serde_json::to_value(store.status()).unwrap();
     assert_eq!(empty[0]["serial"], serde_json::Value::Null);
     assert!(slot.begin());
-    slot.finish(issue(&*source, &store.aliases, &HandshakeSettings::plain(), &id("web")));
+    let issued = issue(&*source, &store.aliases, &HandshakeSettings::plain(), &id("web"));
+    slot.finish(issued.map_err(|failed| failed.text));
     let full = serde_json::to_value(store.status()).unwrap();
     assert_eq!(full[0]["id"], "spiffe://cluster.local/ns/foo/sa/web");
     assert_eq!(full[0]["source"], "test");

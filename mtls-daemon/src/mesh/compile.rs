@@ -77,12 +77,21 @@ pub(super) struct Target {
     pub workload: Option<Arc<Workload>>,
 }
 
+impl Target {
+    /// A workload of the service's own namespace.
+    pub fn is_in(&self, service: &Service) -> bool {
+        self.workload.as_ref().is_some_and(|workload| workload.namespace == service.namespace)
+    }
+}
+
 /// An endpoint with what policy says about it as a server.
 pub(super) struct Server {
     pub namespace: Arc<str>,
     pub service_account: Option<Arc<str>>,
     pub speaks_mtls: bool,
     pub modes: WorkloadModes,
+    /// See [`Workload::host_ports`].
+    pub host_ports: Option<Arc<[u16]>>,
     /// As messages call it: `namespace/name`, or the address.
     pub label: String,
 }
@@ -218,7 +227,8 @@ impl Policy<'_> {
         ServicePlan { ports }
     }
 
-    /// DestinationRule over auto mTLS (policy.md 2.2-2.4).
+    /// DestinationRule over auto mTLS (policy.md 2.2-2.4), as far as the service may say it
+    /// (policy.md 2.6).
     fn service_tls(
         &self,
         service: &Service,
@@ -228,12 +238,21 @@ impl Policy<'_> {
         rule: Option<&ResolvedRule>,
         sni: &Arc<str>,
     ) -> ClientTls {
+        let anothers = server.namespace != service.namespace;
+        if anothers && service.addresses.is_empty() {
+            // The address that clients use is another namespace's workload's own.
+            let own = self.auto(None, server, Some(number), sni);
+            if matches!(own, ClientTls::IstioMutual { .. }) {
+                return own;
+            }
+        }
         if let Some(rule) = rule.filter(|rule| rule.refused) {
             return ClientTls::Refused { because: format!("{} is refused", rule.because).into() };
         }
         let set = rule.and_then(|rule| Some((rule, rule.tls(port.number, self.subset)?)));
         let Some((rule, settings)) = set else {
-            return self.auto(Some(service), server, Some(number), sni);
+            // What lies outside the mesh is not another namespace's to say of a workload.
+            return self.auto((!anothers).then_some(service), server, Some(number), sni);
         };
         match settings.mode {
             TlsMode::Disable => {
@@ -312,6 +331,11 @@ impl Policy<'_> {
                 return plaintext(format!("DISABLE by {}", inferred.because));
             }
         }
+        if let (Some(ports), Some(number)) = (&server.host_ports, number)
+            && !ports.contains(&number)
+        {
+            return plaintext(format!("{label} has not declared port {number} of its host"));
+        }
         if !server.speaks_mtls {
             return plaintext(format!("{label} does not speak mTLS"));
         }
@@ -334,6 +358,7 @@ impl Policy<'_> {
                 namespace: service.namespace.clone(),
                 service_account: endpoint.service_account.clone(),
                 speaks_mtls: endpoint.speaks_mtls,
+                host_ports: None,
                 modes: self.authentications.workload_modes(&service.namespace, &endpoint.labels),
                 label: endpoint.address.to_string(),
             },
@@ -346,6 +371,7 @@ impl Policy<'_> {
             service_account: (!workload.service_account.is_empty())
                 .then(|| workload.service_account.clone()),
             speaks_mtls: workload.speaks_mtls,
+            host_ports: workload.host_ports.clone(),
             modes: self.authentications.workload_modes(&workload.namespace, &workload.labels),
             label: workload.key(),
         }

@@ -55,6 +55,13 @@ pub enum ClientTls {
 }
 
 impl ClientTls {
+    pub(super) fn is_plaintext(&self) -> bool {
+        match self {
+            Self::Plaintext { .. } => true,
+            Self::IstioMutual { .. } | Self::Originate { .. } | Self::Refused { .. } => false,
+        }
+    }
+
     /// Whether connections may follow either of two rules. Where none originates TLS, the mesh's own
     /// order of services decides.
     pub(super) fn agrees_with(&self, other: &Self) -> bool {

@@ -302,22 +302,23 @@ fn outbound_rows_leave_in_the_clear_what_policy_leaves_in_the_clear() {
 #[test]
 fn inbound_tables_bypass_only_disabled_ports_that_are_not_http() {
     let server: IpAddr = "10.0.0.2".parse().unwrap();
-    for (spec, expected) in [
-        ("{mtls: {mode: STRICT}}", InboundTable::default()),
-        (
-            "{mtls: {mode: DISABLE}}",
-            InboundTable { untouched_by_default: true, exceptions: vec![80] },
-        ),
-        (
-            "{selector: {matchLabels: {app: server}}, portLevelMtls: {80: {mode: DISABLE}, 9000: {mode: DISABLE}}}",
-            InboundTable { untouched_by_default: false, exceptions: vec![9000] },
-        ),
+    let table =
+        |untouched_by_default, exceptions| InboundTable { untouched_by_default, exceptions };
+    let some = "{selector: {matchLabels: {app: server}}, \
+                portLevelMtls: {80: {mode: DISABLE}, 7000: {mode: DISABLE}, 9000: {mode: DISABLE}}}";
+    // 80 is declared HTTP, 9000 TCP, and nobody declared 7000 or any other.
+    for (spec, told, not_told) in [
+        ("{mtls: {mode: STRICT}}", InboundTable::default(), InboundTable::default()),
+        ("{mtls: {mode: DISABLE}}", table(false, vec![9000]), table(true, vec![80])),
+        (some, table(false, vec![9000]), table(false, vec![7000, 9000])),
     ] {
         let snapshot = build(&[MESH, &authn("full", spec)]);
         let workload = snapshot.workload_at(server).unwrap();
-        assert_eq!(snapshot.inbound_table(workload), expected, "{spec}");
+        // The application reads X-Forwarded-Client-Cert, or does not.
+        assert_eq!(snapshot.inbound_table(workload, true), told, "{spec}");
+        assert_eq!(snapshot.inbound_table(workload, false), not_told, "{spec}");
         assert_eq!(snapshot.inbound(workload, 80).protocol, PortProtocol::Http);
-        assert_ne!(snapshot.inbound(workload, 9000).protocol, PortProtocol::Http);
+        assert_eq!(snapshot.inbound(workload, 9000).protocol, PortProtocol::Tcp);
     }
 }
 
@@ -358,7 +359,7 @@ spec: {address: "fd00::1", serviceAccount: client, labels: {app: client, securit
     let both = MESH.replace("workloadEntries: [client]", "workloadEntries: [client, client-v6]");
     let snapshot = build(&[&both, second]);
     let [only] = snapshot.node_workloads() else { panic!("one workload") };
-    assert_eq!(only.network_namespace, std::path::Path::new("/run/netns/client"));
+    assert_eq!(only.place, crate::mesh::Place::Namespace("/run/netns/client".into()));
     assert_eq!(only.workload.addresses.len(), 2);
     let at = |text: &str| snapshot.workload_at(text.parse().unwrap()).unwrap().clone();
     assert!(Arc::ptr_eq(&at("10.0.0.1"), &at("fd00::1")));
@@ -461,9 +462,9 @@ fn of_several_headless_services_the_first_that_the_client_sees_counts() {
     let snapshot = build(&[MESH, &hidden, &seen, &forced]);
     let found = answer(&snapshot, "10.0.0.3:5432", 0);
     assert_eq!(found, format!("mtls 10.0.0.3:5432 {SERVER}"));
-    // Seen as well, the first by namespace and name counts, which has no rule.
+    // Seen as well, it takes back no mTLS that the other one wants (policy.md 2.6).
     let snapshot = build(&[MESH, &service("a", "'*'"), &seen, &forced]);
-    assert_eq!(answer(&snapshot, "10.0.0.3:5432", 0), "plain 10.0.0.3:5432");
+    assert_eq!(answer(&snapshot, "10.0.0.3:5432", 0), found);
 }
 
 #[test]
@@ -494,7 +495,7 @@ spec: {networkNamespace: /var/run/netns/server, workloadEntries: [server, server
         let server = snapshot.workload_at(address.parse().unwrap()).unwrap();
         let protocol = snapshot.inbound(server, 7000).protocol;
         assert_eq!(protocol, PortProtocol::Http, "{address}");
-        assert_eq!(snapshot.inbound_table(server).exceptions, [80, 7000], "{address}");
+        assert_eq!(snapshot.inbound_table(server, false).exceptions, [80, 7000], "{address}");
     }
     // /var/run is /run: two claims on one namespace are seen as such.
     let again = "apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\n\
@@ -531,7 +532,6 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
             "address: host.example",
             "spec.address: \"host.example\" is not an IP",
         ),
-        ("networkNamespace: client", "cgroup: /x.slice", "spec.cgroup: a cgroup is not supported"),
         ("networkNamespace: client", "networkNamespace: ../x", "is neither an absolute path"),
         (
             "networkNamespace: client",
@@ -586,5 +586,6 @@ fn server_names_are_valid_dns_names() {
 }
 
 mod acceptance;
-mod conformance;
+mod hosts;
 mod origination;
+mod owners;

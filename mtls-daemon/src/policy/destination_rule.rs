@@ -25,7 +25,16 @@ pub struct DestinationRule {
     pub traffic: Option<TrafficPolicy>,
     pub subsets: Vec<Subset>,
     /// It was refused: clients that it is for do not reach its host.
-    pub refused: bool,
+    pub refused: Option<Untold>,
+}
+
+/// What could not be read of a rule that was refused: it is closed for whatever that could have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Untold {
+    /// Any host may have been meant, also one that other rules are for.
+    pub host: bool,
+    /// Any client: those that rules select, and those of its own namespace alone.
+    pub clients: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -78,7 +87,7 @@ impl DestinationRule {
             workload_selector,
             traffic,
             subsets,
-            refused: false,
+            refused: None,
         })
     }
 
@@ -91,7 +100,7 @@ impl DestinationRule {
             workload_selector: BTreeMap::new(),
             traffic: None,
             subsets: Vec::new(),
-            refused: true,
+            refused: Some(Untold { host: true, clients: true }),
         }
     }
 
@@ -101,10 +110,13 @@ impl DestinationRule {
         // What is wrong was reported when the object was read.
         let mut unheard = Report::default();
         let mut object = Self::closed(document.meta.clone());
+        let mut untold = Untold { host: true, clients: true };
         let Some(mut fields) = document.spec(&mut unheard) else { return object };
         let host = fields.take(&mut unheard, "host");
-        if let Some(host) = host.and_then(|f| read_host(&f, &object.meta, &mut unheard)) {
+        let mut of_host = Report::default();
+        if let Some(host) = host.and_then(|f| read_host(&f, &object.meta, &mut of_host)) {
             object.host = host;
+            untold.host = false;
         }
         let selector = fields.take(&mut unheard, "workloadSelector");
         let labels = selector.and_then(|f| read_workload_selector(&f, &mut unheard));
@@ -114,13 +126,21 @@ impl DestinationRule {
             object.workload_selector = labels.unwrap_or_default();
             let private = !object.workload_selector.is_empty();
             object.export_to = if private { ExportTo::Own } else { export_to };
+            untold.clients = false;
         }
+        object.refused = Some(untold);
         object
     }
 
     /// The same for an object that is right by itself.
     pub fn into_refused(self) -> Self {
-        Self { traffic: None, subsets: Vec::new(), refused: true, ..self }
+        let refused = Some(Untold { host: false, clients: false });
+        Self { traffic: None, subsets: Vec::new(), refused, ..self }
+    }
+
+    /// Which clients it is for is not known.
+    pub(super) fn is_for_anyone(&self) -> bool {
+        self.refused.is_some_and(|untold| untold.clients)
     }
 }
 

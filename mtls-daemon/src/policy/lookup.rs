@@ -18,6 +18,9 @@ type Hosts = BTreeMap<Arc<str>, Vec<Arc<DestinationRule>>>;
 pub struct DestinationRules {
     root_namespace: Arc<str>,
     by_namespace: HashMap<Arc<str>, Hosts>,
+    /// Refused rules whose host could not be read: each may be for any host, and for that one as
+    /// specific as any other rule.
+    of_any_host: HashMap<Arc<str>, Vec<Arc<DestinationRule>>>,
 }
 
 /// The rules that apply to one client and host, merged.
@@ -56,6 +59,11 @@ impl DestinationRules {
         rules.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
         let mut all = Self { root_namespace: root_namespace.into(), ..Self::default() };
         for rule in rules {
+            if rule.refused.is_some_and(|untold| untold.host) {
+                let known = all.of_any_host.entry(rule.meta.namespace.clone()).or_default();
+                known.push(Arc::new(rule));
+                continue;
+            }
             all.by_namespace
                 .entry(rule.meta.namespace.clone())
                 .or_default()
@@ -68,8 +76,10 @@ impl DestinationRules {
 
     /// Every namespace whose clients may see other rules than clients elsewhere.
     pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
-        let mut names: BTreeSet<Arc<str>> = self.by_namespace.keys().cloned().collect();
-        for rule in self.by_namespace.values().flat_map(|hosts| hosts.values()).flatten() {
+        let mut names: BTreeSet<Arc<str>> =
+            self.by_namespace.keys().chain(self.of_any_host.keys()).cloned().collect();
+        let by_host = self.by_namespace.values().flat_map(|hosts| hosts.values());
+        for rule in by_host.chain(self.of_any_host.values()).flatten() {
             if let ExportTo::Names(list) = &rule.export_to {
                 names.extend(list.iter().cloned());
             }
@@ -90,7 +100,9 @@ impl DestinationRules {
         let root = &*self.root_namespace;
         let own = if client == root {
             // Clients of the root namespace: its private rules first, then the ordinary order.
-            self.in_namespace(client, hosts, |rule| rule.export_to == ExportTo::Own)
+            let private =
+                |rule: &DestinationRule| rule.export_to == ExportTo::Own || rule.is_for_anyone();
+            self.in_namespace(client, hosts, private)
         } else {
             self.in_namespace(client, hosts, |_| true)
         };
@@ -104,10 +116,9 @@ impl DestinationRules {
         hosts: &[H],
         eligible: impl Fn(&DestinationRule) -> bool,
     ) -> Option<Candidates> {
-        let by_host = self.by_namespace.get(namespace)?;
-        let best = best_match(hosts, by_host, &eligible)?;
-        let rules: Vec<_> = by_host[best].iter().filter(|rule| eligible(rule)).collect();
-        Some(candidates(&rules))
+        let best = self.best(namespace, hosts, &eligible);
+        let rules: Vec<_> = best.filter(|rule| eligible(rule)).collect();
+        if rules.is_empty() { None } else { Some(candidates(&rules)) }
     }
 
     /// Among rules exported beyond their namespace, the best host is chosen first and visibility
@@ -118,14 +129,24 @@ impl DestinationRules {
         client: &str,
         hosts: &[H],
     ) -> Option<Candidates> {
-        let by_host = self.by_namespace.get(namespace)?;
         let public = |rule: &DestinationRule| rule.export_to != ExportTo::Own;
-        let best = best_match(hosts, by_host, &public)?;
-        let rules: Vec<_> = by_host[best]
-            .iter()
+        let best = self.best(namespace, hosts, &public);
+        let rules: Vec<_> = best
             .filter(|rule| public(rule) && rule.export_to.visible_from(namespace, client))
             .collect();
         if rules.is_empty() { None } else { Some(candidates(&rules)) }
+    }
+
+    /// The rules of `namespace` whose host fits best, and those that are for nobody knows which.
+    fn best<'r, H: AsRef<str>>(
+        &'r self,
+        namespace: &str,
+        hosts: &[H],
+        eligible: &impl Fn(&DestinationRule) -> bool,
+    ) -> impl Iterator<Item = &'r Arc<DestinationRule>> {
+        let by_host = self.by_namespace.get(namespace);
+        let best = by_host.and_then(|by_host| by_host.get(best_match(hosts, by_host, eligible)?));
+        self.of_any_host.get(namespace).into_iter().chain(best).flatten()
     }
 }
 
@@ -158,8 +179,12 @@ fn candidates(rules: &[&Arc<DestinationRule>]) -> Candidates {
             because: rule.meta.origin.object.clone(),
             traffic: rule.traffic.clone(),
             subsets: rule.subsets.clone(),
-            refused: rule.refused,
+            refused: rule.refused.is_some(),
         };
+        if rule.is_for_anyone() {
+            // Also for those that the other rules select.
+            all.selected.insert(0, (BTreeMap::new(), Arc::new(resolved.clone())));
+        }
         if !rule.workload_selector.is_empty() {
             all.selected.push((rule.workload_selector.clone(), Arc::new(resolved)));
             continue;

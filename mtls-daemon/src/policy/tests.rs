@@ -1,4 +1,4 @@
-//! Reading and resolving, rule by rule; hostile input; the conformance rows where they are given.
+//! Reading and resolving, rule by rule; hostile input.
 
 use std::collections::BTreeMap;
 
@@ -470,9 +470,6 @@ proptest! {
         prop_assert!(rules.iter().all(|rule| !rule.host.is_empty()) || !report.errors.is_empty());
     }
 }
-
-mod conformance;
-pub(crate) mod rows;
 
 #[test]
 fn rule_2_3_simple_and_mutual_keep_what_they_say() {

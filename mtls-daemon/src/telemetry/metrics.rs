@@ -46,6 +46,11 @@ struct ResultLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IdentityLabel {
     identity: String,
 }
@@ -92,6 +97,7 @@ pub struct Metrics {
     reloads: Family<ResultLabel, Counter>,
     svid_expiry: Family<IdentityLabel, Gauge>,
     svids_issued: Family<ResultLabel, Counter>,
+    svid_failures: Family<ReasonLabel, Counter>,
     revocation_age: Family<ListLabel, Gauge>,
     revocation_entries: Family<ListLabel, Gauge>,
     crl_expiry: Family<ListLabel, Gauge>,
@@ -145,6 +151,7 @@ impl Metrics {
             svid_expiry: add
                 .add("mtls_svid_expiry_seconds", "Seconds until an identity's SVID expires"),
             svids_issued: add.add("mtls_svids_issued", "SVIDs asked of the issuer"),
+            svid_failures: add.add("mtls_svid_failures", "SVIDs that could not be had, by reason"),
             revocation_age: add.add(
                 "mtls_revocation_list_age_seconds",
                 "Seconds since a revocation list was signed",
@@ -244,6 +251,14 @@ impl Metrics {
     pub fn set_svids_issued(&self, ok: u64, failed: u64) {
         for (result, total) in [("ok", ok), ("failed", failed)] {
             let counter = self.svids_issued.get_or_create(&ResultLabel { result });
+            counter.inner().store(total, Ordering::Relaxed);
+        }
+    }
+
+    /// Totals of what could not be issued, by reason. For a [`Metrics::on_scrape`] hook.
+    pub fn set_svid_failures(&self, failures: impl IntoIterator<Item = (&'static str, u64)>) {
+        for (reason, total) in failures {
+            let counter = self.svid_failures.get_or_create(&ReasonLabel { reason });
             counter.inner().store(total, Ordering::Relaxed);
         }
     }

@@ -170,6 +170,7 @@ fn the_state_of_configuration_and_svids_is_shown() {
     metrics.config_refused();
     metrics.set_workloads_enrolled(2);
     metrics.set_svids_issued(1, 1);
+    metrics.set_svid_failures([("refused", 1), ("timeout", 0)]);
     let (web, old) = (id("full", "web"), id("full", "old"));
     let now = SystemTime::now();
     metrics.set_svid_expiries([
@@ -184,6 +185,8 @@ fn the_state_of_configuration_and_svids_is_shown() {
     has(&text, "mtls_workloads_enrolled 2");
     has(&text, "mtls_svids_issued_total{result=\"ok\"} 1");
     has(&text, "mtls_svids_issued_total{result=\"failed\"} 1");
+    has(&text, "mtls_svid_failures_total{reason=\"refused\"} 1");
+    has(&text, "mtls_svid_failures_total{reason=\"timeout\"} 0");
     has(&text, "mtls_access_log_dropped_total 0");
     let left = |name: &str| -> i64 {
         let start = format!("mtls_svid_expiry_seconds{{identity=\"{}\"}} ", id("full", name));

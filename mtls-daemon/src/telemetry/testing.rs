@@ -29,6 +29,7 @@ pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         addresses: vec!["10.0.0.2".parse().expect("an address")],
         ports: BTreeMap::new(),
         speaks_mtls: true,
+        host_ports: None,
     })
 }
 

@@ -10,6 +10,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::handshake::workload;
 use super::hello::Http;
@@ -19,7 +20,7 @@ use super::revocation::{Checks, Link};
 use super::sessions::{ClientSessions, Kept, ServerSessions, Whom};
 use super::svid_rules::Leaf;
 use super::verify::SvidVerifier;
-use super::{AuthenticatedPeer, HandshakeError, svid_rules};
+use super::{AuthenticatedPeer, HandshakeError, subject, svid_rules};
 use crate::identity::{Bundle, SpiffeId, Svid};
 
 /// What Istio's own TCP clients offer and servers look for (policy.md 3.2, 3.3).
@@ -29,6 +30,7 @@ pub(super) const MESH_ALPN: &[u8] = b"istio";
 pub struct TlsIdentity {
     id: SpiffeId,
     serial: String,
+    issuer: String,
     not_before: SystemTime,
     not_after: SystemTime,
     server: Servers,
@@ -111,6 +113,7 @@ impl TlsIdentity {
             client,
             verifier,
             serial: svid.serial.clone(),
+            issuer: issuer(&svid.chain),
             not_before: svid.not_before,
             not_after: svid.not_after,
             id,
@@ -124,6 +127,11 @@ impl TlsIdentity {
     /// Lower-case hex.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// The signer's distinguished name, as RFC 2253 writes it.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
     }
 
     pub fn not_before(&self) -> SystemTime {
@@ -217,6 +225,11 @@ impl fmt::Debug for TlsIdentity {
             .field("serial", &self.serial)
             .finish_non_exhaustive()
     }
+}
+
+fn issuer(chain: &[CertificateDer<'_>]) -> String {
+    let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    leaf.map(|(_, leaf)| subject::rfc2253(leaf.issuer())).unwrap_or_default()
 }
 
 fn own_path(verifier: &SvidVerifier, svid: &Svid, facts: &Leaf) -> Box<[Link]> {

@@ -15,6 +15,7 @@ mod refusal;
 pub mod replay;
 pub mod revocation;
 mod sessions;
+mod signatures;
 pub mod statement;
 mod subject;
 pub mod svid;

@@ -92,7 +92,7 @@ struct Guests {
     #[arg(long)]
     timeout: Option<u64>,
     /// Memory of a guest in MiB
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 3072)]
     memory: u32,
     /// A file or folder of this machine that is there inside as well, at the same path. May be repeated.
     #[arg(long, value_name = "PATH")]

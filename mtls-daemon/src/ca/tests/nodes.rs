@@ -191,6 +191,36 @@ async fn an_older_list_is_refused() {
         node.revocations.covers(certificate, SystemTime::now())
     };
     assert!(check("bb").is_err(), "the newer one stays in force");
+    // A restart does not help it.
+    let restarted = agent(&running, None, 3600);
+    let error = restarted.source.poll().await.unwrap_err();
+    assert!(error.contains("older than ours"), "{error}");
+}
+
+#[tokio::test]
+async fn a_list_on_disk_that_was_tampered_with_is_no_list() {
+    let running = Running::start().await;
+    let node = agent(&running, Some(join_token(&running)), 3600);
+    node.source.poll().await.unwrap();
+    let file = running.place.path().join("node").join("revocations.signed");
+    let good = std::fs::read(&file).unwrap();
+    let web = id(WEB);
+    let covers = |agent: &Agent| {
+        let certificate = Certificate { serial: "1", issuer: None, id: &web };
+        agent.revocations.covers(certificate, SystemTime::now())
+    };
+    assert_eq!(covers(&agent(&running, None, 3600)), Ok(true), "as it was");
+    let mut forged = good.clone();
+    // A digit of the list's own text; its signature was over another.
+    let digit = forged.windows(9).position(|it| it == b"\"number\":").unwrap() + 9;
+    forged[digit] ^= 1;
+    for spoilt in [&forged[..], &good[..good.len() / 2], b"", b"nothing"] {
+        std::fs::write(&file, spoilt).unwrap();
+        let restarted = agent(&running, None, 3600);
+        assert_eq!(covers(&restarted), Ok(false), "where one is required, nobody is believed");
+        restarted.source.poll().await.unwrap();
+        assert_eq!(covers(&restarted), Ok(true), "until the CA says it again");
+    }
 }
 
 /// Handshakes as a relay makes them: whoever fails one says so.

@@ -14,7 +14,8 @@ use clap::{Args, Subcommand};
 use super::{Exit, Failed};
 use crate::ca::StateDir;
 use crate::identity::ca::CaError;
-use crate::identity::{SpiffeId, TrustDomain};
+use crate::identity::ca::sealed::SealingKey;
+use crate::identity::{KeyType, SpiffeId, TrustDomain};
 
 /// The verbs of `mtls-daemon ca`. All but `run` change files that the running CA reads anew at once.
 #[derive(Debug, Subcommand)]
@@ -55,6 +56,31 @@ pub(super) struct TrustDomainArgs {
         value_parser = trust_domain
     )]
     trust_domain: TrustDomain,
+}
+
+/// How a root is made.
+#[derive(Debug, Args)]
+pub(super) struct RootKeyArgs {
+    /// Key of a root that has to be made
+    #[arg(
+        long,
+        env = "MTLS_CA_ROOT_KEY",
+        value_name = "KIND",
+        value_enum,
+        default_value = "ecdsa-p256"
+    )]
+    root_key: KeyType,
+
+    /// File of at least 32 random bytes; the roots' keys are encrypted with it at rest
+    #[arg(long, env = "MTLS_CA_KEY_ENCRYPTION_FILE", value_name = "FILE")]
+    key_encryption_file: Option<PathBuf>,
+}
+
+impl RootKeyArgs {
+    fn sealing(&self) -> Result<Option<SealingKey>, Failed> {
+        let read = self.key_encryption_file.as_deref().map(SealingKey::read).transpose();
+        read.map_err(failed)
+    }
 }
 
 pub(super) fn ca(verb: CaVerb) -> Result<(), Failed> {

@@ -1,16 +1,13 @@
 //! `mtls-daemon ca root`
 
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 
-use super::{DirectoryArgs, TrustDomainArgs, date, failed};
+use super::{DirectoryArgs, RootKeyArgs, TrustDomainArgs, date, failed};
 use crate::ca::roots::{self, Phase, Roots, StepError};
 use crate::ca::signing::pem_of;
 use crate::cli::{Exit, Failed, print};
-use crate::identity::KeyType;
-use crate::identity::ca::sealed::SealingKey;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum RootVerb {
@@ -35,28 +32,12 @@ pub(in crate::cli) struct ShowArgs {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PrepareArgs {
-    /// Key of the new root
-    #[arg(
-        long,
-        env = "MTLS_CA_ROOT_KEY",
-        value_name = "KIND",
-        value_enum,
-        default_value = "ecdsa-p256"
-    )]
-    root_key: KeyType,
     #[command(flatten)]
-    sealing: SealingArgs,
+    key: RootKeyArgs,
     #[command(flatten)]
     trust_domain: TrustDomainArgs,
     #[command(flatten)]
     directory: DirectoryArgs,
-}
-
-#[derive(Debug, Args)]
-pub(in crate::cli) struct SealingArgs {
-    /// File that the roots' keys are encrypted with at rest
-    #[arg(long, env = "MTLS_CA_KEY_ENCRYPTION_FILE", value_name = "FILE")]
-    key_encryption_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -66,13 +47,6 @@ pub(in crate::cli) struct StepArgs {
     force: bool,
     #[command(flatten)]
     directory: DirectoryArgs,
-}
-
-impl SealingArgs {
-    fn read(&self) -> Result<Option<SealingKey>, Failed> {
-        let read = self.key_encryption_file.as_deref().map(SealingKey::read).transpose();
-        read.map_err(failed)
-    }
 }
 
 impl From<StepError> for Failed {
@@ -90,9 +64,10 @@ pub(super) fn root(verb: RootVerb) -> Result<(), Failed> {
     match verb {
         RootVerb::Show(args) => show(args),
         RootVerb::Prepare(args) => {
-            let sealing = args.sealing.read()?;
+            let sealing = args.key.sealing()?;
             let (directory, domain) = (args.directory.open()?, args.trust_domain.trust_domain);
-            let name = roots::prepare(&directory, &domain, args.root_key, sealing.as_ref(), now)?;
+            let name =
+                roots::prepare(&directory, &domain, args.key.root_key, sealing.as_ref(), now)?;
             print(&format!("{name} is trusted; `ca root switch` once everybody has heard\n"))
         }
         RootVerb::Switch(args) => {

@@ -10,14 +10,12 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{DirectoryArgs, TrustDomainArgs, duration, failed};
+use super::{DirectoryArgs, RootKeyArgs, TrustDomainArgs, duration, failed};
 use crate::ca::allow::AccountName;
 use crate::ca::audit::Audit;
 use crate::ca::{Ca, Settings, server};
 use crate::cli::{Exit, Failed};
 use crate::drain::Signals;
-use crate::identity::KeyType;
-use crate::identity::ca::sealed::SealingKey;
 use crate::telemetry::logs;
 
 /// The flags of `mtls-daemon ca run`.
@@ -47,19 +45,8 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, env = "MTLS_CA_CACERTS", value_name = "DIR")]
     cacerts: Option<PathBuf>,
 
-    /// Key of a root that has to be made
-    #[arg(
-        long,
-        env = "MTLS_CA_ROOT_KEY",
-        value_name = "KIND",
-        value_enum,
-        default_value = "ecdsa-p256"
-    )]
-    root_key: KeyType,
-
-    /// File of at least 32 random bytes; the roots' keys are encrypted with it at rest
-    #[arg(long, env = "MTLS_CA_KEY_ENCRYPTION_FILE", value_name = "FILE")]
-    key_encryption_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: RootKeyArgs,
 
     /// Lifetime of a certificate whose request names none
     #[arg(
@@ -131,7 +118,7 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
         let error = anyhow!("--default-lifetime is longer than --max-lifetime");
         return Err(Failed::new(Exit::Config, error));
     }
-    let sealing = args.key_encryption_file.as_deref().map(SealingKey::read).transpose();
+    let sealing = args.key.sealing()?;
     let audit = match args.audit_log.to_str() {
         Some("stdout") => Audit::stdout(),
         _ => Audit::file(&args.audit_log)
@@ -141,8 +128,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
         directory: args.directory.dir,
         trust_domain: args.trust_domain.trust_domain,
         plugged_in: args.cacerts,
-        key_type: args.root_key,
-        sealing: sealing.map_err(failed)?,
+        key_type: args.key.root_key,
+        sealing,
         dns_names: args.dns_name,
         default_lifetime: args.default_lifetime,
         max_lifetime: args.max_lifetime,

@@ -49,6 +49,9 @@ fn summary(out: &mut String, status: &Status) -> std::fmt::Result {
     for warning in &config.warnings {
         writeln!(out, "  warning: {}", indent(warning))?;
     }
+    for full in &status.kernel.full {
+        writeln!(out, "KERNEL TABLE FULL: {full}")?;
+    }
     revocation(out, &status.revocation)?;
     let open = status.connections;
     writeln!(out, "open connections: {} in, {} out", open.open_inbound, open.open_outbound)
@@ -98,14 +101,23 @@ fn workloads(workloads: &[WorkloadStatus]) -> Option<String> {
                 workload.workload.clone(),
                 workload.state.as_str().to_owned(),
                 join(workload.addresses.iter()),
-                workload.network_namespace.display().to_string(),
+                place(workload),
                 workload.identity.clone(),
                 workload.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    let header = ["WORKLOAD", "STATE", "ADDRESSES", "NETWORK NAMESPACE", "IDENTITY", "REASON"];
+    let header = ["WORKLOAD", "STATE", "ADDRESSES", "PLACE", "IDENTITY", "REASON"];
     (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn place(workload: &WorkloadStatus) -> String {
+    match (&workload.network_namespace, &workload.cgroup, workload.cgroup_id) {
+        (Some(path), _, _) => path.display().to_string(),
+        (None, Some(cgroup), Some(_)) => cgroup.clone(),
+        (None, Some(cgroup), None) => format!("{cgroup} (not there)"),
+        (None, None, _) => String::new(),
+    }
 }
 
 fn policies(policies: &[PolicyStatus]) -> Option<String> {
@@ -179,7 +191,7 @@ fn age(since: &str, now: SystemTime) -> String {
 }
 
 /// How long a certificate is still good, for example `11h 59m`.
-fn left(not_after: &str, now: SystemTime) -> String {
+pub(in crate::cli) fn left(not_after: &str, now: SystemTime) -> String {
     let Ok(not_after) = humantime::parse_rfc3339(not_after) else { return not_after.to_owned() };
     match not_after.duration_since(now) {
         Ok(left) if !left.is_zero() => short(left),
@@ -188,7 +200,7 @@ fn left(not_after: &str, now: SystemTime) -> String {
 }
 
 /// How long until then, for example `5h 59m`.
-fn wait(until: &str, now: SystemTime) -> String {
+pub(in crate::cli) fn wait(until: &str, now: SystemTime) -> String {
     let Ok(until) = humantime::parse_rfc3339(until) else { return until.to_owned() };
     match until.duration_since(now) {
         Ok(wait) if !wait.is_zero() => short(wait),
@@ -248,6 +260,7 @@ mod tests {
                 generation: 3,
                 loaded_at: timestamp(start),
                 last_error: None,
+                refused: Vec::new(),
                 warnings: Vec::new(),
             },
             workloads: Vec::new(),
@@ -286,12 +299,14 @@ mod tests {
         status.awaited = vec!["SVID of full/server".into(), "kernel programs".into()];
         status.config.last_error = Some("a.yaml:3: bad mode\nb.yaml:1: bad kind\n".into());
         status.config.warnings = vec!["c.yaml:2: unknown field spec.x".into()];
+        status.kernel.full = vec!["MESH_ADDRESSES is full".into()];
         let text = render(&status, now());
         assert!(text.contains("NOT READY: awaited: SVID of full/server, kernel programs\n"));
         assert!(
             text.contains("  REFUSED since, and not in force: a.yaml:3: bad mode\n    b.yaml:1")
         );
         assert!(text.contains("  warning: c.yaml:2: unknown field spec.x\n"), "{text}");
+        assert!(text.contains("\nKERNEL TABLE FULL: MESH_ADDRESSES is full\n"), "{text}");
     }
 
     #[test]
@@ -339,7 +354,9 @@ mod tests {
             WorkloadStatus {
                 workload: "full/server".into(),
                 identity: id.into(),
-                network_namespace: "/run/netns/full".into(),
+                network_namespace: Some("/run/netns/full".into()),
+                cgroup: None,
+                cgroup_id: None,
                 state: WorkloadState::Enrolled,
                 reason: None,
                 addresses: vec!["10.0.0.2".parse().expect("v4"), "fd00::2".parse().expect("v6")],
@@ -348,7 +365,9 @@ mod tests {
             WorkloadStatus {
                 workload: "full/late".into(),
                 identity: id.into(),
-                network_namespace: "/run/netns/late".into(),
+                network_namespace: Some("/run/netns/late".into()),
+                cgroup: None,
+                cgroup_id: None,
                 state: WorkloadState::Pending,
                 reason: Some("no such namespace yet".into()),
                 addresses: vec!["10.0.0.3".parse().expect("v4")],
@@ -359,6 +378,7 @@ mod tests {
             identity: id.into(),
             source: "embedded".into(),
             serial: Some("01ab".into()),
+            issuer: None,
             not_before: None,
             not_after: Some(timestamp(now() + Duration::from_secs(12 * 3600 - 1))),
             next_renewal: Some(timestamp(now() + Duration::from_secs(6 * 3600 - 1))),
@@ -383,9 +403,9 @@ mod tests {
         status.kernel.decisions.insert("redirected".into(), 7);
         let text = render(&status, now());
         let expected = "\
-WORKLOAD     STATE     ADDRESSES         NETWORK NAMESPACE  IDENTITY                                  REASON
-full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full    spiffe://cluster.local/ns/full/sa/server
-full/late    pending   10.0.0.3          /run/netns/late    spiffe://cluster.local/ns/full/sa/server  no such namespace yet
+WORKLOAD     STATE     ADDRESSES         PLACE            IDENTITY                                  REASON
+full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full  spiffe://cluster.local/ns/full/sa/server
+full/late    pending   10.0.0.3          /run/netns/late  spiffe://cluster.local/ns/full/sa/server  no such namespace yet
 
 IDENTITY                                  EXPIRES IN  RENEWS IN  SERIAL  SOURCE    LAST ERROR
 spiffe://cluster.local/ns/full/sa/server  11h 59m     5h 59m     01ab    embedded

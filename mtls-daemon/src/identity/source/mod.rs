@@ -38,6 +38,57 @@ pub trait SvidSource: Send + Sync + 'static {
 pub enum SourceError {
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// A server was asked.
+    #[error("{text}")]
+    Asked { reason: Reason, text: String },
     #[error("{0}")]
     Other(String),
+}
+
+impl SourceError {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Ca(_) => Reason::Ca,
+            Self::Asked { reason, .. } => *reason,
+            Self::Other(_) => Reason::Invalid,
+        }
+    }
+}
+
+/// Kinds of failures, for metrics: who has to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The embedded CA: its directory, its key, its root's end.
+    Ca,
+    /// No connection, or not to whom it should be.
+    Unreachable,
+    Timeout,
+    /// The server said no.
+    Refused,
+    /// The node cannot show who it is: no token, no certificate of its own.
+    Credential,
+    /// What came cannot be used: for another key, not verifiable, expired, unreadable.
+    Invalid,
+}
+
+impl Reason {
+    pub const ALL: [Self; 6] = [
+        Self::Ca,
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Refused,
+        Self::Credential,
+        Self::Invalid,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ca => "ca",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Credential => "credential",
+            Self::Invalid => "invalid",
+        }
+    }
 }

@@ -98,6 +98,47 @@ fn a_refused_destination_rule_closes_its_host_and_no_other() {
 }
 
 #[test]
+fn a_refused_destination_rule_is_closed_for_whatever_it_could_have_meant() {
+    let good = rule("full", "server", "trafficPolicy: {tls: {mode: DISABLE}}")
+        .replace("name: rule", "name: aaa");
+    let selecting = good.replace(
+        ", trafficPolicy",
+        ", workloadSelector: {matchLabels: {app: client}}, trafficPolicy",
+    );
+    let to = "10.96.0.1:8000";
+    let wrong = "trafficPolicy: {tls: {mode: NEVER}}";
+    for (bad, good, expected) in [
+        // Of any host: also for that of a good rule that is exact. One that selects the client goes
+        // before it, as it would if it were right, unless that cannot be told either.
+        (rule("full", "'%'", wrong), &good, "refused"),
+        (rule("full", "'%'", wrong), &selecting, "plain 10.0.0.2:80"),
+        (
+            rule("full", "'%'", &format!("workloadSelector: {{x: y}}, {wrong}")),
+            &selecting,
+            "refused",
+        ),
+        (rule("full", "server", wrong).replace("host: server, ", ""), &good, "refused"),
+        (
+            rule("full", "server", &format!("workloadSelector: {{x: y}}, {wrong}")),
+            &selecting,
+            "refused",
+        ),
+        (rule("full", "'*'", wrong), &good, "plain 10.0.0.2:80"),
+        (rule("full", "server", wrong), &selecting, "plain 10.0.0.2:80"),
+        (rule("other", "'%'", wrong), &good, "plain 10.0.0.2:80"),
+        // After a rule of the client's own namespace nobody asks the root namespace's.
+        (rule("istio-system", "'%'", wrong), &good, "plain 10.0.0.2:80"),
+    ] {
+        assert_ne!(*good, "");
+        let built = again(None, &[("m", MESH), ("a", &bad), ("b", good)]);
+        assert_eq!(answer(&built.snapshot, to, 0), expected, "{bad}{good}");
+    }
+    let root = rule("istio-system", "'%'", wrong);
+    let built = again(None, &[("m", MESH), ("a", &root)]);
+    assert_eq!(answer(&built.snapshot, to, 0), "refused", "the only one there is");
+}
+
+#[test]
 fn of_two_objects_with_one_name_the_one_in_force_stays() {
     let strict = authn("full", STRICT);
     let open = authn("full", "{mtls: {mode: DISABLE}}");
@@ -115,6 +156,53 @@ fn of_two_objects_with_one_name_the_one_in_force_stays() {
         &start,
         "z:1: PeerAuthentication full/default: metadata.name: is there twice: also at a:1",
     );
+    // Reading the same again settles nothing: still both, until one of them is gone.
+    let again_ = again(Some(&start.accepted), &[("a", &open), ("m", MESH), ("z", &strict)]);
+    assert!(mode(&again_, "10.0.0.2").starts_with("STRICT"), "{}", mode(&again_, "10.0.0.2"));
+    let third = again(Some(&again_.accepted), &[("a", &open), ("m", MESH), ("z", &strict)]);
+    assert!(mode(&third, "10.0.0.2").starts_with("STRICT"), "{}", mode(&third, "10.0.0.2"));
+    let alone = again(Some(&third.accepted), &[("a", &open), ("m", MESH)]);
+    assert!(mode(&alone, "10.0.0.2").starts_with("DISABLE"), "{}", mode(&alone, "10.0.0.2"));
+    assert_eq!(alone.errors, []);
+}
+
+#[test]
+fn a_policy_that_may_have_moved_to_an_unreadable_file_stays() {
+    let strict = authn("full", STRICT);
+    let entry = MESH.split("---").find(|text| text.contains("name: plain")).unwrap();
+    let mesh = MESH.replace(entry, "\n").replace("---\n---", "---");
+    let first = again(None, &[("m", &mesh), ("p", entry), ("z", &strict)]);
+    assert!(mode(&first, "10.0.0.2").starts_with("STRICT"));
+    // It was moved from z to y, and y has a slip; a WorkloadEntry went at the same time.
+    let broken = format!("{strict}---\n{{");
+    let second = again(Some(&first.accepted), &[("m", &mesh), ("y", &broken)]);
+    assert!(mode(&second, "10.0.0.2").starts_with("STRICT"), "{}", mode(&second, "10.0.0.2"));
+    says(&second, "PeerAuthentication full/default: stays in force: it is nowhere");
+    assert!(
+        second.snapshot.workload_at("10.0.0.3".parse().unwrap()).is_none(),
+        "that is no policy"
+    );
+    // Mended, the file says where it is, or that it is gone.
+    let third = again(Some(&second.accepted), &[("m", &mesh), ("y", &authn("other", STRICT))]);
+    assert!(mode(&third, "10.0.0.2").starts_with("PERMISSIVE"), "{}", mode(&third, "10.0.0.2"));
+}
+
+#[test]
+fn another_groups_kind_of_the_same_name_is_nobodys_policy() {
+    let foreign = authn("full", STRICT).replace("security.istio.io/v1", "example.com/v1");
+    let open = authn("full", "{mtls: {mode: DISABLE}}");
+    for (first, second) in [(&foreign, &open), (&open, &foreign)] {
+        let built = again(None, &[("m", MESH), ("a", first), ("b", second)]);
+        assert!(mode(&built, "10.0.0.2").starts_with("DISABLE"), "{}", mode(&built, "10.0.0.2"));
+        says(&built, "PeerAuthentication full/default of example.com: ");
+        says(&built, "refused: nothing it says has an effect");
+        let twice = built.errors.iter().any(|error| error.code == Code::ObjectDuplicate);
+        assert!(!twice, "{:?}", built.errors);
+    }
+    // Nor when not even its name can be read.
+    let unnamed = foreign.replace("name: default", "name: [x]");
+    let built = again(None, &[("m", MESH), ("a", &unnamed)]);
+    assert!(mode(&built, "10.0.0.2").starts_with("PERMISSIVE"), "{}", mode(&built, "10.0.0.2"));
 }
 
 #[test]
@@ -152,6 +240,30 @@ fn two_workloads_never_share_a_name() {
         "{errors:?}"
     );
     assert!(errors[0].contains("[E_CONFLICT]"), "{errors:?}");
+    // Whoever has the name keeps it: a newcomer takes nobody out of the mesh.
+    let gate = MESH.replace(
+        "metadata: {name: client, namespace: full}\nspec: {node",
+        "metadata: {name: gate, namespace: full}\nspec: {node",
+    );
+    let namesake = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                    metadata: {name: gate, namespace: full}\n\
+                    spec: {address: 10.0.0.8, serviceAccount: other}\n";
+    let names = |built: &Built| -> Vec<String> {
+        built.snapshot.node_workloads().iter().map(|here| here.workload.key()).collect()
+    };
+    let first = again(None, &[("m", &gate)]);
+    assert_eq!(names(&first), ["full/gate"]);
+    let second = again(Some(&first.accepted), &[("a", namesake), ("m", &gate)]);
+    assert_eq!(names(&second), ["full/gate"], "{:?}", second.errors);
+    assert!(second.snapshot.workload_at("10.0.0.8".parse().unwrap()).is_none());
+    says(&second, "a:1: WorkloadEntry full/gate: metadata.name: two workloads");
+    // And the other way round.
+    let without = gate.rsplit_once("---").unwrap().0;
+    let first = again(None, &[("a", namesake), ("m", without)]);
+    let second = again(Some(&first.accepted), &[("a", namesake), ("m", &gate)]);
+    assert!(names(&second).is_empty());
+    assert!(second.snapshot.workload_at("10.0.0.8".parse().unwrap()).is_some());
+    says(&second, "NodeWorkload full/gate: metadata.name: two workloads");
 }
 
 #[test]

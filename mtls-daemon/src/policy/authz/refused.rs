@@ -31,7 +31,8 @@ impl RefusedPolicy {
         // For a typing error beside it, a gateway's policy has a selector or an unknown field.
         let one = fields
             .take(&mut unheard, "targetRef")
-            .is_some_and(|f| f.fields(&mut unheard).is_some());
+            .and_then(|f| f.fields(&mut unheard))
+            .is_some_and(|fields| !fields.is_empty());
         let list = fields.take(&mut unheard, "targetRefs").map(|f| f.list(&mut unheard));
         let gateway = (one || list.is_some_and(|refs| !refs.is_empty())) && !fields.has("selector");
         // Only ALLOW and DENY can be tried: of anything else nobody knows that it would be.

@@ -13,7 +13,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use zeroize::Zeroizing;
 
 use super::trust::Trust;
-use super::{Answer, Settings, key_and_csr, read_answer};
+use super::{Answer, Denial, Reason, Settings, key_and_csr, read_answer};
 use crate::grpc::Channel;
 use crate::grpc::istio_v1_auth::IstioCertificateRequest;
 use crate::grpc::istio_v1_auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -62,7 +62,7 @@ impl Client {
         &self,
         trust: &Trust,
         own: Option<&Arc<Svid>>,
-    ) -> Result<Channel, String> {
+    ) -> Result<Channel, Denial> {
         let (serial, roots) = (own.map(|svid| svid.serial.clone()), trust.roots()?);
         if let Some(kept) = &*self.kept.lock().unwrap_or_else(PoisonError::into_inner)
             && kept.since.elapsed() < KEPT
@@ -87,7 +87,7 @@ impl Client {
         &self,
         trust: &Trust,
         own: Option<&Svid>,
-    ) -> Result<Channel, String> {
+    ) -> Result<Channel, Denial> {
         let tls = AuthorityClient::new(&trust.anchors()?, own).map_err(|it| it.to_string())?;
         let connected = async {
             let stream = TcpStream::connect(&self.address)
@@ -102,7 +102,9 @@ impl Client {
             Channel::open(stream, authority).await.map_err(|error| error.to_string())
         };
         let limited = tokio::time::timeout(CONNECT, connected).await;
-        limited.unwrap_or_else(|_| Err(format!("no connection within {} s", CONNECT.as_secs())))
+        limited
+            .unwrap_or_else(|_| Err(format!("no connection within {} s", CONNECT.as_secs())))
+            .map_err(Denial::new(Reason::Unreachable))
     }
 
     /// A certificate for `id`. `impersonated`: it is asked for on a workload's behalf.
@@ -112,7 +114,7 @@ impl Client {
         id: &SpiffeId,
         impersonated: Option<&SpiffeId>,
         token: Option<Zeroizing<String>>,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Denial> {
         let (key, csr) = key_and_csr(id, self.key_type)?;
         let mut fields = BTreeMap::new();
         if let Some(id) = impersonated {
@@ -127,7 +129,7 @@ impl Client {
         let request = self.request(message, token)?;
         let mut client = IstioCertificateServiceClient::new(channel);
         let response = client.create_certificate(request).await.map_err(|it| refusal(&it))?;
-        read_answer(id, &self.trust_domain, key, &response.into_inner().cert_chain)
+        Ok(read_answer(id, &self.trust_domain, key, &response.into_inner().cert_chain)?)
     }
 
     /// None: this CA has no such service.
@@ -135,7 +137,7 @@ impl Client {
         &self,
         channel: Channel,
         token: Option<Zeroizing<String>>,
-    ) -> Result<Option<PollResponse>, String> {
+    ) -> Result<Option<PollResponse>, Denial> {
         let request = self.request(PollRequest {}, token)?;
         match NodeServiceClient::new(channel).poll(request).await {
             Ok(response) => Ok(Some(response.into_inner())),
@@ -166,10 +168,16 @@ impl Client {
     }
 }
 
-fn refusal(status: &tonic::Status) -> String {
+fn refusal(status: &tonic::Status) -> Denial {
     let hint = match status.code() {
         tonic::Code::Unauthenticated => "; its audit log has the reason",
         _ => "",
     };
-    format!("it answered {:?}: {}{hint}", status.code(), status.message())
+    let reason = match status.code() {
+        tonic::Code::Unavailable => Reason::Unreachable,
+        tonic::Code::DeadlineExceeded => Reason::Timeout,
+        _ => Reason::Refused,
+    };
+    let text = format!("it answered {:?}: {}{hint}", status.code(), status.message());
+    Denial { reason, text }
 }

@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroize;
 
-use super::{SourceError, SvidSource};
+use super::{Reason, SourceError, SvidSource};
 use crate::identity::revocations::normal_serial;
 use crate::identity::{Bundle, KeyType, NodeName, Revocations, SpiffeId, Svid, TrustDomain};
 use crate::tls::svid::verify_svid;
@@ -69,6 +69,37 @@ pub struct IstioCa {
     revocations: Arc<Revocations>,
 }
 
+/// Why there is no answer. What has no better reason cannot be used.
+#[derive(Debug)]
+struct Denial {
+    reason: Reason,
+    text: String,
+}
+
+impl Denial {
+    fn new(reason: Reason) -> impl Fn(String) -> Self {
+        move |text| Self { reason, text }
+    }
+}
+
+impl From<String> for Denial {
+    fn from(text: String) -> Self {
+        Self { reason: Reason::Invalid, text }
+    }
+}
+
+impl From<Denial> for String {
+    fn from(denial: Denial) -> Self {
+        denial.text
+    }
+}
+
+impl std::fmt::Display for Denial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// A CA's answer, checked.
 struct Answer {
     svid: Svid,
@@ -101,7 +132,7 @@ impl IstioCa {
         Ok(source)
     }
 
-    async fn ask(&self, id: &SpiffeId) -> Result<Svid, String> {
+    async fn ask(&self, id: &SpiffeId) -> Result<Svid, Denial> {
         let own = match &self.node {
             Some(node) => Some(node.current(self).await?),
             None => None,
@@ -116,9 +147,11 @@ impl IstioCa {
         Ok(svid)
     }
 
-    fn token(&self) -> Result<Option<zeroize::Zeroizing<String>>, String> {
+    fn token(&self) -> Result<Option<zeroize::Zeroizing<String>>, Denial> {
         match &self.settings.credential {
-            Credential::TokenFile(path) => read_token(path).map(Some),
+            Credential::TokenFile(path) => {
+                read_token(path).map(Some).map_err(Denial::new(Reason::Credential))
+            }
             Credential::Node { .. } => Ok(None),
         }
     }
@@ -128,12 +161,14 @@ impl SvidSource for IstioCa {
     fn issue(&self, id: &SpiffeId) -> Result<Svid, SourceError> {
         // On a thread for blocking work; the connection itself is the runtime's.
         let asked = async {
-            tokio::time::timeout(ANSWER, self.ask(id))
-                .await
-                .unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())))
+            tokio::time::timeout(ANSWER, self.ask(id)).await.unwrap_or_else(|_| {
+                let text = format!("no answer within {} s", ANSWER.as_secs());
+                Err(Denial { reason: Reason::Timeout, text })
+            })
         };
-        self.runtime.block_on(asked).map_err(|why| {
-            SourceError::Other(format!("the CA at {}: {why}", self.settings.address))
+        self.runtime.block_on(asked).map_err(|Denial { reason, text }| SourceError::Asked {
+            reason,
+            text: format!("the CA at {}: {text}", self.settings.address),
         })
     }
 

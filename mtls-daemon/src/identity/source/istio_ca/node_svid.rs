@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::trust::certificates;
-use super::{IstioCa, Settings, SourceError, read_token};
+use super::{Denial, IstioCa, Reason, Settings, SourceError, read_token};
 use crate::identity::ca::files;
 use crate::identity::revocations::normal_serial;
 use crate::identity::{NodeName, SpiffeId, Svid};
@@ -45,7 +45,7 @@ impl NodeSvid {
     }
 
     /// One that is valid; renewed after half of its life, and when the CA's roots changed.
-    pub(super) async fn current(&self, source: &IstioCa) -> Result<Arc<Svid>, String> {
+    pub(super) async fn current(&self, source: &IstioCa) -> Result<Arc<Svid>, Denial> {
         let mut held = self.held.lock().await;
         let now = SystemTime::now();
         if held.is_none() {
@@ -79,7 +79,9 @@ impl NodeSvid {
                 tracing::warn!(%error, "the node's own SVID is not renewed yet");
                 Ok(old)
             }
-            (Err(error), None) => Err(format!("no SVID for the node itself: {error}")),
+            (Err(Denial { reason, text }), None) => {
+                Err(Denial { reason, text: format!("no SVID for the node itself: {text}") })
+            }
         }
     }
 
@@ -88,14 +90,17 @@ impl NodeSvid {
         &self,
         source: &IstioCa,
         own: Option<&Svid>,
-    ) -> Result<(Svid, Vec<CertificateDer<'static>>), String> {
+    ) -> Result<(Svid, Vec<CertificateDer<'static>>), Denial> {
+        let credential = Denial::new(Reason::Credential);
         let token = match (own, &self.join_token) {
             (Some(_), _) => None,
-            (None, Some(path)) => Some(read_token(path)?),
+            (None, Some(path)) => Some(read_token(path).map_err(credential)?),
             (None, None) => {
-                return Err("there is none from before, and no join token: make one with \
+                return Err(credential(
+                    "there is none from before, and no join token: make one with \
                             `mtls-daemon ca token create` and give it with --ca-join-token-file"
-                    .to_owned());
+                        .to_owned(),
+                ));
             }
         };
         let channel = source.client.connect(&source.trust, own).await?;

@@ -103,6 +103,30 @@ fn rule_4_3_wrong_values_refuse_the_object_and_say_where() {
     assert_eq!(errors(&policy("foo/p", &accounts(16))), (vec![], true));
 }
 
+/// An empty reference names no gateway: the object denies what it selects, or could have selected.
+#[test]
+fn rule_4_3_only_a_gateways_policy_that_is_refused_denies_nothing() {
+    for (spec, expected) in [
+        ("{targetRef: {kind: Pod, name: x}}", vec![]),
+        ("{targetRefs: [{kind: Pod, name: x}]}", vec![]),
+        ("{targetRef: {}}", vec![None]),
+        ("{targetRef: }", vec![None]),
+        ("{targetRefs: []}", vec![None]),
+        ("{targetRef: []}", vec![None]),
+        ("{action: DENNY, targetRefs: []}", vec![None]),
+        ("{action: DENNY, targetRef: {}, selector: {matchLabels: {app: a}}}", vec![Some("a")]),
+    ] {
+        let wrong = spec.replacen('{', "{rules: [{from: []}], ", 1);
+        let (objects, refused, _) = read(&policy("foo/p", &wrong));
+        assert!(objects.is_empty(), "{wrong}");
+        let found: Vec<_> = refused
+            .iter()
+            .map(|one| one.selector.as_ref().map(|labels| labels["app"].as_str()))
+            .collect();
+        assert_eq!(found, expected, "{wrong}");
+    }
+}
+
 /// As where an API server prunes what it does not know: the object is in force without the field.
 #[test]
 fn a_slip_of_the_pen_is_told_and_the_object_in_force_without_it() {

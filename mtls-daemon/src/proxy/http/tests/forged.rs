@@ -144,18 +144,27 @@ fn the_connections_own_headers_stay_with_it() {
 #[test]
 fn rule_4_6_addresses_are_forwarded_only_by_trusted_proxies() {
     run(async {
-        let check = async |trusted_proxies, expected: &str| {
+        let check_of = async |forwarded: &[u8], trusted_proxies, expected: &str| {
             let setup = Setup { trusted_proxies, ..Setup::default() };
             let application = recorder(OK).await;
             let front = front(&setup, application.address).await;
-            let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6, 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n\r\n";
-            raw(front, request.as_bytes()).await;
+            let head = b"GET / HTTP/1.1\r\nHost: a\r\n";
+            raw(front, &[head, forwarded, b"\r\n"].concat()).await;
             assert_eq!(*setup.heard.asked.borrow(), [format!("GET / a {expected}")]);
         };
+        let two: &[u8] = b"X-Forwarded-For: 6.6.6.6, 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n";
+        let check =
+            async |trusted_proxies, expected| check_of(two, trusted_proxies, expected).await;
         check(0, "127.0.0.1").await;
         check(1, "2.2.2.2").await;
         check(2, "1.1.1.1").await;
         check(4, "127.0.0.1").await;
+        // A value that is no text keeps its place: the client cannot move what stands before it.
+        let odd: &[u8] =
+            b"X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: \xe9\r\nX-Forwarded-For: 2.2.2.2\r\n";
+        check_of(odd, 1, "2.2.2.2").await;
+        check_of(odd, 2, "127.0.0.1").await;
+        check_of(odd, 3, "6.6.6.6").await;
     });
 }
 

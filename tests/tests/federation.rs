@@ -229,7 +229,6 @@ fn a_bundle_at_a_url_is_fetched_again_and_kept() -> Result<()> {
     let (root_a, root_b) = (root(&world, "a")?, root(&world, "b")?);
     put(&directory.join("a.json"), &document(&[root_a], 1)?)?;
     wait_known(world.b(), "a.example", "a's bundle", authorities(1))?;
-    wait_known(world.a(), "b.example", "no authority file", error("web.pem"))?;
     let web = Authority::new(&directory, "web")?;
     wait_known(world.a(), "b.example", "nobody there", error("cannot connect"))?;
     refused(&world, world.a(), "upstream_identity_refused", "bundle of its trust domain is empty")?;

@@ -49,6 +49,10 @@ fn found(pid: u32, needles: &Needles) -> Result<Vec<String>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let memory = File::open(format!("/proc/{pid}/mem")).context("run as root")?;
     let mut found = Vec::new();
+    let mut begins: Vec<Needles> = vec![Needles::new(); 256];
+    for (name, needle) in needles {
+        begins[usize::from(needle[0])].push((name, needle.clone()));
+    }
     let mut read = 0;
     for line in maps.lines().filter(|line| line.contains(" rw")) {
         let (from, to) =
@@ -60,26 +64,17 @@ fn found(pid: u32, needles: &Needles) -> Result<Vec<String>> {
             continue;
         }
         read += bytes.len();
-        for (name, needle) in needles {
-            if let Some(at) = find(&bytes, needle) {
-                found.push(format!("{name} at +{at:#x} of {line}"));
+        // One pass: there is much memory, and few bytes begin a needle.
+        for (at, byte) in bytes.iter().enumerate() {
+            for (name, needle) in &begins[usize::from(*byte)] {
+                if bytes[at..].starts_with(needle) {
+                    found.push(format!("{name} at +{at:#x} of {line}"));
+                }
             }
         }
     }
     ensure!(read > 1 << 20, "only {read} bytes of memory could be read");
     Ok(found)
-}
-
-fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    let first = needle[0];
-    let mut from = 0;
-    while let Some(at) = bytes[from..].iter().position(|byte| *byte == first) {
-        if bytes[from + at..].starts_with(needle) {
-            return Some(from + at);
-        }
-        from += at + 1;
-    }
-    None
 }
 
 #[test]

@@ -166,7 +166,7 @@ impl Federation {
         {
             let authorities = known.bundle.as_ref().map_or(0, |it| it.bundle.anchors.len());
             tracing::error!(trust_domain = %domain, authorities, %error,
-                "no new bundle of another trust domain, the last good one stays");
+                "no new bundle of another trust domain; so many authorities go on being believed");
         }
         known.last_error = error;
         drop(state);

@@ -34,7 +34,7 @@ impl SpiffeAgent {
     }
 
     async fn follow_workload(self: Arc<Self>, federation: Arc<Federation>, on_change: OnChange) {
-        let mut known = BTreeMap::new();
+        let mut known = None;
         let mut retry = Retry::new(&self, "its Workload API");
         loop {
             let streamed = async {
@@ -42,7 +42,7 @@ impl SpiffeAgent {
                 loop {
                     let offer = workload::next(&mut stream).await?;
                     retry.worked();
-                    tell(&mut known, &offer, &on_change);
+                    tell(&mut known, &lock(&self.wanted).clone(), &offer, &on_change);
                     for problem in &offer.problems {
                         tracing::warn!(%problem, "the agent gives what cannot be used");
                     }
@@ -51,8 +51,7 @@ impl SpiffeAgent {
                 }
             };
             let Err::<std::convert::Infallible, String>(why) = streamed.await;
-            // Whoever asked meanwhile in vain waits: all of it is told again.
-            known.clear();
+            known = None;
             retry.failed(&why).await;
         }
     }
@@ -121,7 +120,8 @@ impl SpiffeAgent {
     async fn follow_one(self: Arc<Self>, shared: Arc<Shared>, selectors: Selectors, id: SpiffeId) {
         // Nobody tells of a change to an identity that cannot be described: asking says why.
         let Ok(selectors) = selectors.of(&id) else { return };
-        let mut known = BTreeMap::new();
+        let one = BTreeSet::from([id.clone()]);
+        let mut known = None;
         let mut retry = Retry::new(&self, id.as_str());
         loop {
             let streamed = async {
@@ -133,11 +133,11 @@ impl SpiffeAgent {
                     retry.worked();
                     lock(&shared.federates).insert(id.clone(), federates);
                     shared.deliver();
-                    tell(&mut known, &offer, &shared.on_change);
+                    tell(&mut known, &one, &offer, &shared.on_change);
                 }
             };
             let Err::<std::convert::Infallible, String>(why) = streamed.await;
-            known.clear();
+            known = None;
             retry.failed(&why).await;
         }
     }
@@ -166,12 +166,21 @@ impl Shared {
     }
 }
 
-fn tell(known: &mut BTreeMap<SpiffeId, [u8; 32]>, offer: &Offer, on_change: &OnChange) {
+/// What an agent gave in its last message.
+type Known = Option<BTreeMap<SpiffeId, [u8; 32]>>;
+
+/// After an interruption that is all that is wanted: something may have been taken back meanwhile, and
+/// who asked in vain waits.
+fn tell(known: &mut Known, wanted: &BTreeSet<SpiffeId>, offer: &Offer, on_change: &OnChange) {
     let now = offer.fingerprints();
-    let ids = known.keys().chain(now.keys());
-    let changed: BTreeSet<SpiffeId> =
-        ids.filter(|id| known.get(*id) != now.get(*id)).cloned().collect();
-    *known = now;
+    let changed: BTreeSet<SpiffeId> = match known {
+        None => wanted.iter().chain(now.keys()).cloned().collect(),
+        Some(known) => {
+            let ids = known.keys().chain(now.keys());
+            ids.filter(|id| known.get(*id) != now.get(*id)).cloned().collect()
+        }
+    };
+    *known = Some(now);
     if !changed.is_empty() {
         on_change(&changed);
     }

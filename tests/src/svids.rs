@@ -129,11 +129,8 @@ pub fn svid(daemon: &Daemon, identity: &str) -> Result<serde_json::Value> {
 /// As [`World::new`].
 pub fn from_files() -> Result<(World, Material)> {
     let mut made = None;
-    let world = World::with(
-        &[],
-        |_, bed: &Testbed| made = Some(prepare(&bed.directory)),
-        |spec| with_files(spec),
-    );
+    let world =
+        World::with(&[], |_, bed: &Testbed| made = Some(prepare(&bed.directory)), with_files);
     // Why there are none says more than that a daemon did not become ready.
     let material = made.context("the topology was not made")??;
     Ok((world?, material))

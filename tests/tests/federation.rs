@@ -43,7 +43,7 @@ fn two_domains(federate: impl Fn(&Path, &str) -> Vec<(&'static str, String)>) ->
 }
 
 /// A SPIFFE bundle document of PEM certificates.
-fn document(authorities: &[PathBuf], sequence: u64) -> Result<String> {
+fn document(authorities: &[&Path], sequence: u64) -> Result<String> {
     let mut keys = Vec::new();
     for file in authorities {
         let pem = fs::read_to_string(file)?;
@@ -140,10 +140,10 @@ fn bundles_in_files_decide_who_is_believed() -> Result<()> {
     // Never had: nobody is believed, by either side.
     wait_known(world.a(), "b.example", "no bundle", error("not there"))?;
     refused(&world, world.a(), "upstream_identity_refused", "bundle of its trust domain is empty")?;
-    put(&file("b"), &document(&[root_b.clone()], 1)?)?;
+    put(&file("b"), &document(&[&root_b], 1)?)?;
     wait_known(world.a(), "b.example", "b's bundle", authorities(1))?;
     refused(&world, world.b(), "peer_identity_refused", "bundle of its trust domain is empty")?;
-    put(&file("a"), &document(&[root_a.clone()], 1)?)?;
+    put(&file("a"), &document(&[&root_a], 1)?)?;
     wait_known(world.b(), "a.example", "a's bundle", authorities(1))?;
     let mark = world.b().mark();
     ensure!(talks(&world)?);
@@ -167,13 +167,13 @@ fn bundles_in_files_decide_who_is_believed() -> Result<()> {
 
     // The wrong root, an older document, rubbish.
     let stranger = Authority::new(&world.bed.directory, "stranger")?;
-    put(&file("b"), &document(&[stranger.certificate().to_owned()], 2)?)?;
+    put(&file("b"), &document(&[stranger.certificate()], 2)?)?;
     wait_known(world.a(), "b.example", "the next", |known| known["sequence"] == 2)?;
     refused(&world, world.a(), "upstream_identity_refused", "not signed by a CA that is trusted")?;
-    put(&file("b"), &document(&[root_b.clone()], 1)?)?;
+    put(&file("b"), &document(&[&root_b], 1)?)?;
     wait_known(world.a(), "b.example", "the older", error("older document is refused"))?;
     ensure!(!talks(&world)?);
-    put(&file("b"), &document(&[root_b.clone()], 3)?)?;
+    put(&file("b"), &document(&[&root_b], 3)?)?;
     wait_known(world.a(), "b.example", "a good one", |known| known["sequence"] == 3)?;
     ensure!(talks(&world)?);
     put(&file("b"), "{")?;
@@ -227,7 +227,7 @@ fn a_bundle_at_a_url_is_fetched_again_and_kept() -> Result<()> {
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
     let directory = world.bed.directory.clone();
     let (root_a, root_b) = (root(&world, "a")?, root(&world, "b")?);
-    put(&directory.join("a.json"), &document(&[root_a], 1)?)?;
+    put(&directory.join("a.json"), &document(&[&root_a], 1)?)?;
     wait_known(world.b(), "a.example", "a's bundle", authorities(1))?;
     let web = Authority::new(&directory, "web")?;
     wait_known(world.a(), "b.example", "nobody there", error("cannot connect"))?;
@@ -235,7 +235,7 @@ fn a_bundle_at_a_url_is_fetched_again_and_kept() -> Result<()> {
 
     // A server that somebody else vouches for.
     let other = Authority::new(&directory, "otherweb")?;
-    answer(&directory, "200 OK", &document(&[root_b.clone()], 7)?)?;
+    answer(&directory, "200 OK", &document(&[&root_b], 7)?)?;
     let mut server = endpoint(&world, &directory, &other)?;
     wait_known(world.a(), "b.example", "a stranger", error("certificate"))?;
     server.kill()?;
@@ -243,16 +243,16 @@ fn a_bundle_at_a_url_is_fetched_again_and_kept() -> Result<()> {
     answer(&directory, "302 Found\r\nLocation: https://localhost:8443/other", "")?;
     let mut server = endpoint(&world, &directory, &web)?;
     wait_known(world.a(), "b.example", "a redirect", error("it answered 302"))?;
-    answer(&directory, "200 OK", &document(&[root_b.clone()], 7)?)?;
+    answer(&directory, "200 OK", &document(&[&root_b], 7)?)?;
     wait_known(world.a(), "b.example", "the bundle", authorities(1))?;
     ensure!(talks(&world)?);
     ensure!(world.a().metric("mtls_federated_authorities", &["b.example"])? == 1.0);
     ensure!(world.a().metric("mtls_federated_bundle_age_seconds", &["b.example"])? < 15.0);
 
     // The document's own hint says when it is asked for again: every second.
-    answer(&directory, "200 OK", &document(&[root_b.clone()], 6)?)?;
+    answer(&directory, "200 OK", &document(&[&root_b], 6)?)?;
     wait_known(world.a(), "b.example", "the older", error("older document"))?;
-    answer(&directory, "200 OK", &document(&[root_b.clone()], 8)?)?;
+    answer(&directory, "200 OK", &document(&[&root_b], 8)?)?;
     wait_known(world.a(), "b.example", "the next", |known| known["sequence"] == 8)?;
 
     // Nobody there any more: what was had stays, after a restart, too.

@@ -83,11 +83,10 @@ impl SpiffeAgent {
             });
             shared.deliver();
             for id in wanted {
-                if !following.contains_key(&id) {
+                following.entry(id.clone()).or_insert_with(|| {
                     let (agent, shared) = (self.clone(), shared.clone());
-                    let one = agent.follow_one(shared, selectors.clone(), id.clone());
-                    following.insert(id, tasks.spawn(one));
-                }
+                    tasks.spawn(agent.follow_one(shared, selectors.clone(), id))
+                });
             }
             self.wanted_changed.notified().await;
         }

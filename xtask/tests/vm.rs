@@ -40,7 +40,7 @@ fn a_command_that_fails_has_failed_and_one_that_works_has_passed() -> Result<()>
 
 #[test]
 fn a_panic_is_a_failure_with_the_last_lines_of_the_console() -> Result<()> {
-    let stdout = failing(&[], "echo before; echo c >/proc/sysrq-trigger")?;
+    let stdout = failing(&[], "echo before; sleep 1; echo c >/proc/sysrq-trigger")?;
     assert!(stdout.contains("the kernel panicked"), "{stdout}");
     let (_, last) = stdout.split_once("the last lines of 6.1:").context("no last lines")?;
     assert!(last.contains("| before"), "{stdout}");

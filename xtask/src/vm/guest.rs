@@ -46,7 +46,8 @@ pub struct StepEnd {
     pub seconds: u64,
 }
 
-const LAST_LINES: usize = 30;
+/// A panic with its trace, and what came before it.
+const LAST_LINES: usize = 80;
 
 /// Boots a kernel and waits for its end.
 ///

@@ -241,6 +241,17 @@ impl Daemon {
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
     }
 
+    /// Memory that it occupies now, in KiB.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
+        number.parse().context("VmRSS in KiB")
+    }
+
     /// Whether the daemon does without a feature of newer kernels.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //! | [`daemon`], [`admin`] | one `mtls-daemon`, its status, access log and metrics |
 //! | [`ca`] | a CA server that nodes join, with its commands |
 //! | [`world`] | the topology that most tests share: `full`, `partial` and `legacy` |
+//! | [`web`] | the one that tests of HTTP share |
 //! | [`apps`] | the applications: servers that run as processes in pods |
 //! | [`client`], [`curl`] | the applications' other end |
 //! | [`openssl`] | a TLS peer, and a CA, that share no code with the daemon |
@@ -20,6 +21,7 @@
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
+//! | [`svids`] | certificates in directories, as an operator's own tools put them there |
 //! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
 #![forbid(unsafe_code)]
 
@@ -46,9 +48,11 @@ pub mod process;
 pub mod recorder;
 pub mod servers;
 pub mod smtp;
+pub mod svids;
 pub mod talker;
 pub mod wait;
 pub mod walkthrough;
+pub mod web;
 pub mod wire;
 pub mod world;
 pub mod yaml;

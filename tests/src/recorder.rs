@@ -189,7 +189,9 @@ fn converse(number: usize, mut out: TcpStream, state: &Mutex<State>) -> std::io:
                 text.len()
             )?;
         } else {
-            write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())?;
+            // In one piece: pieces wait for each other's acknowledgement.
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+            out.write_all(answer.as_bytes())?;
         }
     }
 }

@@ -185,8 +185,9 @@ pub fn nginx_http2(pod: &Pod, directory: &Path, port: u16) -> Result<Process> {
     fs::create_dir_all(&directory)?;
     let place = directory.display();
     let page = "$server_protocol $request_uri $http_x_forwarded_client_cert";
-    let server =
-        format!("server {{ listen {port} http2; location / {{ return 200 '{page}'; }} }}\n");
+    let server = format!(
+        "server {{ listen [::]:{port} ipv6only=off http2; location / {{ return 200 '{page}'; }} }}\n"
+    );
     start_nginx(pod, &directory, &format!("{}{server}", temporary(&place.to_string())), port)
 }
 

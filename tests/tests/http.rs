@@ -2,133 +2,21 @@
 //! of its client, which requests reach it in which form, and what is answered in its place.
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::apps::BANNER;
-use mtls_tests::bed::{PodSpec, Testbed};
 use mtls_tests::client::{End, converse};
-use mtls_tests::curl::{self, Curl};
-use mtls_tests::daemon::Daemon;
-use mtls_tests::mesh::{Mesh, Service};
+use mtls_tests::curl::Curl;
 use mtls_tests::recorder::{Recorder, Seen};
 use mtls_tests::servers::nginx_http2;
-use mtls_tests::talker::{Answer, Talker};
-use mtls_tests::world::{World, serve};
-use mtls_tests::{DaemonSpec, openssl};
-use serde_json::{Value, json};
+use mtls_tests::talker::Answer;
+use mtls_tests::web::{self, AUTO, CLIENT, DEAD, GATEWAY, HTTP2, PORT, Web, XFCC, service};
+use mtls_tests::world::serve;
+use serde_json::json;
 
-/// Declared HTTP.
-const PORT: u16 = 8080;
-/// Declared HTTP, and nobody listens.
-const DEAD: u16 = 8081;
-/// Declared HTTP/2.
-const HTTP2: u16 = 8082;
-/// In no service: nobody has declared anything.
-const AUTO: u16 = 7000;
-/// In no service either: its server speaks first.
+/// In no service: its server speaks first.
 const BANNER_PORT: u16 = 7001;
-const XFCC: &str = "X-Forwarded-Client-Cert";
-const CLIENT: &str = "spiffe://cluster.local/ns/web/sa/client";
-const GATEWAY: &str = "spiffe://cluster.local/ns/edge/sa/gateway";
-const SERVER: &str = "spiffe://cluster.local/ns/app/sa/server";
-
-/// Two enrolled clients and one that is not; an application, and one that wants to hear nothing of
-/// its clients.
-struct Town {
-    app: Recorder,
-    auto: Recorder,
-    quiet: Recorder,
-    world: World,
-}
-
-fn town(run: impl Fn(DaemonSpec) -> DaemonSpec) -> Result<Town> {
-    let pods = [
-        PodSpec::new(0, "client", 10),
-        PodSpec::new(0, "gateway", 11),
-        PodSpec::new(0, "stranger", 12),
-        PodSpec::new(1, "server", 20),
-        PodSpec::new(1, "quiet", 21),
-    ];
-    let configure = |bed: &Testbed| {
-        let mut mesh = Mesh::new(bed.config_directory());
-        let [a, b] = [&bed.nodes[0], &bed.nodes[1]];
-        mesh.enrol(a, bed.pod("client"), "web", "client", "client");
-        mesh.enrol(a, bed.pod("gateway"), "edge", "gateway", "gateway");
-        mesh.enrol(b, bed.pod("server"), "app", "server", "server");
-        let quiet = bed.pod("quiet");
-        let entries = mesh.workload(quiet, "app", "quiet", "quiet", true);
-        let spec = json!({
-            "node": b.name,
-            "networkNamespace": quiet.netns,
-            "workloadEntries": entries,
-            "forwardClientCert": "off",
-        });
-        mesh.put("mtls-ebpf.dev/v1alpha1", "NodeWorkload", "app", "quiet", spec);
-        for (name, number) in [("server", 1), ("quiet", 2)] {
-            mesh.service(&Service {
-                namespace: "app",
-                name,
-                addresses: vec![[10, 96, 0, number].into()],
-                ports: vec![
-                    (PORT, "http", "HTTP", PORT),
-                    (DEAD, "http-dead", "HTTP", DEAD),
-                    (HTTP2, "http2", "HTTP2", HTTP2),
-                ],
-                selector: json!({"app": name}),
-            });
-        }
-        mesh
-    };
-    let mut world = World::of(&pods, configure)?;
-    let (app, auto, quiet) = (
-        Recorder::start(world.pod("server"), PORT)?,
-        Recorder::start(world.pod("server"), AUTO)?,
-        Recorder::start(world.pod("quiet"), PORT)?,
-    );
-    world.start(run)?;
-    Ok(Town { app, auto, quiet, world })
-}
-
-impl Town {
-    fn server(&self, port: u16) -> SocketAddr {
-        self.world.pod("server").v4(port)
-    }
-
-    fn talker(&self, client: &str, to: SocketAddr) -> Result<Talker> {
-        Talker::connect(self.world.pod(client), to)
-    }
-
-    fn curl(&self, client: &str, to: SocketAddr, path: &str, more: &[&str]) -> Result<Curl> {
-        let url = format!("http://{to}{path}");
-        let arguments: Vec<&str> = more.iter().copied().chain([url.as_str()]).collect();
-        curl::run(self.world.pod(client), &arguments)
-    }
-
-    /// SHA-256 of the certificate that `client` shows, as openssl sees it.
-    fn fingerprint(&self, client: &str) -> Result<String> {
-        let to = self.world.pod(client).v4(1);
-        openssl::look(self.world.pod("stranger"), to, &["-alpn", "istio"])?.fingerprint()
-    }
-
-    fn element(&self, client: &str, identity: &str) -> Result<String> {
-        let hash = self.fingerprint(client)?;
-        Ok(format!("By={SERVER};Hash={hash};Subject=\"\";URI={identity}"))
-    }
-
-    fn policy(&mut self, spec: &Value) -> Result<()> {
-        self.world.change(|mesh| {
-            mesh.put("security.istio.io/v1", "AuthorizationPolicy", "app", "list", spec.clone());
-        })
-    }
-
-    fn without_policy(&mut self) -> Result<()> {
-        self.world.change(|mesh| {
-            mesh.remove("AuthorizationPolicy", "app", "list");
-        })
-    }
-}
 
 /// Headers that claim to know the client, in the spellings that applications fold into one.
 const FORGED: [&str; 3] = [
@@ -151,11 +39,11 @@ fn check_header(seen: &Seen, expected: &[&str]) -> Result<()> {
 #[test]
 fn an_application_is_told_who_its_client_is_and_nothing_forged() -> Result<()> {
     let forwarder = GATEWAY.trim_start_matches("spiffe://");
-    let mut town = town(|spec| spec.with("--trusted-forwarder", forwarder))?;
+    let mut town = web::start(|spec| spec.with("--trusted-forwarder", forwarder))?;
     let client = town.element("client", CLIENT)?;
 
     // By curl, by a service's address and by the pod's own.
-    for to in [town.server(PORT), SocketAddr::from(([10, 96, 0, 1], PORT)), town.server(AUTO)] {
+    for to in [town.server(PORT), service(1), town.server(AUTO)] {
         let got = town.curl("client", to, "/", &["--header", FORGED[0], "--header", FORGED[2]])?;
         ensure!((got.exit, got.code) == (0, 200), "{to}: {got:?}");
         let app = if to.port() == AUTO { &town.auto } else { &town.app };
@@ -220,7 +108,7 @@ fn an_application_is_told_who_its_client_is_and_nothing_forged() -> Result<()> {
 
 #[test]
 fn no_forged_header_arrives_on_a_disabled_port_that_nobody_declared() -> Result<()> {
-    let mut town = town(|spec| spec)?;
+    let mut town = web::start(|spec| spec)?;
     let quiet = Recorder::start(town.world.pod("quiet"), AUTO)?;
     let _banner = serve(town.world.pod("server"), "banner", BANNER_PORT)?;
     town.world.change(|mesh| {
@@ -261,7 +149,7 @@ fn no_forged_header_arrives_on_a_disabled_port_that_nobody_declared() -> Result<
 
 #[test]
 fn http2_is_told_and_judged_alike() -> Result<()> {
-    let mut town = town(|spec| spec)?;
+    let mut town = web::start(|spec| spec)?;
     let pod = town.world.pod("server");
     let _nginx = nginx_http2(pod, &town.world.bed.directory, HTTP2)?;
     let client = town.element("client", CLIENT)?;
@@ -296,7 +184,7 @@ fn check_denied(answer: &Answer) -> Result<()> {
 
 #[test]
 fn requests_are_judged_one_by_one_in_one_form() -> Result<()> {
-    let mut town = town(|spec| spec.with("--path-normalization", "merge-slashes"))?;
+    let mut town = web::start(|spec| spec.with("--path-normalization", "merge-slashes"))?;
     let rules = json!([{"to": [{"operation": {"methods": ["GET"], "paths": ["/public*"]}}]}]);
     let public = json!({"action": "ALLOW", "rules": rules});
     town.policy(&public)?;
@@ -383,7 +271,7 @@ fn requests_are_judged_one_by_one_in_one_form() -> Result<()> {
     }
     ensure!((town.auto.connections(), town.auto.bytes()) == heard, "the application heard of it");
     // What is not HTTP is one connection, which an ALLOW rule about HTTP does not allow; others do.
-    let talk = |town: &Town| {
+    let talk = |town: &Web| {
         let (from, to) = (town.world.pod("client"), town.server(AUTO));
         from.inside(|| converse(to, "\u{1}not HTTP\n"))
     };
@@ -398,7 +286,7 @@ fn requests_are_judged_one_by_one_in_one_form() -> Result<()> {
 
 #[test]
 fn what_two_readers_could_read_differently_reaches_no_application() -> Result<()> {
-    let town = town(|spec| spec)?;
+    let town = web::start(|spec| spec)?;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: app\r\n\r\n";
     let posts = [
         ("a length and chunks", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"),
@@ -442,17 +330,9 @@ fn what_two_readers_could_read_differently_reaches_no_application() -> Result<()
     Ok(())
 }
 
-/// Memory that a daemon occupies now, in KiB.
-fn resident(daemon: &Daemon) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
-    number.parse().context("VmRSS in KiB")
-}
-
 #[test]
 fn upgrades_trailers_and_uploads_pass_and_a_silent_server_is_503() -> Result<()> {
-    let town = town(|spec| spec)?;
+    let town = web::start(|spec| spec)?;
     for client in ["client", "stranger"] {
         let to = town.server(PORT);
         let mut talker = town.talker(client, to)?;
@@ -491,7 +371,7 @@ fn upgrades_trailers_and_uploads_pass_and_a_silent_server_is_503() -> Result<()>
     let file = town.world.bed.directory.join("upload");
     std::fs::File::create(&file)?.set_len(LENGTH)?;
     let file = file.to_string_lossy().into_owned();
-    let before = (resident(town.world.a())?, resident(town.world.b())?);
+    let before = (town.world.a().resident()?, town.world.b().resident()?);
     let mut most = before;
     let got = std::thread::scope(|scope| -> Result<Curl> {
         let upload = scope.spawn(|| {
@@ -499,8 +379,8 @@ fn upgrades_trailers_and_uploads_pass_and_a_silent_server_is_503() -> Result<()>
             town.curl("client", town.server(PORT), "/upload", &more)
         });
         while !upload.is_finished() {
-            most.0 = most.0.max(resident(town.world.a())?);
-            most.1 = most.1.max(resident(town.world.b())?);
+            most.0 = most.0.max(town.world.a().resident()?);
+            most.1 = most.1.max(town.world.b().resident()?);
             std::thread::sleep(Duration::from_millis(10));
         }
         upload.join().expect("no panic")

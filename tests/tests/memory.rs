@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::World;
 use mtls_tests::apps::{Meter, Noise};
 use mtls_tests::client::{self, summary_of_noise};
-use mtls_tests::daemon::Daemon;
 use mtls_tests::wait::patience;
 use mtls_tests::world::To;
 use serde_json::Value;
@@ -22,14 +21,6 @@ const LENGTH: u64 = 256 << 20;
 const GROWTH_KIB: u64 = 32 << 10;
 /// No byte for so long: the sender is blocked.
 const STILL: Duration = Duration::from_millis(700);
-
-/// Memory that a daemon occupies now, in KiB.
-fn resident(daemon: &Daemon) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
-    number.parse().context("VmRSS in KiB")
-}
 
 /// Sends the noise and its end, counting as it goes.
 fn send(mut stream: TcpStream, sent: &AtomicU64) -> Result<()> {
@@ -92,14 +83,14 @@ fn check(upload: bool) -> Result<()> {
     let world = World::new()?;
     let (client, server) = pair(&world, To::Full.v4(PORT))?;
     let (sender, receiver) = if upload { (client, server) } else { (server, client) };
-    let before = [resident(world.a())?, resident(world.b())?];
+    let before = [world.a().resident()?, world.b().resident()?];
     let sent = AtomicU64::new(0);
     thread::scope(|scope| {
         let sending = scope.spawn(|| send(sender, &sent));
         let reached = blocked(&sent)?;
         ensure!(reached < LENGTH, "{reached} bytes went somewhere that nobody reads");
         for (daemon, before) in world.daemons.iter().zip(before) {
-            let now = resident(daemon)?;
+            let now = daemon.resident()?;
             let grown = now.saturating_sub(before);
             let name = &daemon.spec.name;
             ensure!(grown < GROWTH_KIB, "{name} grew by {grown} KiB, from {before} to {now}");
@@ -107,7 +98,7 @@ fn check(upload: bool) -> Result<()> {
         assert_eq!(receive(receiver)?, summary_of_noise(LENGTH));
         sending.join().expect("no panic")?;
         for (daemon, before) in world.daemons.iter().zip(before) {
-            let grown = resident(daemon)?.saturating_sub(before);
+            let grown = daemon.resident()?.saturating_sub(before);
             ensure!(grown < GROWTH_KIB, "{} kept {grown} KiB", daemon.spec.name);
         }
         Ok(())

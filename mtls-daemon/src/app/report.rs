@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::admin::status::{
-    CrlStatus, PolicyStatus, RefusedStatus, RevocationListStatus, RevocationStatus, SvidStatus,
-    WorkloadState, WorkloadStatus, timestamp as shown,
+    CrlStatus, FederatedStatus, PolicyStatus, RefusedStatus, RevocationListStatus,
+    RevocationStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
 };
 use crate::mesh::{Place, Snapshot};
 use crate::node;
@@ -109,6 +109,17 @@ fn refusal(error: &ConfigError, instead: &str) -> RefusedStatus {
         code: error.code.as_str().to_owned(),
         message: error.reason.clone(),
         instead: instead.to_owned(),
+    }
+}
+
+pub fn federated(domain: crate::identity::federation::FederatedStatus) -> FederatedStatus {
+    FederatedStatus {
+        trust_domain: domain.trust_domain.to_string(),
+        origin: domain.origin,
+        authorities: domain.authorities,
+        sequence: domain.sequence,
+        confirmed: domain.confirmed.map(shown),
+        last_error: domain.last_error,
     }
 }
 

@@ -148,6 +148,7 @@ impl Inbound<'_> {
             in_flight,
             traffic: counted.traffic.clone(),
             head_time: shared.timeouts.head,
+            drain: &shared.drain,
         };
         http::serve(client, context).await
     }

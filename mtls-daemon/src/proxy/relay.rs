@@ -180,14 +180,15 @@ const ASK: Duration = Duration::from_secs(2);
 
 /// A timer that exists only while one side is not being read.
 #[derive(Default)]
-struct Watch(Option<Pin<Box<Sleep>>>);
+pub struct Watch(Option<Pin<Box<Sleep>>>);
 
 impl Watch {
     fn begin(&mut self, after: Duration) {
         self.0 = Some(Box::pin(sleep(after)));
     }
 
-    fn is_due(&mut self, cx: &mut Context<'_>, needed: bool) -> bool {
+    /// Whether it is time to ask; begins to count when it is `needed`.
+    pub fn is_due(&mut self, cx: &mut Context<'_>, needed: bool) -> bool {
         if !needed {
             self.0 = None;
             return false;
@@ -205,7 +206,7 @@ impl Watch {
 }
 
 /// A reset that arrived while nobody read.
-fn broken(stream: &TcpStream) -> Option<io::Error> {
+pub fn broken(stream: &TcpStream) -> Option<io::Error> {
     SockRef::from(stream).take_error().ok().flatten()
 }
 

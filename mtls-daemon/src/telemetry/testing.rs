@@ -117,6 +117,22 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
             "server",
         ),
         (
+            Failure::NoLongerBelieved {
+                upstream: false,
+                error: HandshakeError::PeerRefused("its CA is gone".into()),
+            },
+            "peer_identity_refused",
+            "client",
+        ),
+        (
+            Failure::NoLongerBelieved {
+                upstream: true,
+                error: HandshakeError::PeerRefused("its CA is gone".into()),
+            },
+            "upstream_identity_refused",
+            "server",
+        ),
+        (
             Failure::NoLongerBelieved { upstream: true, error: own_revoked() },
             "own_certificate_revoked",
             "us",

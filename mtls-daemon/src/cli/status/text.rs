@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::Status;
-use crate::admin::status::{PolicyStatus, RevocationStatus, SvidStatus, WorkloadStatus};
+use crate::admin::status::{
+    FederatedStatus, PolicyStatus, RevocationStatus, SvidStatus, WorkloadStatus,
+};
 use crate::cli::table::table;
 
 /// `now` makes certificates' times relative.
@@ -15,6 +17,10 @@ pub(super) fn render(status: &Status, now: SystemTime) -> String {
     out.push_str(&section("workloads", workloads(&status.workloads)));
     out.push('\n');
     out.push_str(&section("identities", svids(&status.svids, now)));
+    if let Some(federation) = federation(&status.federation, now) {
+        out.push('\n');
+        out.push_str(&federation);
+    }
     if let Some(policies) = policies(&status.policies) {
         out.push('\n');
         out.push_str(&policies);
@@ -155,6 +161,35 @@ fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
     (!rows.is_empty()).then(|| table(header, &rows))
 }
 
+fn federation(domains: &[FederatedStatus], now: SystemTime) -> Option<String> {
+    let rows: Vec<_> = domains
+        .iter()
+        .map(|domain| {
+            [
+                domain.trust_domain.clone(),
+                match domain.authorities {
+                    0 => "NONE: nobody is believed".to_owned(),
+                    some => some.to_string(),
+                },
+                domain.sequence.map_or_else(String::new, |it| it.to_string()),
+                domain.confirmed.as_deref().map_or_else(String::new, |it| age(it, now)),
+                domain.origin.clone(),
+                domain.last_error.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let header = ["FEDERATED TRUST DOMAIN", "AUTHORITIES", "SEQUENCE", "AGE", "FROM", "LAST ERROR"];
+    (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn age(since: &str, now: SystemTime) -> String {
+    match humantime::parse_rfc3339(since).map(|since| now.duration_since(since)) {
+        Ok(Ok(age)) => short(age),
+        Ok(Err(_)) => short(Duration::ZERO),
+        Err(_) => since.to_owned(),
+    }
+}
+
 /// How long a certificate is still good, for example `11h 59m`.
 pub(in crate::cli) fn left(not_after: &str, now: SystemTime) -> String {
     let Ok(not_after) = humantime::parse_rfc3339(not_after) else { return not_after.to_owned() };
@@ -231,6 +266,7 @@ mod tests {
             workloads: Vec::new(),
             policies: Vec::new(),
             svids: Vec::new(),
+            federation: Vec::new(),
             revocation: RevocationStatus::default(),
             kernel: KernelStatus::default(),
             connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },

@@ -12,17 +12,20 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 
-use super::Context;
 use super::answer::{self, Denied, Payload, Record};
 use super::backend::{Backend, NoAnswer};
 use super::guard::MARK;
 use super::in_flight::{self, Ticket};
-use super::inward::{self, Inward};
+use super::inward::{self, Cut, Inward};
 use super::link::{Link, Turn};
 use super::refusal::Refusal;
 use super::sanitise::{self, Fields, Sanitised};
 use super::tasks::Spawner;
+use super::{Context, io_kind};
 use crate::proxy::failure::Failure;
+
+/// Why a request is refused whose body never came whole.
+const CUT: &str = "the request's body broke off";
 
 pub struct Exchange<'a> {
     context: Context<'a>,
@@ -31,6 +34,9 @@ pub struct Exchange<'a> {
     spawner: Spawner<'a>,
     http2: bool,
     tunnels: Cell<bool>,
+    cut: Rc<Cut>,
+    /// Why a request was refused after the guard had let it pass.
+    refused: Cell<Option<&'static str>>,
     /// Of a request whose switch was not granted: the library leaves the stream here when the
     /// connection ends.
     not_switched: RefCell<Option<OnUpgrade>>,
@@ -39,8 +45,8 @@ pub struct Exchange<'a> {
 impl<'a> Exchange<'a> {
     pub fn new(context: Context<'a>, link: Arc<Link>, spawner: Spawner<'a>, http2: bool) -> Self {
         let backend = Backend::new(spawner.clone());
-        let (tunnels, not_switched) = Default::default();
-        Self { context, backend, link, spawner, http2, tunnels, not_switched }
+        let (tunnels, cut, refused, not_switched) = Default::default();
+        Self { context, backend, link, spawner, http2, tunnels, cut, refused, not_switched }
     }
 
     pub fn tunnels(&self) -> bool {
@@ -65,7 +71,17 @@ impl<'a> Exchange<'a> {
         if let Some(refusal) = self.link.refusal() {
             return Err(Failure::HttpRefused(refusal.reason));
         }
-        let Err(error) = result else { return Ok(()) };
+        let cut = self.cut.how().filter(|_| !self.http2);
+        if let (Some(kind @ io::ErrorKind::ConnectionReset), Ok(())) = (cut, &result) {
+            return Err(Failure::ClientReset(kind.into()));
+        }
+        let refused = self.refused.get().filter(|_| cut != Some(io::ErrorKind::ConnectionReset));
+        if let Some(reason) = refused {
+            return Err(Failure::HttpRefused(reason));
+        }
+        let Err(error) = result else {
+            return if cut.is_some() { Err(Failure::HttpRefused(CUT)) } else { Ok(()) };
+        };
         if error.is_user() {
             // The answer's body is the only thing that comes from this side.
             return Err(Failure::UpstreamReset(io::Error::other(error)));
@@ -84,13 +100,23 @@ impl<'a> Exchange<'a> {
         let grpc = answer::is_grpc(request.headers());
         let mut record = Record::new(self.context.report.clone(), grpc);
         let mut turn = Turn::Http;
-        let response = match self.pass(request, &mut turn, &mut record).await {
+        let mut response = match self.pass(request, &mut turn, &mut record).await {
             Ok(response) => answer::application(response, record),
-            Err(Stop::Refused(refusal)) => answer::refused(refusal, !self.http2, record),
+            Err(Stop::Refused(refusal)) => {
+                // A stream of HTTP/2 may be given up at any time.
+                if !(self.http2 && refusal.reason == CUT) {
+                    self.refused.set(Some(refusal.reason));
+                }
+                answer::refused(refusal, !self.http2, record)
+            }
             Err(Stop::Denied) => answer::denied(record),
             Err(Stop::Unreachable(failure)) => answer::unavailable(&failure, record),
             Err(Stop::Broken(status, reason)) => answer::broken(status, &reason, record),
         };
+        if !self.http2 && turn == Turn::Http && self.context.drain.is_draining() {
+            // The client asks its next request of somebody else, or of the next daemon.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         self.link.answer(turn);
         response
     }
@@ -114,7 +140,8 @@ impl<'a> Exchange<'a> {
         let sanitised = sanitise::request(&mut parts, &self.context).map_err(Stop::Refused)?;
         let ticket = Rc::new(self.judge(&parts, &sanitised)?);
         record.lasts(ticket.clone());
-        let mut request = Request::from_parts(parts, Inward::new(body));
+        let body = Inward::new(body, ticket.clone(), self.cut.clone());
+        let mut request = Request::from_parts(parts, body);
         if sanitised.expects_continue {
             inward::expect_continue(&mut request);
         }
@@ -155,9 +182,7 @@ impl<'a> Exchange<'a> {
                 Stop::Broken(StatusCode::BAD_GATEWAY, format!("not an HTTP answer: {error}"))
             }
             // Its body comes from the client's side.
-            NoAnswer::Broken(error) if error.is_user() => {
-                Stop::Refused(Refusal::bad("the request's body broke off"))
-            }
+            NoAnswer::Broken(error) if error.is_user() => Stop::Refused(Refusal::bad(CUT)),
             NoAnswer::Broken(error) => Stop::Broken(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("the application broke off before it answered: {error}"),
@@ -222,16 +247,4 @@ async fn tunnel(client: OnUpgrade, application: OnUpgrade) {
     if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut application).await {
         tracing::debug!(%error, "a tunnel broke");
     }
-}
-
-/// The system's own word in a chain of errors.
-fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return Some(error.kind());
-        }
-        next = error.source();
-    }
-    None
 }

@@ -15,7 +15,7 @@ use super::head;
 use super::link::{Link, Turn};
 use super::refusal::Refusal;
 use crate::node::dial::close_in_order;
-use crate::proxy::relay::Side;
+use crate::proxy::relay::{Side, Watch, broken};
 
 /// Begins the method of the request that stands for a refused one. No client's method may.
 pub const MARK: u8 = b'!';
@@ -60,6 +60,9 @@ pub struct Guard<S> {
     eof: bool,
     shut: bool,
     lingered: usize,
+    /// Whoever reads waits for the client itself, and hears of it when it breaks off.
+    listening: bool,
+    watch: Watch,
 }
 
 impl<S: Side> Guard<S> {
@@ -87,6 +90,8 @@ impl<S: Side> Guard<S> {
             eof: false,
             shut: false,
             lingered: 0,
+            listening: false,
+            watch: Watch::default(),
         }
     }
 
@@ -161,6 +166,7 @@ impl<S: Side> Guard<S> {
             // An idle connection holds no buffer.
             self.buffer = Vec::new();
         }
+        self.listening = result.is_pending();
         ready!(result)?;
         self.link.traffic.sent(count);
         self.ended_if(count == 0)?;
@@ -180,7 +186,9 @@ impl<S: Side> Guard<S> {
     /// A body goes straight to its reader, and only what follows it stays here.
     fn read_body(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = out.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, out))?;
+        let result = Pin::new(&mut self.stream).poll_read(cx, out);
+        self.listening = result.is_pending();
+        ready!(result)?;
         let fresh = &out.filled()[before..];
         let count = fresh.len();
         self.link.traffic.sent(count);
@@ -275,7 +283,13 @@ impl<S: Side> Guard<S> {
             }
             match self.fill(cx) {
                 Poll::Ready(result) => {
-                    if !result? {
+                    let more = result?;
+                    let half = self.start < self.buffer.len();
+                    if !more && half && matches!(self.state, State::Head { .. }) {
+                        self.refuse(Refusal::bad("a head that breaks off"));
+                        continue;
+                    }
+                    if !more {
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -322,6 +336,7 @@ impl<S: Side> AsyncRead for Guard<S> {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.listening = false;
         self.poll_next(cx, out)
     }
 }
@@ -352,6 +367,14 @@ impl<S: Side> AsyncWrite for Guard<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // While a request is being answered the library reads no further, and flushes whenever it
+        // is woken: a client that has gone meanwhile wants no answer.
+        let deaf = !self.listening && !matches!(self.state, State::Open);
+        if self.watch.is_due(cx, deaf)
+            && let Some(error) = broken(self.stream.tcp())
+        {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

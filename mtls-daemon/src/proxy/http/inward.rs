@@ -1,6 +1,9 @@
 //! A request's body on its way to the application.
 
+use std::cell::Cell;
+use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Mutex;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -10,7 +13,8 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
-use super::sanitise;
+use super::in_flight::Ticket;
+use super::{io_kind, sanitise};
 
 /// How long a client that asked to be told is not told anything, as such clients themselves wait.
 const EXPECTED: Duration = Duration::from_secs(1);
@@ -19,11 +23,25 @@ const EXPECTED: Duration = Duration::from_secs(1);
 pub struct Inward {
     body: Incoming,
     gate: Option<Gate>,
+    /// Until the body has ended its request is in flight, also when it is answered earlier.
+    ticket: Option<Rc<Ticket>>,
+    cut: Rc<Cut>,
 }
 
 impl Inward {
-    pub fn new(body: Incoming) -> Self {
-        Self { body, gate: None }
+    pub fn new(body: Incoming, ticket: Rc<Ticket>, cut: Rc<Cut>) -> Self {
+        let ticket = (!body.is_end_stream()).then_some(ticket);
+        Self { body, gate: None, ticket, cut }
+    }
+}
+
+/// How a body of one connection broke off, if one did.
+#[derive(Default)]
+pub struct Cut(Cell<Option<io::ErrorKind>>);
+
+impl Cut {
+    pub fn how(&self) -> Option<io::ErrorKind> {
+        self.0.get()
     }
 }
 
@@ -78,6 +96,12 @@ impl Body for Inward {
             self.gate = None;
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Err(error)) = &frame {
+            self.cut.0.set(Some(io_kind(error).unwrap_or(io::ErrorKind::UnexpectedEof)));
+        }
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.ticket = None;
+        }
         Poll::Ready(frame.map(|frame| {
             frame.map(|mut frame| {
                 if let Some(trailers) = frame.trailers_mut() {

@@ -15,7 +15,7 @@
 //!     normalisation: Normalisation::Base,
 //!     authorize: &policies,                    // asked for every request: loads the snapshot itself
 //!     connect: &connect, connected: application.into(),
-//!     report: Rc::new(telemetry.requests(&flow)), in_flight, traffic: traffic.clone(), head_time,
+//!     report: Rc::new(telemetry.requests(&flow)), in_flight, traffic: traffic.clone(), head_time, drain: &shared.drain,
 //! };
 //! let result = http::serve(Replay::new(tls_stream), context).await;
 //! tally.sent.set(traffic.total_sent());        // also after the future was dropped
@@ -41,8 +41,9 @@ mod tests;
 mod unavailable;
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +64,7 @@ pub use unavailable::unavailable;
 
 use super::failure::Failure;
 use super::relay::Side;
+use crate::drain;
 use crate::policy::Normalisation;
 use crate::policy::authz::{Connection, Request as Asked, Verdict, WorkloadAuthorization};
 use crate::policy::xfcc::Client;
@@ -113,6 +115,8 @@ pub struct Context<'a> {
     pub traffic: Arc<Traffic>,
     /// How long a request's head may take from its first byte.
     pub head_time: Duration,
+    /// Says when clients are to take their next requests elsewhere.
+    pub drain: &'a drain::Watch,
 }
 
 /// What the header says of an authenticated client.
@@ -176,7 +180,7 @@ where
     };
     let mut tasks = Tasks::default();
     let link = Arc::new(Link::new(context.traffic.clone()));
-    let head_time = context.head_time;
+    let (head_time, drain) = (context.head_time, context.drain);
     let exchange = Rc::new(Exchange::new(context, link.clone(), tasks.spawner.clone(), http2));
     let result = {
         let exchange = exchange.clone();
@@ -187,7 +191,16 @@ where
         if http2 {
             let stream = TokioIo::new(Guard::http2(client, link.clone()));
             let server = http2_server(tasks.spawner.clone()).serve_connection(stream, service);
-            tasks.run(server).await
+            let (mut server, mut draining) = (pin!(server), pin!(drain.draining()));
+            let mut leaving = false;
+            let whole = poll_fn(|cx| {
+                if !leaving && draining.as_mut().poll(cx).is_ready() {
+                    leaving = true;
+                    server.as_mut().graceful_shutdown();
+                }
+                server.as_mut().poll(cx)
+            });
+            tasks.run(whole).await
         } else {
             let stream = TokioIo::new(Guard::http1(client, link.clone(), head_time));
             let server = http1_server().serve_connection(stream, service).with_upgrades();
@@ -202,6 +215,18 @@ where
         timeout(PARTING, tasks.finish()).await.ok();
     }
     exchange.outcome(result)
+}
+
+/// The system's own word in a chain of errors.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error.kind());
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// How long connections to the application may take to end once the client is gone.

@@ -11,7 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
-use super::super::{Authorize, Connecting, Context, Denied, Finished, Report, Traffic, serve};
+use super::super::{
+    Authorize, Connecting, Context, Denied, Finished, InFlight, Report, Traffic, serve,
+};
+use crate::drain;
 use crate::policy::Normalisation;
 use crate::policy::authz::{Connection, Reason, Request, Verdict};
 use crate::policy::xfcc::Client;
@@ -36,6 +39,8 @@ pub struct Setup {
     /// Paths that begin so are denied.
     pub denied: Rc<RefCell<Vec<&'static str>>>,
     pub heard: Rc<Heard>,
+    pub drain: Rc<(drain::Drain, drain::Watch)>,
+    pub in_flight: Rc<InFlight>,
 }
 
 impl Default for Setup {
@@ -49,6 +54,8 @@ impl Default for Setup {
             head_time: Duration::from_secs(5),
             denied: Rc::default(),
             heard: Rc::default(),
+            drain: Rc::new(drain::channel()),
+            in_flight: Rc::default(),
         }
     }
 }
@@ -146,9 +153,10 @@ pub async fn front(setup: &Setup, application: SocketAddr) -> SocketAddr {
                     connect: &connect,
                     connected: None.into(),
                     report: setup.heard.clone(),
-                    in_flight: Default::default(),
+                    in_flight: setup.in_flight.clone(),
                     traffic: Arc::new(Traffic::default()),
                     head_time: setup.head_time,
+                    drain: &setup.drain.1,
                 };
                 let ended = serve(Replay::new(stream), context).await;
                 setup.heard.ended.borrow_mut().push(ended);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod forged;
+mod parting;
 mod smuggled;
 mod streams;
 mod switched;

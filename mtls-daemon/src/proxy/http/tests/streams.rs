@@ -20,7 +20,7 @@ use tokio::task::spawn_local;
 use super::bench::{ELEMENT, OK, Setup, exchange, front, recorder, run, run_for};
 
 #[derive(Clone)]
-struct Local;
+pub struct Local;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, task: F) {

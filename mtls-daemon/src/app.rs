@@ -20,7 +20,7 @@ use crate::identity::{Federation, Revocations, SvidStore};
 use crate::mesh::Accepted;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::policy::error::Code;
-use crate::proxy::{Shared, Timeouts, Workers};
+use crate::proxy::{MaxAge, Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
 use crate::telemetry::{Direction, Telemetry, access};
@@ -167,6 +167,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         connect: CONNECT,
         head: REQUEST_HEAD,
         identity: IDENTITY,
+        age: config.max_connection_age.map(|age| MaxAge { age, grace: config.drain }),
     };
     let (mesh, http) = (config.mesh.clone(), config.http.clone());
     let shared = Shared::new(mesh, telemetry.clone(), timeouts, http, checks.clone(), watch);

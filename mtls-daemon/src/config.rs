@@ -123,6 +123,7 @@ pub struct Config {
     pub log_format: logs::Format,
     pub log_level: logs::Level,
     pub drain: Duration,
+    pub max_connection_age: Option<Duration>,
 }
 
 impl TryFrom<RunArgs> for Config {
@@ -157,6 +158,7 @@ impl TryFrom<RunArgs> for Config {
             log_level: logs::Level::or_environment(args.log_level)
                 .map_err(ConfigError::LogLevel)?,
             drain: args.drain,
+            max_connection_age: args.max_connection_age,
         })
     }
 }

@@ -237,6 +237,19 @@ pub struct RunArgs {
     )]
     pub drain: Duration,
 
+    /// How old a connection may become, so that its ends show their certificates anew [default: as old as
+    /// they like]
+    ///
+    /// HTTP ends between two requests; what still goes on so much later as --drain says is reset. Up to a
+    /// tenth less, so that not all end together.
+    #[arg(
+        long,
+        env = "MTLS_MAX_CONNECTION_AGE",
+        value_name = "DURATION",
+        value_parser = connection_age
+    )]
+    pub max_connection_age: Option<Duration>,
+
     #[command(flatten)]
     pub identity: super::IdentityArgs,
 
@@ -302,6 +315,10 @@ fn svid_lifetime(text: &str) -> Result<Duration, String> {
 
 fn drain(text: &str) -> Result<Duration, String> {
     duration(text, Duration::ZERO, Duration::from_secs(24 * 3600))
+}
+
+fn connection_age(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(1), Duration::from_secs(365 * 24 * 3600))
 }
 
 pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::age::Leaving;
 use super::authorize::Parties;
 use super::failure::Failure;
 use super::http::{self, Authorize, Connecting, Traffic, detect};
@@ -148,7 +149,7 @@ impl Inbound<'_> {
             in_flight,
             traffic: counted.traffic.clone(),
             head_time: shared.timeouts.head,
-            drain: &shared.drain,
+            leaving: Leaving::new(&shared.drain, self.place.end),
         };
         http::serve(client, context).await
     }

@@ -95,6 +95,8 @@ pub enum Failure {
     ClientTruncated,
     #[error("closed by the daemon's shutdown after the drain time")]
     Drained,
+    #[error("it was open for as long as --max-connection-age allows")]
+    TooOld,
     #[error("{0}")]
     Internal(String),
 }
@@ -152,6 +154,7 @@ impl Failure {
             // which side, the fault says
             Self::Truncated | Self::ClientTruncated => "truncated",
             Self::Drained => "drained",
+            Self::TooOld => "max_connection_age",
             Self::Internal(_) => "internal",
         }
     }
@@ -183,9 +186,11 @@ impl Failure {
             }
             Self::NoLongerBelieved { upstream: true, .. } => Fault::Server,
             Self::NoLongerBelieved { upstream: false, .. } => Fault::Client,
-            Self::NoIdentity(_) | Self::SourceBind(_) | Self::Drained | Self::Internal(_) => {
-                Fault::Us
-            }
+            Self::NoIdentity(_)
+            | Self::SourceBind(_)
+            | Self::Drained
+            | Self::TooOld
+            | Self::Internal(_) => Fault::Us,
             Self::ClientHandshake(_)
             | Self::HttpRefused(_)
             | Self::DetectTimeout

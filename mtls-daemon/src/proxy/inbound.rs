@@ -9,6 +9,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::age::too_old;
 use super::authorize::Parties;
 use super::carry::Settled;
 use super::failure::Failure;
@@ -61,6 +62,7 @@ pub async fn serve(
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
         reason = place.stop.told() => Err(reason),
+        () = too_old(place.end) => Err(Failure::TooOld),
     };
     flow.sent = tally.sent.get();
     flow.received = tally.received.get();

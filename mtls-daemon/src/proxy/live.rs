@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::SystemTime;
 
+use super::age::{End, MaxAge};
 use super::authorize::Parties;
 use super::failure::Failure;
 use super::http::InFlight;
@@ -163,10 +164,12 @@ pub struct Place<'a> {
     live: &'a Live,
     number: u64,
     pub stop: Rc<Stop>,
+    /// When it will be too old.
+    pub end: Option<End>,
 }
 
 impl Live {
-    pub fn enter(&self, pod: &Arc<Pod>, listening: Listening) -> Place<'_> {
+    pub fn enter(&self, pod: &Arc<Pod>, listening: Listening, age: Option<MaxAge>) -> Place<'_> {
         let number = self.next.replace(self.next.get() + 1);
         let stop = Rc::new(Stop::default());
         let entry = Entry {
@@ -179,7 +182,7 @@ impl Live {
             requests: None,
         };
         self.entries.borrow_mut().insert(number, entry);
-        Place { live: self, number, stop }
+        Place { live: self, number, stop, end: age.map(|age| age.end(listening)) }
     }
 
     /// Ends every connection.

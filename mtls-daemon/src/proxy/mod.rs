@@ -3,6 +3,7 @@
 //! Each worker is one thread with a runtime of its own. A connection is accepted, shaken hands and
 //! relayed on one of them and never migrates; what they share is read through immutable snapshots.
 
+mod age;
 mod authorize;
 mod carry;
 pub mod failure;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+pub use age::MaxAge;
 pub use worker::Workers;
 
 use crate::drain;
@@ -47,6 +49,8 @@ pub struct Timeouts {
     pub head: Duration,
     /// For an SVID that is still being issued.
     pub identity: Duration,
+    /// For a connection as a whole; None: as long as its ends like.
+    pub age: Option<MaxAge>,
 }
 
 /// How HTTP is treated, for every workload of the node.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::age::too_old;
 use super::failure::Failure;
 use super::live::{Certificates, InTheClear, Place};
 use super::relay::{Tally, relay};
@@ -45,6 +46,7 @@ pub async fn serve(
     let result = tokio::select! {
         result = run(worker, pod, &current, client, destination, &mut flow, &tally, place) => result,
         reason = place.stop.told() => Err(reason),
+        () = too_old(place.end) => Err(Failure::TooOld),
     };
     flow.sent = tally.sent.get();
     flow.received = tally.received.get();

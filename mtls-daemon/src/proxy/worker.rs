@@ -165,7 +165,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    let place = worker.live.enter(pod, listening);
+    let place = worker.live.enter(pod, listening, worker.shared.timeouts.age);
     match listening {
         Listening::Outbound => outbound::serve(worker, pod, stream, peer, &place).await,
         Listening::Inbound => inbound::serve(worker, pod, stream, peer, &place).await,

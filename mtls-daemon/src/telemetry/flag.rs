@@ -81,6 +81,7 @@ impl Flag {
             Failure::AuthorizationDenied { .. }
             | Failure::PolicyChanged { .. }
             | Failure::Drained
+            | Failure::TooOld
             | Failure::Internal(_) => Self::LocalReset,
         }
     }

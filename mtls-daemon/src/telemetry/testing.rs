@@ -227,6 +227,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::ClientTruncated, "truncated", "client"),
         (Failure::SourceBind(io()), "source_bind_failed", "us"),
         (Failure::Drained, "drained", "us"),
+        (Failure::TooOld, "max_connection_age", "us"),
         (Failure::Internal("a \"quoted\"\nreason".into()), "internal", "us"),
     ]
 }

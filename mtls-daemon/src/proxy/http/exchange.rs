@@ -113,7 +113,7 @@ impl<'a> Exchange<'a> {
             Err(Stop::Unreachable(failure)) => answer::unavailable(&failure, record),
             Err(Stop::Broken(status, reason)) => answer::broken(status, &reason, record),
         };
-        if !self.http2 && turn == Turn::Http && self.context.drain.is_draining() {
+        if !self.http2 && turn == Turn::Http && self.context.leaving.is_due() {
             // The client asks its next request of somebody else, or of the next daemon.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -15,7 +15,7 @@
 //!     normalisation: Normalisation::Base,
 //!     authorize: &policies,                    // asked for every request: loads the snapshot itself
 //!     connect: &connect, connected: application.into(),
-//!     report: Rc::new(telemetry.requests(&flow)), in_flight, traffic: traffic.clone(), head_time, drain: &shared.drain,
+//!     report: Rc::new(telemetry.requests(&flow)), in_flight, traffic: traffic.clone(), head_time, leaving,
 //! };
 //! let result = http::serve(Replay::new(tls_stream), context).await;
 //! tally.sent.set(traffic.total_sent());        // also after the future was dropped
@@ -62,9 +62,9 @@ pub use link::Traffic;
 pub use refusal::Refusal;
 pub use unavailable::unavailable;
 
+use super::age::Leaving;
 use super::failure::Failure;
 use super::relay::Side;
-use crate::drain;
 use crate::policy::Normalisation;
 use crate::policy::authz::{Connection, Request as Asked, Verdict, WorkloadAuthorization};
 use crate::policy::xfcc::Client;
@@ -116,7 +116,7 @@ pub struct Context<'a> {
     /// How long a request's head may take from its first byte.
     pub head_time: Duration,
     /// Says when clients are to take their next requests elsewhere.
-    pub drain: &'a drain::Watch,
+    pub leaving: Leaving<'a>,
 }
 
 /// What the header says of an authenticated client.
@@ -180,7 +180,7 @@ where
     };
     let mut tasks = Tasks::default();
     let link = Arc::new(Link::new(context.traffic.clone()));
-    let (head_time, drain) = (context.head_time, context.drain);
+    let (head_time, leaving) = (context.head_time, context.leaving);
     let exchange = Rc::new(Exchange::new(context, link.clone(), tasks.spawner.clone(), http2));
     let result = {
         let exchange = exchange.clone();
@@ -191,11 +191,11 @@ where
         if http2 {
             let stream = TokioIo::new(Guard::http2(client, link.clone()));
             let server = http2_server(tasks.spawner.clone()).serve_connection(stream, service);
-            let (mut server, mut draining) = (pin!(server), pin!(drain.draining()));
-            let mut leaving = false;
+            let (mut server, mut due) = (pin!(server), pin!(leaving.due()));
+            let mut told = false;
             let whole = poll_fn(|cx| {
-                if !leaving && draining.as_mut().poll(cx).is_ready() {
-                    leaving = true;
+                if !told && due.as_mut().poll(cx).is_ready() {
+                    told = true;
                     server.as_mut().graceful_shutdown();
                 }
                 server.as_mut().poll(cx)

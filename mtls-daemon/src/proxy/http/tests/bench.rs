@@ -18,6 +18,7 @@ use crate::drain;
 use crate::policy::Normalisation;
 use crate::policy::authz::{Connection, Reason, Request, Verdict};
 use crate::policy::xfcc::Client;
+use crate::proxy::age::Leaving;
 use crate::proxy::failure::Failure;
 use crate::tls::Replay;
 
@@ -156,7 +157,7 @@ pub async fn front(setup: &Setup, application: SocketAddr) -> SocketAddr {
                     in_flight: setup.in_flight.clone(),
                     traffic: Arc::new(Traffic::default()),
                     head_time: setup.head_time,
-                    drain: &setup.drain.1,
+                    leaving: Leaving::new(&setup.drain.1, None),
                 };
                 let ended = serve(Replay::new(stream), context).await;
                 setup.heard.ended.borrow_mut().push(ended);

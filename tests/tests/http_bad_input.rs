@@ -253,7 +253,7 @@ fn slow_heads_run_out_of_time_and_nobody_else_waits() -> Result<()> {
             let mut answer = [0; 512];
             match stream.read(&mut answer) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    stream.write(&[byte]).ok();
+                    stream.write_all(&[byte]).ok();
                 }
                 Ok(count) if count > 0 => {
                     answers.push(String::from_utf8_lossy(&answer[..count]).into_owned());

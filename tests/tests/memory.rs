@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::World;
 use mtls_tests::apps::{Meter, Noise};
 use mtls_tests::client::{self, summary_of_noise};
-use mtls_tests::daemon::Daemon;
 use mtls_tests::wait::patience;
 use mtls_tests::world::To;
 use serde_json::Value;

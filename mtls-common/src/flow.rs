@@ -67,7 +67,8 @@ impl From<Address> for core::net::IpAddr {
 ///
 /// Lives in `CLIENT_DESTINATION` (the application's socket), crosses in `FLOWS`, ends in
 /// `ACCEPTED_DESTINATION` (the daemon's accepted socket), where the daemon reads it by descriptor.
-/// In `APPLICATION_LEGS` it is the client that an application is to see.
+/// On a socket of the daemon's own, towards an application, it is the client that the application is to
+/// see: it crosses in `APPLICATION_LEGS`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Destination {
@@ -78,7 +79,8 @@ pub struct Destination {
     pub valid: u16,
 }
 
-/// A redirected connection during its handshake, seen alike from both of its ends.
+/// A redirected connection, or one of the daemon's from loopback to an application, during its handshake,
+/// seen alike from both of its ends.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct FlowKey {
@@ -101,22 +103,9 @@ pub struct Flow {
     pub _padding: u32,
 }
 
-/// A connection that the daemon makes to an application from a loopback address, where the kernel does
-/// not tell `sk_lookup` programs the interface. What it leads to is the client, as a [`Destination`].
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub struct LegKey {
-    pub slot: u32,
-    /// The daemon's own port, host byte order. No two of its connections in a namespace share one.
-    pub port: u16,
-    /// 1: from ::1, 0: from 127.0.0.1.
-    pub ipv6: u16,
-}
-
 const _: () = {
     assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);
     assert!(size_of::<Destination>() == 20);
     assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
     assert!(size_of::<Flow>() == 32);
-    assert!(size_of::<LegKey>() == 8);
 };

@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate. The object carries it (as the size of the map `ABI`), the
 /// pinned maps lie in a directory named after it: a daemon never reads another version's entries.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Mark of the daemon's connections to the application, and through `tcp_fwmark_accept` of the
 /// application's ends of them: their replies to the client's address come back over `lo`. It is
@@ -17,6 +17,13 @@ pub const RULE_PRIORITY: u32 = 1;
 pub const MAX_WORKLOADS: u32 = 1024;
 /// Runtime threads that can share a workload's connections.
 pub const MAX_WORKERS: u32 = 16;
+
+/// In `ENROLLED` in place of a slot: the host's own network namespace, in which a workload is known by
+/// its cgroup.
+pub const HOST: u32 = u32::MAX;
+/// How far below the cgroup root a host workload's cgroup may be. Each level costs a connect() in the
+/// host's namespace a look-up.
+pub const MAX_CGROUP_DEPTH: u32 = 16;
 
 /// A workload's sockets in `LISTENERS`: by direction, family and worker.
 pub const LISTENERS_PER_WORKLOAD: u32 = 4 * MAX_WORKERS;

@@ -7,6 +7,9 @@ use crate::flow::Address;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Workload {
     pub netns_cookie: u64,
+    /// 0: it has the namespace to itself. Else it is a cgroup of the host's namespace, and this number, which
+    /// only the daemon reads, says which one whatever its id is now.
+    pub host: u64,
     /// An address of each family that the workload shows to its peers; zero where it has none.
     pub address4: Address,
     pub address6: Address,
@@ -61,6 +64,24 @@ pub struct OwnAddressKey {
     pub address: Address,
 }
 
+/// Key of `HOST_PORTS`: where connections in the host's namespace are a workload's, and nobody else's.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct HostPortKey {
+    pub address: Address,
+    /// Host byte order.
+    pub port: u32,
+}
+
+/// What a [`HostPortKey`] leads to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HostPort {
+    pub slot: u32,
+    /// As in [`ListenerTag`]. Outbound: the daemon's own listener, at its own port. Inbound: declared.
+    pub direction: u32,
+}
+
 /// Marks the daemon's in-pod listeners in `LISTENER_TAG`; accepted sockets inherit it, so the
 /// kernel side knows them without trusting a port.
 #[repr(C)]
@@ -78,16 +99,18 @@ impl ListenerTag {
 }
 
 const _: () = {
-    assert!(size_of::<Workload>() == 56 && align_of::<Workload>() == 8);
+    assert!(size_of::<Workload>() == 64 && align_of::<Workload>() == 8);
     assert!(size_of::<OutboundKey>() == 24);
     assert!(size_of::<InboundKey>() == 8);
     assert!(size_of::<OwnAddressKey>() == 20);
     assert!(size_of::<ListenerTag>() == 16);
+    assert!(size_of::<HostPortKey>() == 20);
+    assert!(size_of::<HostPort>() == 8);
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::flow::{Address, Destination, Flow, FlowKey, LegKey};
+    use crate::flow::{Address, Destination, Flow, FlowKey};
 
     macro_rules! plain {
         ($($name:ty),+) => {$(
@@ -96,7 +119,7 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    plain!(Address, Destination, Flow, FlowKey, LegKey);
+    plain!(Address, Destination, Flow, FlowKey);
     plain!(super::Workload, super::OutboundKey, super::InboundKey, super::OwnAddressKey);
-    plain!(super::ListenerTag);
+    plain!(super::ListenerTag, super::HostPortKey, super::HostPort);
 }

@@ -1,5 +1,6 @@
 //! The wiring: the only file that knows everyone.
 
+mod identities;
 mod report;
 
 use std::collections::BTreeMap;
@@ -11,13 +12,11 @@ use tokio::sync::mpsc;
 use crate::admin::{self, Admin, AdminError, Readiness};
 use crate::bpf::{BpfError, Kernel};
 use crate::cli::Exit;
-use crate::config::{Config, IdentitySource};
+use crate::config::Config;
 use crate::drain::{self, Signals};
 use crate::identity::ca::CaError;
-use crate::identity::source::embedded::EmbeddedCa;
-use crate::identity::source::istio_ca::{self, IstioCa};
-use crate::identity::source::{SourceError, SvidSource};
-use crate::identity::{Revocations, SvidStore};
+use crate::identity::source::SourceError;
+use crate::identity::{Federation, Revocations, SvidStore};
 use crate::mesh::Accepted;
 use crate::node::{self, Busy, Node, NodeLock};
 use crate::policy::error::Code;
@@ -30,6 +29,8 @@ use crate::tls::{Checks, HandshakeSettings};
 
 /// How often namespaces that came or went are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the cgroups of host workloads are looked for.
+const CGROUPS: Duration = Duration::from_millis(100);
 /// A handshake that has not become a connection by then never will (the kernel gives up on a SYN
 /// after about two minutes).
 const FLOW_LIFETIME: Duration = Duration::from_secs(180);
@@ -117,6 +118,7 @@ struct App {
     node: Mutex<Node>,
     state: Mutex<ConfigState>,
     store: Arc<SvidStore>,
+    federation: Arc<Federation>,
     shared: Arc<Shared>,
     readiness: Readiness,
     started: SystemTime,
@@ -142,7 +144,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Some(place) => Checks::with_files(revocations.clone(), place)?,
         None => Checks::new(revocations.clone()),
     };
-    let (source, server) = identity_source(&config, &revocations)?;
+    let (source, follow) = identities::source(&config, &revocations)?;
+    let federation = Federation::new(config.federation.clone(), checks.federated().clone());
     let aliases = config.mesh.trust_domain_aliases.clone();
     let handshakes =
         HandshakeSettings { checks: checks.clone(), resumption: config.session_resumption };
@@ -183,17 +186,17 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             warnings: Vec::new(),
         }),
         store: store.clone(),
+        federation: federation.clone(),
         shared,
         readiness: readiness.clone(),
         started: SystemTime::now(),
         config,
     });
     tokio::spawn(store.clone().run());
-    tokio::spawn(replace_revoked(store.clone(), checks));
-    if let Some((server, interval)) = server {
-        let renew = move || store.renew_all();
-        tokio::spawn(server.follow(interval, renew));
-    }
+    tokio::spawn(identities::replace_revoked(store.clone(), checks.clone()));
+    tokio::spawn(identities::judge_again(checks));
+    tokio::spawn(follow.run(store, federation.clone()));
+    tokio::spawn(federation.clone().run());
     let reported = readiness.clone();
     tokio::spawn(access::reopen_on_hangup(telemetry.access.clone()));
     let generation = loaded.snapshot.generation;
@@ -201,6 +204,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     app.clone().accept(loaded).await?;
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
+    tokio::spawn(app.clone().follow_cgroups());
     tokio::spawn(names.clone().follow(RESOLVE));
     tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint, accepted));
     app.clone().answer_readiness();
@@ -219,47 +223,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         tracing::warn!("the last access log lines could not be written");
     }
     Ok(())
-}
-
-/// Where SVIDs come from; a server is also followed for revocations and new roots.
-type Source = (Arc<dyn SvidSource>, Option<(Arc<IstioCa>, Duration)>);
-
-fn identity_source(config: &Config, revocations: &Arc<Revocations>) -> Result<Source, RunError> {
-    let trust_domain = config.mesh.trust_domain.clone();
-    match &config.identity {
-        IdentitySource::Embedded => {
-            let ca = EmbeddedCa::open(
-                &config.ca_dir,
-                trust_domain,
-                config.key_type,
-                config.svid_lifetime,
-            )?;
-            Ok((Arc::new(ca), None))
-        }
-        IdentitySource::IstioCa { address, server_name, root_file, credential, cluster, poll } => {
-            let settings = istio_ca::Settings {
-                address: address.clone(),
-                server_name: server_name.clone(),
-                root_file: root_file.clone(),
-                credential: credential.clone(),
-                cluster: cluster.clone(),
-                trust_domain,
-                key_type: config.key_type,
-                lifetime: config.svid_lifetime,
-                state_dir: config.state_dir.clone(),
-            };
-            let server = Arc::new(IstioCa::new(settings, revocations.clone())?);
-            Ok((server.clone(), Some((server, *poll))))
-        }
-    }
-}
-
-/// A certificate of ours that was taken back by its number is followed by another at once.
-async fn replace_revoked(store: Arc<SvidStore>, checks: Arc<Checks>) {
-    let mut changed = checks.changed();
-    while changed.changed().await.is_ok() {
-        store.renew_revoked();
-    }
 }
 
 /// A relayed connection takes two descriptors, and the limit that login shells and service managers
@@ -396,6 +359,27 @@ impl App {
         }
     }
 
+    /// The kernel tells nobody when a unit's cgroup comes: it is looked for more often than the rest.
+    async fn follow_cgroups(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(CGROUPS);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            // Whoever holds it has something to do that takes longer; there is a next time.
+            let any = self.node.try_lock().is_ok_and(|node| node.has_workloads_on_host());
+            if !any {
+                continue;
+            }
+            let app = self.clone();
+            let looked = tokio::task::spawn_blocking(move || lock(&app.node).follow_cgroups());
+            match looked.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "cannot follow the host's cgroups"),
+                Err(error) => tracing::error!(%error, "looking after cgroups failed"),
+            }
+        }
+    }
+
     /// Beside the start itself: a workload that is configured and not enrolled talks in the clear,
     /// one without an SVID not at all.
     fn answer_readiness(self: Arc<Self>) {
@@ -435,6 +419,7 @@ impl App {
             workloads: node.status().into_iter().map(report::workload).collect(),
             policies: report::policies(&self.shared.snapshot.load()),
             svids: self.store.status().into_iter().map(report::svid).collect(),
+            federation: self.federation.status().into_iter().map(report::federated).collect(),
             revocation: report::revocation(&self.shared.checks, SystemTime::now()),
             kernel: admin::status::KernelStatus {
                 programs: node.kernel().programs().into_iter().collect(),
@@ -465,6 +450,11 @@ impl App {
         let svids = self.store.status();
         metrics
             .set_svid_expiries(svids.iter().filter_map(|svid| Some((&svid.id, svid.not_after?))));
+        let federation = self.federation.status();
+        metrics.federation.set(federation.iter().map(|it| {
+            let age = it.confirmed.and_then(|time| time.elapsed().ok());
+            (it.trust_domain.as_str(), it.authorities, age)
+        }));
         metrics.set_svids_issued(self.store.issued_ok(), self.store.issued_failed());
         metrics.set_svid_failures(
             self.store.failures().map(|(reason, total)| (reason.as_str(), total)),

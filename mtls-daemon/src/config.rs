@@ -1,12 +1,14 @@
 //! What the daemon is told at start: read once from flags and environment, checked, and passed on
 //! as values.
 
+mod federation;
 mod flags;
 mod http;
 mod identity;
 mod node_name;
 mod revocation;
 
+pub use federation::FederationArgs;
 pub use flags::{MeshArgs, NodeArgs, OnOff, RunArgs};
 pub use http::HttpArgs;
 pub use identity::{IdentityArgs, IdentitySource, SourceKind};
@@ -49,6 +51,20 @@ pub enum ConfigError {
     #[error("this node's name makes no SPIFFE ID: {0}; give another with --node")]
     NodeIdentity(crate::identity::SpiffeIdError),
     #[error(
+        "{0} is this mesh's own trust domain or an alias of it: its bundle comes from the source of \
+         certificates, not from --federated-bundle or --federated-endpoint"
+    )]
+    FederatedSelf(TrustDomain),
+    #[error("the bundle of {0} is said to be in two places: give one")]
+    FederatedTwice(TrustDomain),
+    #[error(
+        "--identity-source spiffe needs the agent's socket: --spiffe-endpoint-socket (or \
+         SPIFFE_ENDPOINT_SOCKET), or --delegated-identity-socket"
+    )]
+    NoAgentSocket,
+    #[error("--delegated-identity-selector: {0}")]
+    Selector(String),
+    #[error(
         "{0} needs somebody who says what is revoked: a CA server (--identity-source istio-ca) or, for \
          --revocation required, lists in files (--crl-file)"
     )]
@@ -89,6 +105,7 @@ pub struct Config {
     pub admin_socket: PathBuf,
     pub ca_dir: PathBuf,
     pub identity: IdentitySource,
+    pub federation: crate::identity::federation::Settings,
     pub revocation: RevocationSettings,
     pub mesh: MeshSettings,
     pub http: HttpSettings,
@@ -116,6 +133,7 @@ impl TryFrom<RunArgs> for Config {
         let mesh: MeshSettings = args.mesh.try_into()?;
         let identity = args.identity.source(&node)?;
         Ok(Self {
+            federation: args.federation.settings(&mesh, args.state_dir.clone())?,
             revocation: args.revocation.settings(&identity, &mesh.trust_domain_aliases)?,
             identity,
             config_dir: args.config_dir,

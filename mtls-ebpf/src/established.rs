@@ -15,13 +15,14 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Flow, FlowKey, LegKey};
+use mtls_common::flow::{Address, Flow, FlowKey};
+use mtls_common::names::HOST;
 use mtls_common::workload::ListenerTag;
 
 use crate::field;
 use crate::maps::{
-    ACCEPTED_DESTINATION, APPLICATION_LEGS, CLIENT_DESTINATION, FLOWS, LISTENER_TAG, count,
-    has_ingress_ifindex, leg, slot,
+    ACCEPTED_DESTINATION, APPLICATION_LEGS, CLIENT_DESTINATION, FLOWS, LISTENER_TAG, OWN_SOCKETS,
+    count, has_ingress_ifindex, leg, slot,
 };
 
 const AF_INET: u32 = 2;
@@ -55,7 +56,13 @@ fn publish(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: a helper without arguments.
     let created = unsafe { bpf_ktime_get_ns() };
     let flow = Flow { created, destination: *destination, _padding: 0 };
-    if FLOWS.insert(key, flow, 0).is_err() {
+    // The daemon's own: its connection to an application, from loopback.
+    let inserted = if OWN_SOCKETS.get(sk).is_some() {
+        APPLICATION_LEGS.insert(key, flow, 0)
+    } else {
+        FLOWS.insert(key, flow, 0)
+    };
+    if inserted.is_err() {
         // Without it the daemon does not know where to go, and resets the connection.
         count(Decision::FlowLost);
         warn!(ctx, "no room in FLOWS: a connection will be reset");
@@ -78,7 +85,12 @@ fn withdraw(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         )
     };
     if old == TCP_SYN_SENT && new == TCP_CLOSE && CLIENT_DESTINATION.get(sk).is_some() {
-        let _ = FLOWS.remove(client_key(ctx));
+        let key = client_key(ctx);
+        if OWN_SOCKETS.get(sk).is_some() {
+            let _ = APPLICATION_LEGS.remove(key);
+        } else {
+            let _ = FLOWS.remove(key);
+        }
     }
 }
 
@@ -87,9 +99,7 @@ fn withdraw(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 #[inline(always)]
 fn take(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(tag) = LISTENER_TAG.get(sk) else {
-        if !has_ingress_ifindex() {
-            show_client(ctx, sk);
-        }
+        show_client(ctx, sk);
         return;
     };
     if tag.direction != ListenerTag::OUTBOUND {
@@ -114,14 +124,25 @@ fn take(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 /// accept answers, show the client. The socket cannot be accepted before this has run: it is locked.
 #[inline(always)]
 fn show_client(ctx: &SockOpsContext, sk: *mut bpf_sock) {
-    let (_, _, remote, remote_port) = tuple(ctx.ops);
+    let (local, local_port, remote, remote_port) = tuple(ctx.ops);
     if remote != Address::LOOPBACK4 && remote != Address::LOOPBACK6 {
         return;
     }
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let Some(slot) = slot(cookie) else { return };
-    let key = LegKey { slot, port: remote_port, ipv6: (!remote.is_v4()).into() };
+    // Elsewhere the daemon has the client's own address.
+    if has_ingress_ifindex() && slot != HOST {
+        return;
+    }
+    let key = FlowKey {
+        netns_cookie: cookie,
+        client: remote,
+        server: local,
+        client_port: remote_port,
+        server_port: local_port,
+        _padding: 0,
+    };
     let Some(client) = leg(key) else { return };
     CLIENT_DESTINATION.set(sk, client);
     let _ = APPLICATION_LEGS.remove(key);

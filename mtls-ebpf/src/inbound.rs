@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup};
 use aya_ebpf::programs::SkLookupContext;
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, LegKey};
+use mtls_common::flow::{Address, FlowKey};
 use mtls_common::names::{MAX_WORKERS, MAX_WORKLOADS, listener_index};
 use mtls_common::workload::{InboundKey, Workload, bypass};
 
@@ -14,7 +14,7 @@ use crate::field;
 use crate::maps::{self, INBOUND, LISTENERS, count};
 
 const AF_INET: u32 = 2;
-const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_TCP: u32 = 6;
 const LOOPBACK_INTERFACE: u32 = 1;
 
 /// The workload that this instance serves. Set by the daemon when it loads the program.
@@ -50,7 +50,7 @@ pub fn lookup(ctx: &SkLookupContext) -> bool {
         return drop(Decision::InboundRefused);
     }
 
-    if is_over_loopback(lookup, slot, &syn) {
+    if is_over_loopback(lookup, workload, &syn) {
         count(Decision::InboundLocal);
         return true;
     }
@@ -62,13 +62,7 @@ pub fn lookup(ctx: &SkLookupContext) -> bool {
         count(Decision::InboundLocal);
         return true;
     }
-    // SAFETY: copied at once.
-    let row = unsafe { INBOUND.get(InboundKey { slot, port: syn.port.into() }) }.copied();
-    let untouched = match row {
-        Some(answer) => answer == bypass::UNTOUCHED,
-        None => workload.inbound_untouched != 0,
-    };
-    if untouched {
+    if is_untouched(slot, workload, syn.port) {
         count(Decision::InboundUntouched);
         return true;
     }
@@ -77,7 +71,7 @@ pub fn lookup(ctx: &SkLookupContext) -> bool {
 
 /// The pod's own loopback traffic, and the daemon's connection to the application.
 #[inline(always)]
-fn is_over_loopback(lookup: *mut bpf_sk_lookup, slot: u32, syn: &Syn) -> bool {
+fn is_over_loopback(lookup: *mut bpf_sk_lookup, workload: &Workload, syn: &Syn) -> bool {
     if maps::has_ingress_ifindex() {
         // Only lo itself shows as this interface; the daemon's connection is bound to it.
         return field!(lookup, ingress_ifindex) == LOOPBACK_INTERFACE;
@@ -87,25 +81,48 @@ fn is_over_loopback(lookup: *mut bpf_sk_lookup, slot: u32, syn: &Syn) -> bool {
     if syn.local.is_loopback() {
         return true;
     }
-    let loopback = if syn.ipv6 { Address::LOOPBACK6 } else { Address::LOOPBACK4 };
     // What else comes from there is the way of the pod's own call of a service that it serves itself:
     // that one is the daemon's to take.
-    let key = LegKey { slot, port: syn.remote_port, ipv6: syn.ipv6.into() };
+    is_leg(workload, syn)
+}
+
+/// The daemon's connection to the application, from loopback.
+#[inline(always)]
+pub fn is_leg(workload: &Workload, syn: &Syn) -> bool {
+    let loopback = if syn.ipv6 { Address::LOOPBACK6 } else { Address::LOOPBACK4 };
+    let key = FlowKey {
+        netns_cookie: workload.netns_cookie,
+        client: syn.remote,
+        server: syn.local,
+        client_port: syn.remote_port,
+        server_port: syn.port,
+        _padding: 0,
+    };
     syn.remote == loopback && maps::leg(key).is_some()
 }
 
-struct Syn {
-    ipv6: bool,
-    local: Address,
-    remote: Address,
+/// Whether policy leaves a port's connections to the application.
+#[inline(always)]
+pub fn is_untouched(slot: u32, workload: &Workload, port: u16) -> bool {
+    // SAFETY: copied at once.
+    match unsafe { INBOUND.get(InboundKey { slot, port: port.into() }) }.copied() {
+        Some(answer) => answer == bypass::UNTOUCHED,
+        None => workload.inbound_untouched != 0,
+    }
+}
+
+pub struct Syn {
+    pub ipv6: bool,
+    pub local: Address,
+    pub remote: Address,
     /// Local port, host byte order.
-    port: u16,
-    remote_port: u16,
+    pub port: u16,
+    pub remote_port: u16,
 }
 
 impl Syn {
     #[inline(always)]
-    fn read(lookup: *mut bpf_sk_lookup) -> Self {
+    pub fn read(lookup: *mut bpf_sk_lookup) -> Self {
         let ipv6 = field!(lookup, family) != AF_INET;
         let (mut local, mut remote) = (Address::default(), Address::default());
         if ipv6 {
@@ -154,7 +171,13 @@ fn addresses6(lookup: *mut bpf_sk_lookup, local: &mut Address, remote: &mut Addr
 /// Gives the connection to one of the daemon's listeners, the same for the same client port: a SYN
 /// cookie is checked against the listener that made it.
 #[inline(always)]
-fn select(ctx: &SkLookupContext, slot: u32, workload: &Workload, syn: &Syn, inbound: bool) -> bool {
+pub fn select(
+    ctx: &SkLookupContext,
+    slot: u32,
+    workload: &Workload,
+    syn: &Syn,
+    inbound: bool,
+) -> bool {
     let workers = u32::from(workload.workers);
     if workers == 0 || workers > MAX_WORKERS {
         return drop(Decision::InboundNoListener);
@@ -177,7 +200,7 @@ fn select(ctx: &SkLookupContext, slot: u32, workload: &Workload, syn: &Syn, inbo
 }
 
 #[inline(always)]
-fn drop(decision: Decision) -> bool {
+pub fn drop(decision: Decision) -> bool {
     count(decision);
     false
 }

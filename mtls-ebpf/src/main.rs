@@ -1,12 +1,14 @@
 //! The kernel side. Every program is one line here and one file beside it.
 //!
 //! Attached at the cgroup v2 root: `connect4|6`, `getpeername4|6`, `getsockname4|6`, `sock_ops`.
-//! Attached to each enrolled namespace, an instance of its own: `sk_lookup`.
+//! Attached to each enrolled namespace, an instance of its own: `sk_lookup`; to the host's, where workloads
+//! are cgroups, another one: `sk_lookup` in `host`.
 #![no_std]
 #![no_main]
 #![expect(clippy::macro_metavars_in_unsafe, reason = "`field!` takes a path of fields, not code")]
 
 mod established;
+mod host;
 mod inbound;
 mod maps;
 mod outbound;
@@ -56,6 +58,11 @@ pub fn mtls_established(ctx: SockOpsContext) -> u32 {
 #[sk_lookup]
 pub fn mtls_inbound(ctx: SkLookupContext) -> u32 {
     if inbound::lookup(&ctx) { sk_action::SK_PASS } else { sk_action::SK_DROP }
+}
+
+#[sk_lookup]
+pub fn mtls_host(ctx: SkLookupContext) -> u32 {
+    if host::lookup(&ctx) { sk_action::SK_PASS } else { sk_action::SK_DROP }
 }
 
 #[cfg(not(test))]

@@ -2,11 +2,16 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap};
+use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use aya_ebpf::macros::btf_map;
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Destination, Flow, FlowKey, LegKey};
-use mtls_common::names::{ABI_VERSION, LISTENERS_PER_WORKLOAD, MAX_WORKLOADS};
-use mtls_common::workload::{InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload};
+use mtls_common::flow::{Address, Destination, Flow, FlowKey};
+use mtls_common::names::{
+    ABI_VERSION, HOST, LISTENERS_PER_WORKLOAD, MAX_CGROUP_DEPTH, MAX_WORKLOADS,
+};
+use mtls_common::workload::{
+    HostPort, HostPortKey, InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload,
+};
 
 use crate::socket::{CLONE, SocketStorage};
 
@@ -17,10 +22,20 @@ const WORKLOADS_MAX: usize = MAX_WORKLOADS as usize;
 #[btf_map]
 pub static ABI: Array<u32, { ABI_VERSION as usize }> = Array::new();
 
-/// Namespace cookie -> slot. Written by the daemon; read by connect and sock_ops. An entry here is
+/// Namespace cookie -> slot, or `names::HOST`. Written by the daemon; read by connect and sock_ops. An entry here is
 /// what "enrolled" means to the outbound side.
 #[btf_map]
 pub static ENROLLED: HashMap<u64, u32, WORKLOADS_MAX> = HashMap::new();
+
+/// Cgroup id -> slot, of workloads in the host's namespace. Written by the daemon, whenever such a cgroup
+/// comes or goes; read by connect and getsockname.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, u32, WORKLOADS_MAX> = HashMap::new();
+
+/// What in the host's namespace is a workload's: its declared ports, and the daemon's listeners for what
+/// it sends. Whatever has no row there is untouched. Written by the daemon.
+#[btf_map]
+pub static HOST_PORTS: HashMap<HostPortKey, HostPort, 65536, SPARSE> = HashMap::new();
 
 /// Slot -> workload. Written by the daemon (an update replaces the entry whole).
 #[btf_map]
@@ -58,14 +73,15 @@ pub static LISTENERS: SockMap<{ (MAX_WORKLOADS * LISTENERS_PER_WORKLOAD) as usiz
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 131072, SPARSE> = HashMap::new();
 
-/// The daemon's connections to applications that come from loopback, and the client of each. Written by
-/// the daemon before it connects, read by sk_lookup, taken by sock_ops at the application's accept. Empty
-/// where sk_lookup knows the interface.
+/// The daemon's connections to applications that come from loopback, during their handshake, and the
+/// client of each. Written by sock_ops at the SYN of a socket in `OWN_SOCKETS`: nobody else can have that
+/// 4-tuple then. Read by sk_lookup, taken by sock_ops at the application's accept. Empty where sk_lookup
+/// knows the interface, but for workloads of the host.
 #[btf_map]
-pub static APPLICATION_LEGS: HashMap<LegKey, Destination, 131072, SPARSE> = HashMap::new();
+pub static APPLICATION_LEGS: HashMap<FlowKey, Flow, 131072, SPARSE> = HashMap::new();
 
 /// The daemon's own sockets and their role, by socket. Written by the daemon, by descriptor, before
-/// connect: no pod can, whatever its capabilities.
+/// connect: no workload can, whatever its capabilities.
 #[btf_map]
 pub static OWN_SOCKETS: SocketStorage<u32, SPARSE> = SocketStorage::new();
 
@@ -75,7 +91,8 @@ pub static LISTENER_TAG: SocketStorage<ListenerTag, { SPARSE | CLONE }> = Socket
 
 /// What an application's redirected socket asked for. Written by connect; read by sock_ops,
 /// getpeername and getsockname; gone with the socket. On an application's accepted socket (written by
-/// sock_ops, from `APPLICATION_LEGS`) the client that getpeername shows.
+/// sock_ops, from `APPLICATION_LEGS`) the client that getpeername shows; on the daemon's end of that
+/// connection the same, written by the daemon before it connects.
 #[btf_map]
 pub static CLIENT_DESTINATION: SocketStorage<Destination, SPARSE> = SocketStorage::new();
 
@@ -120,11 +137,53 @@ pub fn has_ingress_ifindex() -> bool {
     unsafe { core::ptr::read_volatile(&raw const HAS_INGRESS_IFINDEX) != 0 }
 }
 
-/// The client of the daemon's connection from loopback that `key` names.
+/// The client of the daemon's connection from loopback that `key` names, during its handshake.
 #[inline(always)]
-pub fn leg(key: LegKey) -> Option<Destination> {
+pub fn leg(key: FlowKey) -> Option<Destination> {
     // SAFETY: as in `workload`; the value is copied at once.
-    unsafe { APPLICATION_LEGS.get(key) }.copied()
+    unsafe { APPLICATION_LEGS.get(key) }.map(|flow| flow.destination)
+}
+
+/// Whether the current task can be asked for its cgroup (Linux 5.7), in rodata as the constant above.
+#[unsafe(no_mangle)]
+static HAS_CGROUP_ID: u32 = 1;
+
+/// The workload whose connections the current task makes in the namespace `cookie`.
+#[inline(always)]
+pub fn slot_of_current(netns_cookie: u64) -> Option<u32> {
+    match slot(netns_cookie)? {
+        HOST => slot_of_cgroup(),
+        slot => Some(slot),
+    }
+}
+
+/// By the current task's cgroup or the nearest one above it that is a workload's.
+#[inline(always)]
+fn slot_of_cgroup() -> Option<u32> {
+    // SAFETY: as in `has_ingress_ifindex`.
+    if unsafe { core::ptr::read_volatile(&raw const HAS_CGROUP_ID) } == 0 {
+        return None;
+    }
+    let mut found = None;
+    for level in 1..=MAX_CGROUP_DEPTH {
+        // SAFETY: the helper takes a number.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+        if id == 0 {
+            break;
+        }
+        // SAFETY: as in `workload`; the value is copied at once.
+        if let Some(slot) = unsafe { CGROUPS.get(id) } {
+            found = Some(*slot);
+        }
+    }
+    found
+}
+
+/// Whose connections to `address` and `port` are, in the host's namespace.
+#[inline(always)]
+pub fn host_port(address: Address, port: u16) -> Option<HostPort> {
+    // SAFETY: as in `workload`; the value is copied at once.
+    unsafe { HOST_PORTS.get(HostPortKey { address, port: port.into() }) }.copied()
 }
 
 #[inline(always)]

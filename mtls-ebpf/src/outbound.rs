@@ -8,7 +8,7 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::warn;
 use mtls_common::event::Decision;
 use mtls_common::flow::{Address, Destination};
-use mtls_common::workload::{OutboundKey, Workload, bypass};
+use mtls_common::workload::{ListenerTag, OutboundKey, Workload, bypass};
 
 use crate::field;
 use crate::maps::{
@@ -33,7 +33,9 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
     }
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let Some(slot) = maps::slot(cookie) else { return ALLOW };
+    if maps::slot(cookie).is_none() {
+        return ALLOW;
+    }
     // SAFETY: the union's pointer member is the one this program type has.
     let sk = unsafe { (*addr).__bindgen_anon_1.sk };
     if sk.is_null() {
@@ -43,15 +45,18 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
         count(Decision::OutboundOwn);
         return ALLOW;
     }
+    // A socket may connect again after a failure or a disconnect, also in other hands: what it asked for
+    // last counts.
+    if let Some(previous) = CLIENT_DESTINATION.get(sk) {
+        previous.valid = 0;
+    }
+    // The rest of the host.
+    let Some(slot) = maps::slot_of_current(cookie) else { return ALLOW };
     let Some(workload) = maps::workload(slot) else { return REFUSE };
 
     let destination = requested::<IPV6>(addr);
     // host byte order; the kernel keeps it big-endian in the low half
     let port = u16::from_be(field!(addr, user_port) as u16);
-    // A socket may connect again after a failure or a disconnect: what it asked for last counts.
-    if let Some(previous) = CLIENT_DESTINATION.get(sk) {
-        previous.valid = 0;
-    }
     let decision = decide(slot, workload, destination, port);
     count(decision);
     match decision {
@@ -86,7 +91,9 @@ pub fn connect<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn decide(slot: u32, workload: &Workload, destination: Address, port: u16) -> Decision {
-    if destination.is_loopback() || maps::is_own_address(slot, destination) {
+    let local = destination.is_loopback()
+        || (maps::is_own_address(slot, destination) && !is_declared(workload, destination, port));
+    if local {
         return if port == workload.outbound_port || port == workload.inbound_port {
             Decision::OutboundRefused
         } else {
@@ -113,6 +120,15 @@ fn decide(slot: u32, workload: &Workload, destination: Address, port: u16) -> De
         return Decision::OutboundRedirected;
     }
     Decision::OutboundUntouchedOutside
+}
+
+/// On the host, connections to a declared port are the daemon's to take, whoever makes them: a workload's
+/// own, to itself or to another one, go its way.
+#[inline(always)]
+fn is_declared(workload: &Workload, destination: Address, port: u16) -> bool {
+    workload.host != 0
+        && maps::host_port(destination, port)
+            .is_some_and(|found| found.direction == ListenerTag::INBOUND)
 }
 
 #[inline(always)]

@@ -53,7 +53,7 @@ pub fn own<const IPV6: bool>(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the helper takes this program type's context.
     let cookie =
         unsafe { aya_ebpf::helpers::generated::bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    let Some(slot) = maps::slot(cookie) else { return ALLOW };
+    let Some(slot) = maps::slot_of_current(cookie) else { return ALLOW };
     let Some(workload) = maps::workload(slot) else { return ALLOW };
     let address = if original.address.is_v4() { workload.address4 } else { workload.address6 };
     if address != Address::default() {

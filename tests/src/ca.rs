@@ -156,14 +156,20 @@ impl Ca {
     /// When the CA gives no token: a testbed that cannot be made.
     #[must_use]
     pub fn joined(&self, mut spec: DaemonSpec, identities: &[&str]) -> DaemonSpec {
-        let made = || -> Result<Vec<String>> {
-            let file = self.files.join(format!("{}.token", spec.name));
-            fs::write(&file, self.token(&spec.name, identities)?)?;
-            self.arguments_for(&file)
-        };
+        let made = || self.arguments_for(&self.renew_token(&spec, identities)?);
         let arguments = made().unwrap_or_else(|error| panic!("{error:#}"));
         spec.arguments.extend(arguments);
         spec
+    }
+
+    /// Writes a new join token for the daemon's node to its file, and says where that is.
+    ///
+    /// # Errors
+    /// As [`Ca::command`].
+    pub fn renew_token(&self, spec: &DaemonSpec, identities: &[&str]) -> Result<PathBuf> {
+        let file = self.files.join(format!("{}.token", spec.name));
+        fs::write(&file, self.token(&spec.name, identities)?)?;
+        Ok(file)
     }
 
     /// A mark for [`Ca::audited`].

@@ -165,7 +165,13 @@ pub fn remove(prefix: &str) -> Result<()> {
         let _ = umount2(&path, MntFlags::MNT_DETACH);
         let _ = fs::remove_file(&path);
     }
-    let cgroup = cgroup::root().map_or(Ok(()), |root| cgroup::remove(&root.join(prefix)));
+    let mut cgroup = Ok(());
+    if let Some(root) = cgroup::root() {
+        let of_it = names_in(&root).into_iter().filter(|name| prefix_of(name) == prefix);
+        for name in of_it {
+            cgroup = cgroup.and(cgroup::remove(&root.join(name)));
+        }
+    }
     let in_memory =
         names_in(Path::new(MEMORY)).into_iter().filter(|name| prefix_of(name) == prefix);
     let mut files = Ok(());

@@ -6,6 +6,7 @@
 //! | [`bed`] | [`Testbed`]: nodes, pods, addresses; removed again when dropped |
 //! | [`leftovers`] | names, and how everything that bears one is removed, whoever left it |
 //! | [`netns`], [`cgroup`] | entering and making them |
+//! | [`host`], [`hosts`] | workloads in a node's own namespace, known by cgroup; two such hosts |
 //! | [`process`], [`lines`], [`wait`] | processes, what they print, waiting for a condition |
 //! | [`wire`] | the capture: TCP payload by flow, as it crossed between the nodes |
 //! | [`mesh`], [`yaml`] | configuration as an operator writes it |
@@ -20,6 +21,7 @@
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
+//! | [`svids`] | certificates in directories, as an operator's own tools put them there |
 //! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
 #![forbid(unsafe_code)]
 
@@ -32,6 +34,8 @@ pub mod client;
 pub mod curl;
 pub mod daemon;
 pub mod demo;
+pub mod host;
+pub mod hosts;
 pub mod late;
 pub mod leftovers;
 pub mod lines;
@@ -44,6 +48,7 @@ pub mod process;
 pub mod recorder;
 pub mod servers;
 pub mod smtp;
+pub mod svids;
 pub mod talker;
 pub mod wait;
 pub mod walkthrough;

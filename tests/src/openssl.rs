@@ -59,6 +59,30 @@ pub fn svid(directory: &Path, name: &str, ca: &Pair, uri: &str) -> Result<Pair> 
     Ok(pair)
 }
 
+/// A private key in DER, PKCS#8.
+///
+/// # Errors
+/// When openssl refuses.
+pub fn pkcs8_der(key: &Path) -> Result<Vec<u8>> {
+    der(&["pkcs8", "-topk8", "-nocrypt", "-outform", "DER"], key)
+}
+
+/// The first certificate of a file in DER.
+///
+/// # Errors
+/// When openssl refuses.
+pub fn certificate_der(certificate: &Path) -> Result<Vec<u8>> {
+    der(&["x509", "-outform", "DER"], certificate)
+}
+
+fn der(arguments: &[&str], file: &Path) -> Result<Vec<u8>> {
+    let mut command = Command::new("openssl");
+    command.args(arguments).arg("-in").arg(file);
+    let output = output(command).context("is openssl installed?")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
 /// A certificate's serial number, in hex.
 ///
 /// # Errors

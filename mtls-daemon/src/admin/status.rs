@@ -23,6 +23,9 @@ pub struct Status {
     #[serde(default)]
     pub policies: Vec<PolicyStatus>,
     pub svids: Vec<SvidStatus>,
+    /// Other trust domains that are configured, or that the source of SVIDs trusts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub federation: Vec<FederatedStatus>,
     #[serde(default)]
     pub revocation: RevocationStatus,
     pub kernel: KernelStatus,
@@ -68,7 +71,14 @@ pub struct WorkloadStatus {
     /// `namespace/name`.
     pub workload: String,
     pub identity: String,
-    pub network_namespace: PathBuf,
+    /// None: it is in the host's own.
+    pub network_namespace: Option<PathBuf>,
+    /// What it is known by there.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// None: there is no such cgroup now, so nobody connects as this workload.
+    #[serde(default)]
+    pub cgroup_id: Option<u64>,
     pub state: WorkloadState,
     /// Why it is pending or refused.
     pub reason: Option<String>,
@@ -132,6 +142,21 @@ pub struct SvidStatus {
     #[serde(default)]
     pub next_renewal: Option<String>,
     /// The issuer's last error, until it succeeds again.
+    pub last_error: Option<String>,
+}
+
+/// One other trust domain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FederatedStatus {
+    pub trust_domain: String,
+    /// Where its bundle comes from.
+    pub origin: String,
+    /// CA certificates that are believed for it. 0: nobody of it is believed.
+    pub authorities: usize,
+    pub sequence: Option<u64>,
+    /// When the bundle was last read or fetched without an error. None: never, or nobody tells.
+    pub confirmed: Option<String>,
+    /// Why a newer one is not used.
     pub last_error: Option<String>,
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::admin::status::{
-    CrlStatus, PolicyStatus, RefusedStatus, RevocationListStatus, RevocationStatus, SvidStatus,
-    WorkloadState, WorkloadStatus, timestamp as shown,
+    CrlStatus, FederatedStatus, PolicyStatus, RefusedStatus, RevocationListStatus,
+    RevocationStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
 };
-use crate::mesh::Snapshot;
+use crate::mesh::{Place, Snapshot};
 use crate::node;
 use crate::policy::authz::InForce;
 use crate::policy::error::{Code, ConfigError};
@@ -22,10 +22,16 @@ pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
         node::WorkloadState::Refused(reason) => (WorkloadState::Refused, Some(reason)),
     };
     let ports = [("outbound", workload.outbound_port), ("inbound", workload.inbound_port)];
+    let (network_namespace, cgroup) = match workload.place {
+        Place::Namespace(path) => (Some(path), None),
+        Place::Host(cgroup) => (None, Some(cgroup.to_string())),
+    };
     WorkloadStatus {
         workload: workload.workload,
         identity: workload.identity.to_string(),
-        network_namespace: workload.network_namespace,
+        network_namespace,
+        cgroup,
+        cgroup_id: workload.cgroup_id,
         state,
         reason,
         addresses: workload.addresses,
@@ -103,6 +109,17 @@ fn refusal(error: &ConfigError, instead: &str) -> RefusedStatus {
         code: error.code.as_str().to_owned(),
         message: error.reason.clone(),
         instead: instead.to_owned(),
+    }
+}
+
+pub fn federated(domain: crate::identity::federation::FederatedStatus) -> FederatedStatus {
+    FederatedStatus {
+        trust_domain: domain.trust_domain.to_string(),
+        origin: domain.origin,
+        authorities: domain.authorities,
+        sequence: domain.sequence,
+        confirmed: domain.confirmed.map(shown),
+        last_error: domain.last_error,
     }
 }
 

@@ -3,8 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::object::INTERFACE;
-
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// The kernel lacks something that fail-closed interception needs. Exit code 69.
@@ -61,11 +59,6 @@ impl BpfError {
     /// True when the kernel itself is at fault, which has its own exit code.
     pub fn is_kernel(&self) -> bool {
         matches!(self, Self::Missing { .. })
-    }
-
-    /// The verifier refused what the daemon can do without.
-    pub(super) fn is_without_ingress_ifindex(&self) -> bool {
-        matches!(self, Self::Missing { feature, .. } if *feature == INTERFACE.0)
     }
 }
 

@@ -123,18 +123,16 @@ impl Kernel {
         let claim = pins.claim()?;
         let object = object::bytes()?;
         let load = |features| object::load_verified(&object, &pins.maps, PROBED_SLOT, features);
-        let ebpf = match load(features) {
-            Err(error) if features.ingress_ifindex && error.is_without_ingress_ifindex() => {
-                features.ingress_ifindex = false;
-                load(features)?
+        let ebpf = loop {
+            match load(features) {
+                Ok(ebpf) => break ebpf,
+                Err(error) => features = features.without_refused(&error).ok_or(error)?,
             }
-            result => result?,
         };
         for feature in features.missing() {
             tracing::warn!(%feature, "doing without a feature of newer kernels (docs/kernels.md)");
         }
-        let mut tables = Tables::open(&pins.maps)?;
-        tables.forget_legs()?;
+        let tables = Tables::open(&pins.maps)?;
         Ok(Self { pins, _claim: claim, object, cgroup, ebpf, features, tables })
     }
 
@@ -200,9 +198,30 @@ impl Kernel {
         netns_cookie: u64,
         slot: u32,
     ) -> Result<(), BpfError> {
+        self.attach_lookup(object::LOOKUP_PROGRAM, namespace, path, netns_cookie, slot)
+    }
+
+    /// The same for the host's own namespace, once for all workloads there.
+    pub fn attach_host(
+        &mut self,
+        namespace: BorrowedFd<'_>,
+        path: &Path,
+        netns_cookie: u64,
+    ) -> Result<(), BpfError> {
+        self.attach_lookup(object::HOST_PROGRAM, namespace, path, netns_cookie, PROBED_SLOT)
+    }
+
+    fn attach_lookup(
+        &mut self,
+        name: &'static str,
+        namespace: BorrowedFd<'_>,
+        path: &Path,
+        netns_cookie: u64,
+        slot: u32,
+    ) -> Result<(), BpfError> {
         let mut instance = object::load(&self.object, &self.pins.maps, slot, self.features)?;
-        let program = object::verify_lookup(&mut instance)?;
-        let failed = |error| BpfError::Program { program: object::LOOKUP_PROGRAM.into(), error };
+        let program = object::verify_lookup(&mut instance, name)?;
+        let failed = |error| BpfError::Program { program: name.into(), error };
         let pin_path = self.pins.namespace_link(netns_cookie);
         if let Some(link) = reopen(&pin_path)? {
             let fd = program.fd().map_err(failed)?;
@@ -240,7 +259,8 @@ impl Kernel {
         let attached = link::lookup_programs(namespace)
             .map_err(|error| BpfError::Call { what: "query sk_lookup programs", error })?;
         let foreign = aya::programs::loaded_programs().flatten().any(|info| {
-            attached.contains(&info.id()) && info.name_as_str() == Some(object::LOOKUP_PROGRAM)
+            attached.contains(&info.id())
+                && info.name_as_str().is_some_and(object::is_lookup_program)
         });
         if !foreign {
             return Ok(());
@@ -277,6 +297,11 @@ impl Kernel {
         unpin(&self.pins.namespace_link(netns_cookie))
     }
 
+    /// The cgroup v2 root that the programs are attached to.
+    pub fn cgroup_root(&self) -> BorrowedFd<'_> {
+        self.cgroup.as_fd()
+    }
+
     /// The attached programs and where each is attached, for `status`.
     pub fn programs(&self) -> Vec<(String, String)> {
         let pinned = |name: &str| self.pins.links.join(name).exists();
@@ -284,10 +309,16 @@ impl Kernel {
             .iter()
             .filter(|program| pinned(program.name))
             .map(|program| (program.name.to_owned(), "cgroup v2 root".to_owned()));
-        let namespaces = pinned_namespaces(&self.pins).len();
+        let hosts = self.tables.hosts();
+        let of = |host: bool| {
+            let of_kind = |cookie: &&u64| hosts.contains(cookie) == host;
+            pinned_namespaces(&self.pins).iter().filter(of_kind).count()
+        };
         let lookup =
-            (object::LOOKUP_PROGRAM.to_owned(), format!("{namespaces} network namespaces"));
-        cgroup.chain([lookup]).collect()
+            (object::LOOKUP_PROGRAM.to_owned(), format!("{} network namespaces", of(false)));
+        let host = (of(true) > 0)
+            .then(|| (object::HOST_PROGRAM.to_owned(), "the host's network namespace".to_owned()));
+        cgroup.chain([lookup]).chain(host).collect()
     }
 
     /// Instructions that the verifier went through for each program. Empty where the kernel does not
@@ -332,6 +363,9 @@ impl Leftovers {
             pinned_namespaces(&self.pins).into_iter().map(|cookie| (cookie, 0)).collect();
         if let Ok(tables) = Tables::open(&self.pins.maps) {
             found.extend(tables.workloads().map(|(_, entry)| (entry.netns_cookie, entry.changed)));
+            // In the host's own, enrolment changes nothing.
+            let hosts = tables.hosts();
+            found.retain(|cookie, _| !hosts.contains(cookie));
         }
         found
     }

@@ -20,6 +20,8 @@ const OVERRIDE: &str = "MTLS_EBPF_OBJECT";
 /// object's own, not what an earlier object left.
 pub const MAPS: &[&str] = &[
     "ENROLLED",
+    "CGROUPS",
+    "HOST_PORTS",
     "WORKLOADS",
     "OWN_ADDRESSES",
     "OUTBOUND",
@@ -70,6 +72,13 @@ pub const CGROUP_PROGRAMS: &[CgroupProgram] = &[
 
 /// The program that is attached to each enrolled namespace.
 pub const LOOKUP_PROGRAM: &str = "mtls_inbound";
+/// The one for the host's own, where workloads are cgroups.
+pub const HOST_PROGRAM: &str = "mtls_host";
+
+/// Whether a namespace program is one of ours, by its name.
+pub fn is_lookup_program(name: &str) -> bool {
+    name == LOOKUP_PROGRAM || name == HOST_PROGRAM
+}
 
 /// The bytes of the object.
 pub fn bytes() -> Result<Cow<'static, [u8]>, BpfError> {
@@ -93,8 +102,10 @@ pub fn load(bytes: &[u8], maps: &Path, slot: u32, features: Features) -> Result<
         loader.map_pin_path(name, maps.join(name));
     }
     let has_ingress_ifindex = u32::from(features.ingress_ifindex);
+    let has_cgroup_id = u32::from(features.cgroup_id);
     loader.override_global("SLOT", &slot, true);
     loader.override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true);
+    loader.override_global("HAS_CGROUP_ID", &has_cgroup_id, true);
     loader.load(bytes).map_err(unloadable)
 }
 
@@ -110,7 +121,8 @@ pub fn load_verified(
     for program in CGROUP_PROGRAMS {
         verify(&mut ebpf, program)?;
     }
-    verify_lookup(&mut ebpf)?;
+    verify_lookup(&mut ebpf, LOOKUP_PROGRAM)?;
+    verify_lookup(&mut ebpf, HOST_PROGRAM)?;
     Ok(ebpf)
 }
 
@@ -153,15 +165,15 @@ pub fn verify(ebpf: &mut Ebpf, wanted: &CgroupProgram) -> Result<(), BpfError> {
     result.map_err(|error| refused(wanted.name, wanted.feature, wanted.since, error))
 }
 
-/// The namespace program of a freshly loaded object.
-pub fn verify_lookup(ebpf: &mut Ebpf) -> Result<&mut SkLookup, BpfError> {
-    let Program::SkLookup(program) = program(ebpf, LOOKUP_PROGRAM)? else {
-        return Err(BpfError::Incomplete {
-            what: "sk_lookup program",
-            name: LOOKUP_PROGRAM.into(),
-        });
+/// A namespace program of a freshly loaded object.
+pub fn verify_lookup<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SkLookup, BpfError> {
+    let Program::SkLookup(program) = program(ebpf, name)? else {
+        return Err(BpfError::Incomplete { what: "sk_lookup program", name: name.into() });
     };
-    program.load().map_err(|error| refused(LOOKUP_PROGRAM, "sk_lookup programs", "5.9", error))?;
+    program.load().map_err(|error| refused(name, "sk_lookup programs", "5.9", error))?;
     Ok(program)
 }
 
@@ -199,7 +211,13 @@ fn classify(
     if !lacks_feature(&error, log) {
         return BpfError::Refused { program: program.into(), error, log: end };
     }
-    let (feature, since) = if lacks_interface(program, log) { INTERFACE } else { (feature, since) };
+    let (feature, since) = if lacks_interface(program, log) {
+        INTERFACE
+    } else if lacks_cgroup_id(log) {
+        CGROUP_ID
+    } else {
+        (feature, since)
+    };
     let cause = format!("It refuses program {program}: {error}{end}");
     BpfError::Missing { feature, since, option: String::new(), cause }
 }
@@ -223,6 +241,19 @@ const CONTEXT: &str = "invalid bpf_context access";
 
 /// sk_lookup programs had no `ingress_ifindex` at first. The daemon can do without.
 pub const INTERFACE: (&str, &str) = ("the interface of arrival in sk_lookup programs", "5.17");
+
+/// Nor had connect programs the current task's cgroup. The daemon can do without, its host's workloads
+/// cannot.
+pub const CGROUP_ID: (&str, &str) = ("the current cgroup in connect hooks", "5.7");
+
+/// Its log ends with the helper that it does not know.
+fn lacks_cgroup_id(log: &str) -> bool {
+    let unknown = |line: &&str| {
+        line.contains("bpf_get_current_ancestor_cgroup_id")
+            && (line.contains("unknown func") || line.contains("cannot use helper"))
+    };
+    log.lines().any(|line| unknown(&line))
+}
 
 fn lacks_interface(program: &str, log: &str) -> bool {
     program == LOOKUP_PROGRAM && log.contains(CONTEXT)
@@ -288,6 +319,17 @@ mod tests {
         check("p", libc::EPERM, unknown, Err(()));
         check("p", libc::ENOMEM, "", Err(()));
         check("p", libc::E2BIG, "BPF program is too large. Processed 1000001 insn\n", Err(()));
+    }
+
+    #[test]
+    fn a_missing_cgroup_helper_is_told_from_the_others() {
+        let name = "bpf_get_current_ancestor_cgroup_id#123";
+        for said in ["unknown func", "program of this type cannot use helper"] {
+            check("p", libc::EINVAL, &format!("{said} {name}\n"), Ok(CGROUP_ID.0));
+        }
+        // A call that was passed is in the log as well.
+        let log = format!("9: (85) call {name}\nunknown func bpf_get_netns_cookie#122\n");
+        check("p", libc::EINVAL, &log, Ok("a hook"));
     }
 
     #[test]

@@ -4,39 +4,34 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData, MapError, SkStorage};
-use mtls_common::flow::{Address, Destination, LegKey};
+use aya::maps::{Map, MapData, MapError, SkStorage};
+use mtls_common::flow::{Address, Destination};
 
-use super::tables::is_absent;
 use super::{BpfError, Features, object};
 
-const LEGS: &str = "APPLICATION_LEGS";
+const CLIENTS: &str = "CLIENT_DESTINATION";
 
 /// One runtime thread's view of the kernel.
 pub struct SocketMaps {
     own: SkStorage<MapData, u32>,
     accepted: SkStorage<MapData, Destination>,
-    /// None where the kernel side needs no announcements.
-    legs: Option<HashMap<MapData, LegKey, Destination>>,
+    clients: SkStorage<MapData, Destination>,
+    /// Whether the kernel side tells the daemon's connections to applications by their interface.
+    by_interface: bool,
 }
 
 impl SocketMaps {
     pub(super) fn open(maps: &Path, features: Features) -> Result<Self, BpfError> {
-        let legs = if features.ingress_ifindex {
-            None
-        } else {
-            let map = Map::HashMap(object::pinned(maps, LEGS)?);
-            Some(HashMap::try_from(map).map_err(|error| BpfError::Map { map: LEGS, error })?)
+        let storage = |name| {
+            SkStorage::try_from(Map::SkStorage(object::pinned(maps, name)?))
+                .map_err(|error| BpfError::Map { map: name, error })
         };
         Ok(Self {
-            legs,
+            clients: storage(CLIENTS)?,
+            by_interface: features.ingress_ifindex,
             own: SkStorage::try_from(Map::SkStorage(object::pinned(maps, "OWN_SOCKETS")?))
                 .map_err(|error| BpfError::Map { map: "OWN_SOCKETS", error })?,
-            accepted: SkStorage::try_from(Map::SkStorage(object::pinned(
-                maps,
-                "ACCEPTED_DESTINATION",
-            )?))
-            .map_err(|error| BpfError::Map { map: "ACCEPTED_DESTINATION", error })?,
+            accepted: storage("ACCEPTED_DESTINATION")?,
         })
     }
 
@@ -48,28 +43,19 @@ impl SocketMaps {
             .map_err(|error| BpfError::Map { map: "OWN_SOCKETS", error })
     }
 
-    /// Whether connections to applications come from loopback addresses and are announced.
-    pub fn announces_legs(&self) -> bool {
-        self.legs.is_some()
+    /// Whether connections to applications in namespaces of their own come from loopback addresses.
+    pub fn from_loopback(&self) -> bool {
+        !self.by_interface
     }
 
-    /// Tells the kernel side of a connection to an application before it is made: let it through, and
-    /// show `client` to the application.
-    pub fn announce_leg(&mut self, leg: LegKey, client: SocketAddr) -> Result<(), BpfError> {
-        let Some(legs) = &mut self.legs else { return Ok(()) };
+    /// Tells the kernel side of a connection to an application, before it is made from loopback: let it
+    /// through, and show `client` to the application. By descriptor, of a socket of the daemon's own.
+    pub fn announce(&mut self, socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), BpfError> {
         let address = Address::from(client.ip());
         let client = Destination { address, port: client.port(), valid: 1 };
-        legs.insert(leg, client, 0).map_err(|error| BpfError::Map { map: LEGS, error })
-    }
-
-    /// Takes an announcement back; mostly the application's accept has used it up.
-    pub fn forget_leg(&mut self, leg: &LegKey) {
-        if let Some(legs) = &mut self.legs
-            && let Err(error) = legs.remove(leg)
-            && !is_absent(&error)
-        {
-            tracing::warn!(%error, "cannot take back the announcement of a connection");
-        }
+        self.clients
+            .insert(&socket.as_raw_fd(), client, 0)
+            .map_err(|error| BpfError::Map { map: CLIENTS, error })
     }
 
     /// The destination that the application asked for, of a redirected connection. None: nobody

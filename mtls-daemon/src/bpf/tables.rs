@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mtls_common::event::Decision;
-use mtls_common::flow::{Address, Destination, Flow, FlowKey, LegKey};
+use mtls_common::flow::{Address, Flow, FlowKey};
 use mtls_common::names::{self, listener_index};
 use mtls_common::workload::{
-    InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload, bypass,
+    HostPort, HostPortKey, InboundKey, ListenerTag, OutboundKey, OwnAddressKey, Workload, bypass,
 };
 
 use super::{BpfError, object};
@@ -70,6 +70,8 @@ impl<K: Pod + Eq + Hash, V: Pod + PartialEq> Table<K, V> {
 /// All tables of one node.
 pub struct Tables {
     enrolled: Table<u64, u32>,
+    cgroups: Table<u64, u32>,
+    host_ports: Table<HostPortKey, HostPort>,
     workloads: Table<u32, Workload>,
     own_addresses: Table<OwnAddressKey, u32>,
     outbound: Table<OutboundKey, u32>,
@@ -81,7 +83,7 @@ pub struct Tables {
     /// Addresses that found no place in `MESH_ADDRESSES`.
     without_place: Vec<IpAddr>,
     flows: HashMap<MapData, FlowKey, Flow>,
-    legs: HashMap<MapData, LegKey, Destination>,
+    legs: HashMap<MapData, FlowKey, Flow>,
     decisions: PerCpuArray<MapData, u64>,
 }
 
@@ -104,6 +106,8 @@ impl Tables {
         let pinned = |name| object::pinned(maps, name);
         Ok(Self {
             enrolled: Table::open(maps, "ENROLLED")?,
+            cgroups: Table::open(maps, "CGROUPS")?,
+            host_ports: Table::open(maps, "HOST_PORTS")?,
             workloads: Table::open(maps, "WORKLOADS")?,
             own_addresses: Table::open(maps, "OWN_ADDRESSES")?,
             outbound: Table::open(maps, "OUTBOUND")?,
@@ -134,9 +138,11 @@ impl Tables {
         self.workloads.rows.get(&slot)
     }
 
-    /// The slot that a namespace has, or a free one.
-    pub fn slot_for(&self, netns_cookie: u64) -> Result<u32, BpfError> {
-        let known = self.workloads().find(|(_, entry)| entry.netns_cookie == netns_cookie);
+    /// The slot that a namespace has, or in the host's (`host` is not 0) a cgroup; or a free one.
+    pub fn slot_for(&self, netns_cookie: u64, host: u64) -> Result<u32, BpfError> {
+        let known = self
+            .workloads()
+            .find(|(_, entry)| entry.netns_cookie == netns_cookie && entry.host == host);
         if let Some((slot, _)) = known {
             return Ok(slot);
         }
@@ -170,14 +176,58 @@ impl Tables {
         self.enrolled.insert(netns_cookie, slot)
     }
 
+    /// Cookies of namespaces in which workloads are cgroups: the host's, if any.
+    pub fn hosts(&self) -> HashSet<u64> {
+        let enrolled = self.enrolled.rows.iter();
+        enrolled.filter(|(_, slot)| **slot == names::HOST).map(|(cookie, _)| *cookie).collect()
+    }
+
+    /// From here on the outbound side takes the connections of processes in this cgroup, and no longer
+    /// those of the one that was the workload's before. None: there is no such cgroup now.
+    pub fn set_cgroup(&mut self, slot: u32, id: Option<u64>) -> Result<(), BpfError> {
+        if let Some(id) = id {
+            self.cgroups.insert(id, slot)?;
+        }
+        self.cgroups.remove_where(|known, value| *value == slot && Some(*known) != id)
+    }
+
+    /// Exactly these places in the host's namespace are the workload's.
+    pub fn set_host_ports(
+        &mut self,
+        slot: u32,
+        wanted: &std::collections::HashMap<SocketAddr, u32>,
+    ) -> Result<(), BpfError> {
+        let key = |place: &SocketAddr| HostPortKey {
+            address: Address::from(place.ip()),
+            port: u32::from(place.port()),
+        };
+        for (place, direction) in wanted {
+            self.host_ports.insert(key(place), HostPort { slot, direction: *direction })?;
+        }
+        let kept: HashSet<HostPortKey> = wanted.keys().map(key).collect();
+        self.host_ports.remove_where(|key, value| value.slot == slot && !kept.contains(key))
+    }
+
+    /// Whether any workload is left in a namespace.
+    pub fn has_workloads(&self, netns_cookie: u64) -> bool {
+        self.workloads().any(|(_, entry)| entry.netns_cookie == netns_cookie)
+    }
+
     /// Forgets a workload, the way it came: outbound first, so that nothing is redirected to
     /// listeners that are going away.
     pub fn remove_workload(&mut self, slot: u32) -> Result<(), BpfError> {
         self.enrolled.remove_where(|_, value| *value == slot)?;
+        self.cgroups.remove_where(|_, value| *value == slot)?;
+        self.host_ports.remove_where(|_, value| value.slot == slot)?;
         self.outbound.remove_where(|key, _| key.slot == slot)?;
         self.inbound.remove_where(|key, _| key.slot == slot)?;
         self.own_addresses.remove_where(|key, _| key.slot == slot)?;
-        self.workloads.remove(&slot)
+        let cookie = self.workloads.rows.get(&slot).map(|entry| entry.netns_cookie);
+        self.workloads.remove(&slot)?;
+        match cookie {
+            Some(cookie) if !self.has_workloads(cookie) => self.enrolled.remove(&cookie),
+            _ => Ok(()),
+        }
     }
 
     /// Makes `socket` (listening) the one that a workload's connections find.
@@ -330,39 +380,29 @@ impl Tables {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
             .map_err(|error| BpfError::Call { what: "clock_gettime", error: error.into() })?;
         let now = std::time::Duration::from(now);
-        let stale: Vec<FlowKey> = self
-            .flows
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, flow)| {
-                now.saturating_sub(std::time::Duration::from_nanos(flow.created)) > older_than
-            })
-            .map(|(key, _)| key)
-            .collect();
-        for key in &stale {
-            match self.flows.remove(key) {
-                // Taken by its connection meanwhile.
-                Err(error) if !is_absent(&error) => {
-                    return Err(BpfError::Map { map: "FLOWS", error });
+        let maps = [("FLOWS", &mut self.flows), ("APPLICATION_LEGS", &mut self.legs)];
+        let mut swept = 0;
+        for (name, map) in maps {
+            let stale: Vec<FlowKey> = map
+                .iter()
+                .filter_map(Result::ok)
+                .filter(|(_, flow)| {
+                    now.saturating_sub(std::time::Duration::from_nanos(flow.created)) > older_than
+                })
+                .map(|(key, _)| key)
+                .collect();
+            for key in &stale {
+                match map.remove(key) {
+                    // Taken by its connection meanwhile.
+                    Err(error) if !is_absent(&error) => {
+                        return Err(BpfError::Map { map: name, error });
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
+            swept += stale.len();
         }
-        Ok(stale.len())
-    }
-
-    /// Removes what an earlier daemon announced and did not come to make. Before this one has workers.
-    pub(super) fn forget_legs(&mut self) -> Result<(), BpfError> {
-        let stale: Vec<LegKey> = self.legs.keys().filter_map(Result::ok).collect();
-        for key in &stale {
-            match self.legs.remove(key) {
-                Err(error) if !is_absent(&error) => {
-                    return Err(BpfError::Map { map: "APPLICATION_LEGS", error });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        Ok(swept)
     }
 
     /// What the kernel programs decided so far, since the maps were made.

@@ -11,6 +11,7 @@ mod policy;
 mod run;
 mod status;
 mod table;
+mod wait;
 
 pub use exit::{Exit, Failed};
 
@@ -41,6 +42,12 @@ enum Verb {
     /// Show the running daemon's certificates: serial, issuer, times, next renewal, last error
     #[command(after_help = exit::HELP)]
     Certs(status::StatusArgs),
+    /// Wait until the workload of this process' own cgroup is enrolled: for a unit's ExecStartPre
+    ///
+    /// A unit that is started again has another cgroup, which the daemon has to find first. What the unit
+    /// connects to before is not intercepted.
+    #[command(after_help = exit::HELP)]
+    Wait(wait::WaitArgs),
     /// Remove everything a daemon left in the kernel: its workloads talk as if it had never been
     ///
     /// A stopped or killed daemon leaves its programs in place, so that its workloads cannot talk in
@@ -72,6 +79,7 @@ pub fn execute(cli: Cli) -> Result<(), Failed> {
         Verb::Run(args) => run::run(*args),
         Verb::Status(args) => status::status(args),
         Verb::Certs(args) => certs::certs(args),
+        Verb::Wait(args) => wait::wait(args),
         Verb::Cleanup(args) => cleanup::cleanup(args),
         Verb::Ca(verb) => ca::ca(verb),
         Verb::Check(args) => check::check(args),

@@ -1,6 +1,6 @@
 //! `mtls-daemon status`
 
-mod ask;
+pub(super) mod ask;
 pub(super) mod text;
 
 use std::time::SystemTime;
@@ -49,7 +49,7 @@ pub(super) fn status(args: StatusArgs) -> Result<(), Failed> {
     args.show(|whole| whole, text::render)
 }
 
-fn parse(json: &str) -> Result<crate::admin::Status, anyhow::Error> {
+pub(super) fn parse(json: &str) -> Result<crate::admin::Status, anyhow::Error> {
     use anyhow::Context;
     serde_json::from_str(json)
         .context("the daemon's answer has another shape: is it of another version? try -o json")

@@ -241,6 +241,9 @@ pub struct RunArgs {
     pub identity: super::IdentityArgs,
 
     #[command(flatten)]
+    pub federation: super::FederationArgs,
+
+    #[command(flatten)]
     pub revocation: super::RevocationArgs,
 
     // Last: the flags after it would stand under its heading.

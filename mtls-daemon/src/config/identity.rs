@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::{ConfigError, NodeName};
 use crate::identity::source::istio_ca::Credential;
+use crate::identity::source::spiffe;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SourceKind {
@@ -14,6 +15,10 @@ pub enum SourceKind {
     Embedded,
     /// A server that speaks Istio's protocol: `mtls-daemon ca`, istiod, istio-csr
     IstioCa,
+    /// Certificates and keys that something else puts into a directory
+    Files,
+    /// An agent of this host, by SPIFFE's Workload API or SPIRE's Delegated Identity API
+    Spiffe,
 }
 
 /// Which CA, and how it knows this node.
@@ -84,6 +89,45 @@ pub struct IdentityArgs {
     /// What istiod calls the cluster that the token is of
     #[arg(long, env = "MTLS_CA_CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
     pub ca_cluster_id: String,
+
+    /// Directory of certificates, keys and roots, for the source `files` (docs/identity.md)
+    #[arg(
+        long,
+        env = "MTLS_SVID_DIR",
+        value_name = "DIR",
+        default_value = "/etc/mtls-daemon/svids"
+    )]
+    pub svid_dir: PathBuf,
+
+    /// Socket of the Workload API, for the source `spiffe`: unix:///PATH
+    #[arg(
+        long,
+        env = "SPIFFE_ENDPOINT_SOCKET",
+        value_name = "SOCKET",
+        value_parser = spiffe::socket
+    )]
+    pub spiffe_endpoint_socket: Option<PathBuf>,
+
+    /// Admin socket of a SPIRE agent, for the source `spiffe`: workloads' certificates by its Delegated
+    /// Identity API instead of what the daemon itself is registered for
+    #[arg(
+        long,
+        env = "MTLS_DELEGATED_IDENTITY_SOCKET",
+        value_name = "SOCKET",
+        value_parser = spiffe::socket
+    )]
+    pub delegated_identity_socket: Option<PathBuf>,
+
+    /// Selector that describes a workload to that API, with {namespace}, {service-account} or {path} of
+    /// its identity (repeatable; comma-separated in the environment)
+    #[arg(
+        long,
+        env = "MTLS_DELEGATED_IDENTITY_SELECTOR",
+        value_name = "TYPE:VALUE",
+        value_delimiter = ',',
+        default_values = spiffe::DEFAULT_SELECTORS
+    )]
+    pub delegated_identity_selector: Vec<String>,
 }
 
 /// The source, with what only that one needs.
@@ -98,6 +142,11 @@ pub enum IdentitySource {
         cluster: String,
         poll: Duration,
     },
+    Files(PathBuf),
+    Spiffe {
+        api: spiffe::Api,
+        socket: PathBuf,
+    },
 }
 
 fn poll(text: &str) -> Result<Duration, String> {
@@ -108,6 +157,24 @@ impl IdentityArgs {
     pub(super) fn source(self, node: &NodeName) -> Result<IdentitySource, ConfigError> {
         match self.identity_source {
             SourceKind::Embedded => Ok(IdentitySource::Embedded),
+            SourceKind::Spiffe => {
+                let selectors = self.delegated_identity_selector.iter().map(String::as_str);
+                match (self.delegated_identity_socket, self.spiffe_endpoint_socket) {
+                    (Some(socket), _) => {
+                        let selectors =
+                            spiffe::Selectors::parse(selectors).map_err(ConfigError::Selector)?;
+                        Ok(IdentitySource::Spiffe {
+                            api: spiffe::Api::Delegated(selectors),
+                            socket,
+                        })
+                    }
+                    (None, Some(socket)) => {
+                        Ok(IdentitySource::Spiffe { api: spiffe::Api::Workload, socket })
+                    }
+                    (None, None) => Err(ConfigError::NoAgentSocket),
+                }
+            }
+            SourceKind::Files => Ok(IdentitySource::Files(self.svid_dir)),
             SourceKind::IstioCa => Ok(IdentitySource::IstioCa {
                 address: self.ca_address,
                 server_name: self.ca_server_name,

@@ -61,7 +61,10 @@ impl RevocationArgs {
     ) -> Result<RevocationSettings, ConfigError> {
         let required = self.revocation == RevocationMode::Required;
         let without = match source {
-            IdentitySource::Embedded => true,
+            // None of them tells what is revoked.
+            IdentitySource::Embedded | IdentitySource::Files(_) | IdentitySource::Spiffe { .. } => {
+                true
+            }
             IdentitySource::IstioCa { .. } => false,
         };
         if without && self.revocation_max_age.is_some() {

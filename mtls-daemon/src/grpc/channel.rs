@@ -15,10 +15,19 @@ use tower_service::Service;
 #[derive(Debug, Clone)]
 pub struct Channel {
     requests: SendRequest<Body>,
+    scheme: uri::Scheme,
     authority: uri::Authority,
 }
 
 impl Channel {
+    /// To a service of this host, over its socket.
+    pub async fn unix(path: &std::path::Path) -> std::io::Result<Self> {
+        let stream = tokio::net::UnixStream::connect(path).await?;
+        let authority = uri::Authority::from_static("localhost");
+        let channel = Self::open(stream, authority).await.map_err(std::io::Error::other)?;
+        Ok(Self { scheme: uri::Scheme::HTTP, ..channel })
+    }
+
     /// HTTP/2's own greeting; the connection lives on a task of this runtime for as long as a clone
     /// of the channel does, or until the peer ends it.
     pub async fn open<S>(stream: S, authority: uri::Authority) -> Result<Self, hyper::Error>
@@ -29,7 +38,7 @@ impl Channel {
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         // A broken connection shows in the requests that are under way.
         tokio::spawn(async move { connection.await.ok() });
-        Ok(Self { requests, authority })
+        Ok(Self { requests, scheme: uri::Scheme::HTTPS, authority })
     }
 
     /// Nothing can be sent any more.
@@ -50,7 +59,7 @@ impl Service<Request<Body>> for Channel {
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         // gRPC clients know the path alone; HTTP/2 needs the rest of the address.
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(uri::Scheme::HTTPS);
+        parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;

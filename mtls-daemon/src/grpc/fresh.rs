@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 /// Set it to write the code anew instead of comparing.
 const WRITE: &str = "MTLS_WRITE_GRPC";
 
+const WITH_KEYS: [&str; 2] = [".X509SVID", ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey"];
+
 const HEADER: &str = "// Generated from proto/ by the test in fresh.rs: \
      MTLS_WRITE_GRPC=1 cargo test -p mtls-daemon grpc::fresh\n";
 
 fn generate(into: &Path) {
     let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
-    let files = ["istio_ca.proto", "node.proto"];
+    let files = ["istio_ca.proto", "node.proto", "workload_api.proto", "delegated_identity.proto"];
     let descriptors = protox::compile(files, [proto]).expect("proto/ compiles");
     tonic_prost_build::configure()
         .build_transport(false)
+        // What they print would be keys.
+        .skip_debug(WITH_KEYS)
         .out_dir(into)
         .compile_fds(descriptors)
         .expect("code for proto/");
@@ -56,4 +60,15 @@ fn istios_service_is_fresh() {
 #[test]
 fn our_own_service_is_fresh() {
     check("mtls.ca.v1.rs", "mtls_ca_v1.rs");
+}
+
+#[test]
+fn the_workload_api_is_fresh() {
+    // What has no package has no name.
+    check("_.rs", "spiffe_workload.rs");
+}
+
+#[test]
+fn the_delegated_identity_api_is_fresh() {
+    check("spire.api.agent.delegatedidentity.v1.rs", "spire_delegated.rs");
 }

@@ -6,6 +6,11 @@ pub mod channel;
 pub mod istio_v1_auth;
 #[rustfmt::skip]
 pub mod mtls_ca_v1;
+#[rustfmt::skip]
+pub mod spiffe_workload;
+#[rustfmt::skip]
+pub mod spire_delegated;
+mod without_keys;
 
 pub use channel::Channel;
 

@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod ca;
 pub mod encoding;
+pub mod federation;
 pub mod istio;
 pub mod key_type;
 pub mod node;
@@ -16,6 +17,7 @@ pub mod svid;
 pub mod trust_domain;
 
 pub use bundle::Bundle;
+pub use federation::Federation;
 pub use istio::IstioIdentity;
 pub use key_type::KeyType;
 pub use node::NodeName;

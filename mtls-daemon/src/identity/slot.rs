@@ -18,6 +18,8 @@ const JITTER: f64 = 0.01;
 
 /// Renewal begins at half of the lifetime: with this share of it left it has failed again and again.
 const LATE: u32 = 4;
+/// The shortest time after which what others made is looked at again without a word from them.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// As ztunnel: long enough for a broken issuer to breathe, far below any SVID's half life.
@@ -64,6 +66,8 @@ enum Next {
 /// What an attempt brings.
 pub(super) struct Issued {
     pub(super) identity: Arc<TlsIdentity>,
+    /// Asking again brings another.
+    pub(super) made: bool,
 }
 
 /// How urgent a slot's next attempt is. Sorts the most urgent first.
@@ -177,16 +181,26 @@ impl IdentitySlot {
         }
     }
 
+    /// The source has something else: asked for at once, whatever was waited for.
+    pub(super) fn changed(&self) {
+        let mut renewal = self.renewal();
+        match renewal.next {
+            Next::Working => renewal.again = true,
+            Next::RetryAt(_) | Next::RenewAt(_) => renewal.next = Next::RetryAt(Instant::now()),
+        }
+    }
+
     /// A failure keeps the SVID that is there.
     pub(super) fn finish(&self, result: Result<Issued, String>) {
         let mut renewal = self.renewal();
         if renewal.retired {
             return;
         }
+        let again = std::mem::take(&mut renewal.again);
         match result {
             Ok(issued) => {
-                renewal.next = match std::mem::take(&mut renewal.again) {
-                    false => Next::RenewAt(renewal_time(&issued.identity, SystemTime::now())),
+                renewal.next = match again {
+                    false => Next::RenewAt(renewal_time(&issued, SystemTime::now())),
                     true => Next::RetryAt(Instant::now()),
                 };
                 renewal.failures = 0;
@@ -196,7 +210,8 @@ impl IdentitySlot {
                 self.current.store(Some(issued.identity));
             }
             Err(error) => {
-                renewal.next = Next::RetryAt(Instant::now() + retry_after(renewal.failures));
+                let wait = if again { Duration::ZERO } else { retry_after(renewal.failures) };
+                renewal.next = Next::RetryAt(Instant::now() + wait);
                 renewal.failures = renewal.failures.saturating_add(1);
                 renewal.last_error = Some(error);
             }
@@ -284,10 +299,12 @@ impl fmt::Debug for IdentitySlot {
     }
 }
 
-/// Half of what is left of a fresh SVID, with jitter.
-fn renewal_time(identity: &TlsIdentity, now: SystemTime) -> SystemTime {
-    let left = identity.not_after().duration_since(now).unwrap_or_default();
-    now + left.mul_f64(RENEW_AT + JITTER * (2.0 * fastrand::f64() - 1.0))
+/// Half of what is left of a fresh SVID, with jitter. One that does not become a new one by asking has
+/// less left each time: that is not followed down to nothing.
+fn renewal_time(issued: &Issued, now: SystemTime) -> SystemTime {
+    let left = issued.identity.not_after().duration_since(now).unwrap_or_default();
+    let wait = left.mul_f64(RENEW_AT + JITTER * (2.0 * fastrand::f64() - 1.0));
+    now + if issued.made { wait } else { wait.max(LOOK_AGAIN).min(left) }
 }
 
 /// Doubles with every failure, up to the cap; a tenth of jitter keeps nodes apart.

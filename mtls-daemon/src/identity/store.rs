@@ -105,6 +105,7 @@ impl SvidStore {
         for (_, slot) in before.iter().filter(|(id, _)| !ids.contains(*id)) {
             slot.retire();
         }
+        self.source.retain(ids);
     }
 
     /// Asks for new SVIDs for everybody, and with them the source's new bundle; what is there stays
@@ -112,6 +113,14 @@ impl SvidStore {
     pub fn renew_all(&self) {
         for slot in self.slots.load().values() {
             slot.renew(RENEW_ALL);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Looks again at once: the source says that it has something else for these identities.
+    pub fn changed(&self, ids: &BTreeSet<SpiffeId>) {
+        for (_, slot) in self.slots.load().iter().filter(|(id, _)| ids.contains(*id)) {
+            slot.changed();
         }
         self.wake.notify_one();
     }
@@ -210,6 +219,15 @@ impl SvidStore {
             Ok(_) => &self.issued_ok,
             Err(failed) => &self.failed[failed.reason as usize],
         };
+        let known = slot.current().map(|current| current.serial().to_owned());
+        if let Ok(issued) = &result
+            && !issued.made
+            && known.as_deref() == Some(issued.identity.serial())
+        {
+            // What a source that makes none shows again is no news.
+            slot.finish(result.map_err(|failed| failed.text));
+            return;
+        }
         count.fetch_add(1, Ordering::Relaxed);
         match &result {
             Ok(issued) => tracing::info!(
@@ -237,12 +255,7 @@ fn issue(
     handshakes: &HandshakeSettings,
     id: &SpiffeId,
 ) -> Result<Issued, Failed> {
-    let svid = source.issue(id)?;
-    // After it: a CA server's answer brings the bundle as well.
-    let bundle = source.bundle().map_err(|error| {
-        let reason = error.reason();
-        Failed { reason, text: format!("no trust bundle: {error}") }
-    })?;
+    let (svid, bundle) = source.obtain(id)?;
     let bundles = with_aliases(bundle, aliases);
     let identity = TlsIdentity::with(&svid, &bundles, handshakes)
         .map_err(|error| Failed::invalid(error.to_string()))?;
@@ -250,7 +263,7 @@ fn issue(
         let text = "the issuer gave an SVID that has expired already".to_owned();
         return Err(Failed::invalid(text));
     }
-    Ok(Issued { identity })
+    Ok(Issued { identity, made: source.makes() })
 }
 
 fn with_aliases(bundle: Bundle, aliases: &[TrustDomain]) -> Vec<Bundle> {

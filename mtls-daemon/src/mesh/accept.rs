@@ -207,7 +207,8 @@ fn claims(object: &Object) -> Vec<String> {
             .workload_entries
             .iter()
             .map(|(name, _)| name.to_string())
-            .chain([workload.network_namespace.display().to_string()])
+            .chain([workload.place.to_string()])
+            .chain(workload.host_ports.iter().flat_map(|ports| ports.iter()).map(u16::to_string))
             .collect(),
         _ => Vec::new(),
     }

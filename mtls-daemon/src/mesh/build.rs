@@ -1,7 +1,6 @@
 //! Objects to a snapshot.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::accept::{Accepted, Chosen};
@@ -11,7 +10,7 @@ use super::members::Members;
 use super::service_entry::ServiceEntry;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
-use super::{MeshSettings, Objects, Service, Snapshot, legacy};
+use super::{Endpoint, MeshSettings, Objects, Service, Snapshot, legacy};
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
@@ -125,10 +124,14 @@ impl Snapshot {
         };
         let mut answers = Answers::default();
         for member in &members.list {
-            answers.direct.insert(member.address, policy.direct(&member.workload));
+            if member.workload.host_ports.is_some() {
+                answers.hosts.add(member.address, &member.workload, &policy);
+            } else {
+                answers.direct.insert(member.address, policy.direct(&member.workload));
+            }
         }
         for (service, _) in &services {
-            add_endpoints(&mut answers.direct, service, &policy);
+            add_endpoints(&mut answers, service, &policy);
         }
         for (index, (service, entry)) in services.iter().enumerate() {
             answers.services.push(policy.service(service, entry));
@@ -168,7 +171,8 @@ fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
 }
 
 /// Addresses that only services know, and what services declare about their ports.
-fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy: &Policy<'_>) {
+fn add_endpoints(answers: &mut Answers, service: &Service, policy: &Policy<'_>) {
+    let direct = &mut answers.direct;
     for endpoint in &service.endpoints {
         if endpoint.workload.is_none() {
             let new = policy.direct_endpoint(service, endpoint);
@@ -193,18 +197,26 @@ fn add_endpoints(direct: &mut HashMap<IpAddr, Direct>, service: &Service, policy
         }
         // The application has one port on all of the workload's addresses, also where the service
         // lists only some of them.
+        if let Some(known) = endpoint.workload.as_ref().and_then(|w| answers.hosts.of_mut(w)) {
+            declare(known, service, endpoint);
+            continue;
+        }
         let addresses = match &endpoint.workload {
             Some(workload) => workload.addresses.as_slice(),
             None => std::slice::from_ref(&endpoint.address),
         };
         for address in addresses {
             if let Some(known) = direct.get_mut(address) {
-                for port in &service.ports {
-                    let entry = known.protocols.entry(target_port(endpoint, port)).or_default();
-                    *entry = entry.with(declared(port));
-                }
+                declare(known, service, endpoint);
             }
         }
+    }
+}
+
+fn declare(known: &mut Direct, service: &Service, endpoint: &Endpoint) {
+    for port in &service.ports {
+        let entry = known.protocols.entry(target_port(endpoint, port)).or_default();
+        *entry = entry.with(declared(port));
     }
 }
 
@@ -220,7 +232,8 @@ fn warn_disagreements(
             Some(&port.targets(address.ip()).get(at.position)?.tls)
         };
         // Services of the workload's own namespace count before others (policy.md 2.6).
-        let owner = answers.direct.get(&address.ip()).and_then(|direct| direct.workload.as_ref());
+        let direct = answers.hosts.at(*address).or_else(|| answers.direct.get(&address.ip()));
+        let owner = direct.and_then(|direct| direct.workload.as_ref());
         let is_own = |at: &&HeadlessPort| {
             owner.is_some_and(|owner| {
                 owner.namespace == answers.services[at.service].service.namespace

@@ -90,6 +90,8 @@ pub(super) struct Server {
     pub service_account: Option<Arc<str>>,
     pub speaks_mtls: bool,
     pub modes: WorkloadModes,
+    /// See [`Workload::host_ports`].
+    pub host_ports: Option<Arc<[u16]>>,
     /// As messages call it: `namespace/name`, or the address.
     pub label: String,
 }
@@ -329,6 +331,11 @@ impl Policy<'_> {
                 return plaintext(format!("DISABLE by {}", inferred.because));
             }
         }
+        if let (Some(ports), Some(number)) = (&server.host_ports, number)
+            && !ports.contains(&number)
+        {
+            return plaintext(format!("{label} has not declared port {number} of its host"));
+        }
         if !server.speaks_mtls {
             return plaintext(format!("{label} does not speak mTLS"));
         }
@@ -351,6 +358,7 @@ impl Policy<'_> {
                 namespace: service.namespace.clone(),
                 service_account: endpoint.service_account.clone(),
                 speaks_mtls: endpoint.speaks_mtls,
+                host_ports: None,
                 modes: self.authentications.workload_modes(&service.namespace, &endpoint.labels),
                 label: endpoint.address.to_string(),
             },
@@ -363,6 +371,7 @@ impl Policy<'_> {
             service_account: (!workload.service_account.is_empty())
                 .then(|| workload.service_account.clone()),
             speaks_mtls: workload.speaks_mtls,
+            host_ports: workload.host_ports.clone(),
             modes: self.authentications.workload_modes(&workload.namespace, &workload.labels),
             label: workload.key(),
         }

@@ -39,6 +39,26 @@ impl Snapshot {
                 }
             }
         }
+        for (address, declared) in self.answers.hosts.by_address() {
+            if self.answers.virtual_addresses.contains_key(&address) {
+                continue;
+            }
+            // The rest of a host is not in the mesh.
+            rows.push(OutboundRow { address, port: 0, untouched: true });
+            let mut ports: BTreeSet<u16> = declared.iter().map(|(port, _)| *port).collect();
+            ports.extend(headless.get(&address).into_iter().flatten());
+            for port in ports {
+                let own = declared.iter().find(|(number, _)| *number == port);
+                let clear = match self.headless(client, SocketAddr::new(address, port)) {
+                    Some(Headless::One(target, _)) => target.tls.is_plaintext(),
+                    Some(Headless::Disagreeing(..)) => false,
+                    None => own.is_none_or(|(_, direct)| direct.tls(port).is_plaintext()),
+                };
+                if !clear {
+                    rows.push(OutboundRow { address, port, untouched: false });
+                }
+            }
+        }
         rows.sort_unstable();
         rows
     }

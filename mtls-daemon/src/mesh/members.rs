@@ -1,12 +1,11 @@
 //! `WorkloadEntry` and `NodeWorkload` objects to workloads.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry, speaks_mtls};
-use super::{MeshSettings, NodeWorkload, Workload, naming};
+use super::{Cgroup, MeshSettings, NodeWorkload, Place, Workload, naming};
 use crate::identity::SpiffeId;
 use crate::policy::error::{Code, ConfigError, Origin};
 
@@ -25,13 +24,22 @@ pub struct Member {
 #[derive(Debug, Default)]
 pub struct Members {
     pub list: Vec<Member>,
+    /// Workloads of one host share its addresses: then the first of them.
     pub by_address: HashMap<IpAddr, usize>,
+    /// Their ports.
+    host_ports: HashMap<SocketAddr, usize>,
+    shared: HashSet<IpAddr>,
     pub node_workloads: Vec<Arc<NodeWorkload>>,
 }
 
 impl Members {
     pub fn at(&self, address: IpAddr) -> Option<&Member> {
         self.by_address.get(&address).map(|index| &self.list[*index])
+    }
+
+    /// Whether the address alone does not say whose it is.
+    pub fn is_shared(&self, address: IpAddr) -> bool {
+        self.shared.contains(&address)
     }
 
     pub fn build(
@@ -57,12 +65,10 @@ impl Members {
                     }
                 },
             };
-            if let Some(other) = members.at(entry.address) {
-                let reason = format!("{} is also of {}", entry.address, other.origin.place());
+            if let Err(reason) = members.claim(entry.address, &workload) {
                 errors.push(entry.meta.origin.error("spec.address", Code::Conflict, reason));
                 continue;
             }
-            members.by_address.insert(entry.address, members.list.len());
             members.list.push(Member {
                 address: entry.address,
                 workload,
@@ -72,6 +78,31 @@ impl Members {
             });
         }
         members
+    }
+
+    /// Takes an address for the next in the list. Workloads of one host may share theirs: their ports do
+    /// not.
+    fn claim(&mut self, address: IpAddr, workload: &Workload) -> Result<(), String> {
+        let next = self.list.len();
+        if let Some(other) = self.at(address) {
+            let place = other.origin.place();
+            let both_of_a_host =
+                other.workload.host_ports.is_some() && workload.host_ports.is_some();
+            if !both_of_a_host {
+                return Err(format!("{address} is also of {place}"));
+            }
+            self.shared.insert(address);
+        }
+        let ports = workload.host_ports.iter().flat_map(|ports| ports.iter());
+        let places: Vec<SocketAddr> = ports.map(|port| (address, *port).into()).collect();
+        if let Some((place, other)) =
+            places.iter().find_map(|place| Some((place, self.host_ports.get(place)?)))
+        {
+            return Err(format!("{place} is also of {}", self.list[*other].workload.key()));
+        }
+        self.host_ports.extend(places.into_iter().map(|place| (place, next)));
+        self.by_address.entry(address).or_insert(next);
+        Ok(())
     }
 
     /// Merges the entries that a `NodeWorkload` names. Objects of other nodes are merged as well,
@@ -89,7 +120,7 @@ impl Members {
     ) -> Vec<Option<Arc<Workload>>> {
         let mut merged: Vec<Option<Arc<Workload>>> = vec![None; entries.len()];
         let mut claimed: HashMap<usize, &Origin> = HashMap::new();
-        let mut namespaces: HashMap<PathBuf, &Origin> = HashMap::new();
+        let mut places: HashMap<Place, &Origin> = HashMap::new();
         let here = |object: &NodeWorkloadEntry| object.node.as_deref().is_none_or(|n| n == node);
         // This node's first: where two nodes name one entry, each calls it by its own name.
         let mut objects: Vec<&NodeWorkloadEntry> = node_workloads.iter().collect();
@@ -122,10 +153,14 @@ impl Members {
                 errors.push(yields.error("metadata.name", Code::Conflict, reason));
             }
             if here(object) {
-                if let Some(other) = namespaces.insert(object.network_namespace.clone(), origin) {
-                    let path = object.network_namespace.display();
-                    let reason = format!("{path} is also of {}", other.place());
-                    errors.push(origin.error("spec.networkNamespace", Code::Conflict, reason));
+                if let Some(other) = places.insert(object.place.clone(), origin) {
+                    let reason = format!("{} is also of {}", object.place, other.place());
+                    let field = match &object.place {
+                        Place::Namespace(_) => "spec.networkNamespace",
+                        Place::Host(Cgroup::Path(_)) => "spec.cgroup",
+                        Place::Host(Cgroup::Unit(_)) => "spec.systemdUnit",
+                    };
+                    errors.push(origin.error(field, Code::Conflict, reason));
                 }
                 for index in &chosen {
                     if let Some(other) = claimed.insert(*index, origin) {
@@ -159,7 +194,7 @@ impl Members {
                 self.node_workloads.push(Arc::new(NodeWorkload {
                     namespace: object.meta.namespace.clone(),
                     name: object.meta.name.clone(),
-                    network_namespace: object.network_namespace.clone(),
+                    place: object.place.clone(),
                     forward_client_cert: object.forward_client_cert,
                     workload,
                 }));
@@ -237,6 +272,7 @@ fn combine(
         labels,
         addresses: parts.iter().map(|part| part.address).collect(),
         ports,
+        host_ports: object.host_ports.clone(),
     })
 }
 
@@ -256,5 +292,6 @@ fn single(entry: &WorkloadEntry, settings: &MeshSettings) -> Result<Arc<Workload
         addresses: vec![entry.address],
         ports: entry.ports.clone(),
         speaks_mtls: speaks_mtls(&entry.labels),
+        host_ports: None,
     }))
 }

@@ -27,6 +27,18 @@ pub fn build<'e>(
         .collect();
     services.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     check_addresses(&services, members, incumbents, errors);
+    for (_, entry) in &services {
+        // (of those by selector, each workload is an endpoint of its own)
+        for endpoint in entry.endpoints.iter().filter(|e| members.is_shared(e.address)) {
+            let reason = format!(
+                "{} is a host's, and several workloads have ports there: name them by workloadSelector",
+                endpoint.address
+            );
+            let field = format!("{}.address", endpoint.path);
+            let error = entry.meta.origin.error(&field, Code::Conflict, reason);
+            errors.push(ConfigError { line: endpoint.line, ..error });
+        }
+    }
     for (service, entry) in &services {
         let own = |e: &Endpoint| {
             e.workload.as_ref().is_none_or(|workload| workload.namespace == service.namespace)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::compile::{CompiledService, Direct, Target};
+use super::hosts::Hosts;
 use super::{ClientTls, InboundPlan, NodeWorkload, OutboundPlan, PeerKnowledge, Service, Workload};
 use crate::identity::TrustDomain;
 use crate::policy::authz::Authorizations;
@@ -45,6 +46,8 @@ pub(super) struct Answers {
     pub services: Vec<CompiledService>,
     /// Services by virtual address: several may share one, on different ports.
     pub virtual_addresses: HashMap<IpAddr, Vec<usize>>,
+    /// Ports of hosts that are workloads'.
+    pub hosts: Hosts,
     /// Workloads' and endpoints' own addresses.
     pub direct: HashMap<IpAddr, Direct>,
     /// Several services may stand at one endpoint's port, in the order of `services`: which of
@@ -99,6 +102,7 @@ impl Snapshot {
         self.answers.services.iter().flat_map(CompiledService::originations)
     }
 
+    /// Whose the address is; None for a host's, which several have.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.answers.direct.get(&address.to_canonical())?.workload.as_ref()
     }
@@ -117,6 +121,7 @@ impl Snapshot {
     pub fn workloads(&self) -> Vec<&Arc<Workload>> {
         let mut all: Vec<_> =
             self.answers.direct.values().filter_map(|direct| direct.workload.as_ref()).collect();
+        all.extend(self.answers.hosts.workloads());
         all.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         all.dedup_by(|a, b| Arc::ptr_eq(a, b));
         all
@@ -167,7 +172,9 @@ impl Snapshot {
             }
             None => {}
         }
-        let (tls, workload) = match self.answers.direct.get(&address.ip()) {
+        let direct = self.answers.hosts.at(address);
+        let direct = direct.or_else(|| self.answers.direct.get(&address.ip()));
+        let (tls, workload) = match direct {
             Some(direct) => (direct.tls(address.port()).clone(), direct.workload.clone()),
             None => (self.unknown_tls(address.ip()), None),
         };
@@ -251,7 +258,10 @@ impl Snapshot {
 
     /// The compiled answers for `server`, if this snapshot's workload is the same one.
     pub(super) fn compiled(&self, server: &Workload) -> Option<&Direct> {
-        let direct = self.answers.direct.get(server.addresses.first()?)?;
+        let direct = match &server.host_ports {
+            Some(_) => self.answers.hosts.of(server)?,
+            None => self.answers.direct.get(server.addresses.first()?)?,
+        };
         let known = direct.workload.as_deref()?;
         let same = std::ptr::eq(known, server)
             || (known.namespace == server.namespace && known.labels == server.labels);
@@ -274,6 +284,7 @@ impl Snapshot {
             .direct
             .keys()
             .chain(self.answers.virtual_addresses.keys())
+            .chain(self.answers.hosts.addresses())
             .copied()
             .collect();
         all.into_iter().collect()

@@ -359,7 +359,7 @@ spec: {address: "fd00::1", serviceAccount: client, labels: {app: client, securit
     let both = MESH.replace("workloadEntries: [client]", "workloadEntries: [client, client-v6]");
     let snapshot = build(&[&both, second]);
     let [only] = snapshot.node_workloads() else { panic!("one workload") };
-    assert_eq!(only.network_namespace, std::path::Path::new("/run/netns/client"));
+    assert_eq!(only.place, crate::mesh::Place::Namespace("/run/netns/client".into()));
     assert_eq!(only.workload.addresses.len(), 2);
     let at = |text: &str| snapshot.workload_at(text.parse().unwrap()).unwrap().clone();
     assert!(Arc::ptr_eq(&at("10.0.0.1"), &at("fd00::1")));
@@ -532,7 +532,6 @@ fn wrong_objects_are_refused_with_line_field_and_code() {
             "address: host.example",
             "spec.address: \"host.example\" is not an IP",
         ),
-        ("networkNamespace: client", "cgroup: /x.slice", "spec.cgroup: a cgroup is not supported"),
         ("networkNamespace: client", "networkNamespace: ../x", "is neither an absolute path"),
         (
             "networkNamespace: client",
@@ -587,5 +586,6 @@ fn server_names_are_valid_dns_names() {
 }
 
 mod acceptance;
+mod hosts;
 mod origination;
 mod owners;

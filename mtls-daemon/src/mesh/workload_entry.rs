@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::{Place, place};
 use crate::policy::ObjectMeta;
 use crate::policy::error::{Code, Report};
 use crate::policy::field::{Field, Fields};
@@ -12,9 +12,6 @@ use crate::policy::metadata::{Document, name_of};
 
 /// Istio's label by which a workload says that it speaks mesh mTLS.
 pub const TLS_MODE_LABEL: &str = "security.istio.io/tlsMode";
-
-/// Where a named network namespace is bound, as `ip netns add` does it.
-const NETNS_DIRECTORY: &str = "/run/netns";
 
 #[derive(Debug, Clone)]
 pub struct WorkloadEntry {
@@ -118,7 +115,9 @@ pub struct NodeWorkloadEntry {
     pub meta: ObjectMeta,
     /// None: every daemon that reads the object.
     pub node: Option<Arc<str>>,
-    pub network_namespace: PathBuf,
+    pub place: Place,
+    /// Of a workload of the host: the ports that are its own.
+    pub host_ports: Option<Arc<[u16]>>,
     pub forward_client_cert: bool,
     /// Names of `WorkloadEntry` objects in the same namespace, with their lines.
     pub workload_entries: Vec<(Arc<str>, u32)>,
@@ -129,19 +128,7 @@ impl NodeWorkloadEntry {
         let meta = document.meta.clone();
         let mut fields = document.spec(report)?;
         let node = fields.take(report, "node").and_then(|f| f.text(report)).map(Arc::from);
-        let cgroup = fields.take(report, "cgroup");
-        let network_namespace = if let Some(cgroup) = &cgroup {
-            cgroup.error(
-                report,
-                Code::Unsupported,
-                "a cgroup is not supported yet: addresses belong to network namespaces, so a cgroup \
-                 alone cannot tell whose inbound connections are whose; give networkNamespace",
-            );
-            fields.skip("networkNamespace");
-            None
-        } else {
-            fields.need(report, "networkNamespace").and_then(|f| read_netns(&f, report))
-        };
+        let (place, host_ports) = place::read(&mut fields, report);
         let mut workload_entries: Vec<(Arc<str>, u32)> = Vec::new();
         if let Some(list) = fields.need(report, "workloadEntries") {
             for item in list.list(report) {
@@ -161,7 +148,8 @@ impl NodeWorkloadEntry {
         Some(Self {
             meta,
             node,
-            network_namespace: network_namespace?,
+            place: place?,
+            host_ports,
             forward_client_cert: forward.unwrap_or(true),
             workload_entries,
         })
@@ -178,26 +166,4 @@ fn read_forward(field: &Field<'_>, report: &mut Report) -> bool {
             true
         }
     }
-}
-
-fn read_netns(field: &Field<'_>, report: &mut Report) -> Option<PathBuf> {
-    let text = field.text(report)?;
-    if text.starts_with('/') && !text.contains('\0') && !text.split('/').any(|part| part == "..") {
-        // The same directory under its old name: one namespace has one path, so that two objects
-        // that claim it are seen to do so.
-        let path = PathBuf::from(text);
-        return Some(match path.strip_prefix("/var/run") {
-            Ok(rest) => PathBuf::from("/run").join(rest),
-            Err(_) => path,
-        });
-    }
-    if !text.contains(['/', '\0']) && text != "." && text != ".." {
-        return Some(PathBuf::from(NETNS_DIRECTORY).join(text));
-    }
-    field.error(
-        report,
-        Code::FieldValue,
-        format!("{text:?} is neither an absolute path nor a name in {NETNS_DIRECTORY}"),
-    );
-    None
 }

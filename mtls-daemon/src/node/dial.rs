@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::Namespace;
-use super::leg::{self, Leg};
+use super::leg;
 use super::listeners::relayed;
 use super::ports::ClientPorts;
 use crate::bpf::SocketMaps;
@@ -49,21 +49,22 @@ pub async fn outbound(
 }
 
 /// Towards the workload's own application, which sees `client`'s address: from that very address where
-/// the kernel side can tell such a connection by its interface, else from loopback. What comes beside the
-/// connection is to be kept as long as it.
-pub async fn application<'a>(
+/// the kernel side can tell such a connection by its interface, else, and on the host (`on_host`), from
+/// loopback.
+pub async fn application(
     namespace: &Namespace,
-    maps: &'a RefCell<SocketMaps>,
-    ports: &'a ClientPorts,
-    slot: u32,
+    maps: &RefCell<SocketMaps>,
+    ports: &ClientPorts,
+    on_host: bool,
     client: SocketAddr,
     address: SocketAddr,
-) -> Result<(TcpStream, Option<Leg<'a>>), DialError> {
-    if maps.borrow().announces_legs() {
-        let (stream, leg) = leg::application(namespace, maps, ports, slot, client, address).await?;
-        return Ok((stream, Some(leg)));
+) -> Result<TcpStream, DialError> {
+    let from_loopback = on_host || maps.borrow().from_loopback();
+    if from_loopback {
+        leg::application(namespace, maps, client, address).await
+    } else {
+        from_client(namespace, maps, ports, client, address).await
     }
-    Ok((from_client(namespace, maps, ports, client, address).await?, None))
 }
 
 /// Over `lo` (which alone the kernel side lets through), with a mark that brings the answers back there
@@ -116,9 +117,9 @@ pub async fn application_hairpin(
 }
 
 /// A port that fails has a connection to the same port of the workload, open or just closed.
-pub(super) const PORTS_TO_TRY: usize = 64;
+const PORTS_TO_TRY: usize = 64;
 
-pub(super) fn is_taken(error: &io::Error) -> bool {
+fn is_taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 

@@ -5,19 +5,25 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+mod leftovers;
+mod on_host;
+
+use mtls_common::names::HOST;
 use mtls_common::workload as abi;
 
+use super::cgroup::Found;
 use super::full::Full;
+use super::host::{self, Host};
 use super::listeners::Listeners;
 use super::setup::Prepared;
-use super::sweep::{Connection, sweep};
+use super::sweep::{Connection, Scope, sweep};
 use super::workload::{
     EnrolError, MeshAddresses, WorkloadState, WorkloadStatus, bypasses, key, shown, status,
 };
 use super::{Namespace, setup};
 use crate::bpf::{BpfError, Bypasses, Kernel};
 use crate::identity::{SpiffeId, SvidStore};
-use crate::mesh::{NodeWorkload, Snapshot};
+use crate::mesh::{NodeWorkload, Place, Snapshot};
 use crate::proxy::{Current, Listening, Pod, Shared, Workers};
 
 /// How often a namespace is looked at after a change: a connection can be between its SYN and its
@@ -32,7 +38,7 @@ pub struct Node {
     store: Arc<SvidStore>,
     shared: Arc<Shared>,
     workers: Workers,
-    /// Namespaces that must never be enrolled: the daemon's and the host's.
+    /// Namespaces that are never one workload's: the daemon's and the host's.
     home: HashSet<u64>,
     /// By `namespace/name` of the NodeWorkload.
     enrolled: BTreeMap<String, Enrolled>,
@@ -47,6 +53,8 @@ pub struct Node {
     /// Namespaces that lost their name but may still hold processes: they stay shut until the
     /// kernel says that they are gone.
     orphans: Vec<(u32, u64)>,
+    /// Slots of host workloads that an earlier daemon left, while one that could be meant is not enrolled.
+    orphans_on_host: Vec<u32>,
     mesh: MeshAddresses,
     cgroup_attached: bool,
     full: Full,
@@ -67,6 +75,8 @@ struct Leaving {
 struct Enrolled {
     wanted: Arc<NodeWorkload>,
     namespace: Arc<Namespace>,
+    /// None: it has the namespace to itself.
+    host: Option<Host>,
     slot: u32,
     pod: Arc<Pod>,
     bypasses: Bypasses,
@@ -99,6 +109,7 @@ impl Node {
             starting: Vec::new(),
             leaving: Vec::new(),
             orphans: Vec::new(),
+            orphans_on_host: Vec::new(),
             mesh: MeshAddresses::default(),
             cgroup_attached: false,
             full: Full::default(),
@@ -156,6 +167,7 @@ impl Node {
             self.kernel.attach_cgroup()?;
             self.cgroup_attached = true;
         }
+        self.drop_orphans_on_host()?;
         self.sweep();
         self.pending = None;
         Ok(())
@@ -184,25 +196,12 @@ impl Node {
         }
         self.forget_dead_orphans()?;
         self.restore_left();
+        self.follow_cgroups()?;
         if let Some(pending) = self.pending.clone() {
             return self.apply(pending);
         }
         self.retry_waiting()?;
         self.sweep();
-        Ok(())
-    }
-
-    fn forget_dead_orphans(&mut self) -> Result<(), BpfError> {
-        let mut index = 0;
-        while let Some((slot, cookie)) = self.orphans.get(index).copied() {
-            if self.kernel.namespace_lives(cookie)? {
-                index += 1;
-                continue;
-            }
-            self.kernel.tables.remove_workload(slot)?;
-            self.kernel.detach_namespace(cookie)?;
-            self.orphans.swap_remove(index);
-        }
         Ok(())
     }
 
@@ -228,8 +227,8 @@ impl Node {
             .values()
             .filter(|(workload, state)| match state {
                 // Looked at while its namespace was going, it was refused for a reason that is gone, too.
-                WorkloadState::Refused(_) => refused_too || !workload.network_namespace.exists(),
-                _ => workload.network_namespace.exists(),
+                WorkloadState::Refused(_) => refused_too || !exists(&workload.place),
+                _ => exists(&workload.place),
             })
             .map(|(workload, _)| workload.clone())
             .collect();
@@ -262,6 +261,7 @@ impl Node {
         let enrolled = self.enrolled.values().map(|entry| WorkloadStatus {
             outbound_port: Some(entry.pod.outbound_port),
             inbound_port: Some(entry.pod.inbound_port),
+            cgroup_id: entry.host.as_ref().and_then(Host::id),
             ..status(&entry.wanted, WorkloadState::Enrolled)
         });
         let waiting =
@@ -297,21 +297,25 @@ impl Node {
     ) -> Result<(), BpfError> {
         let key = key(wanted);
         if let Some(entry) = self.enrolled.get_mut(&key) {
-            let same_place = entry.wanted.network_namespace == wanted.network_namespace
-                && entry.namespace.is_current();
+            let same_place = entry.wanted.place == wanted.place && entry.namespace.is_current();
             if same_place {
                 if entry.wanted != *wanted {
                     self.update(&key, wanted)?;
                 }
                 return Ok(());
             }
-            self.orphan(&key);
+            if entry.host.is_some() {
+                // The host's namespace does not end, so nothing can be shut until it does.
+                self.remove(&key)?;
+            } else {
+                self.orphan(&key);
+            }
         }
         let previous = self.waiting.remove(&key).map(|(_, state)| state);
         let state = match self.enrol(wanted, snapshot, keys) {
             Ok(()) => {
                 tracing::info!(workload = %key, identity = %wanted.workload.id,
-                    namespace = %wanted.network_namespace.display(), "enrolled");
+                    place = %wanted.place, "enrolled");
                 return Ok(());
             }
             Err(error @ EnrolError::Absent { .. }) => WorkloadState::Pending(error.to_string()),
@@ -335,17 +339,21 @@ impl Node {
         snapshot: &Snapshot,
         keys: &HashSet<String>,
     ) -> Result<(), EnrolError> {
-        let path = wanted.network_namespace.display().to_string();
+        let place = match &wanted.place {
+            Place::Namespace(path) => path,
+            Place::Host(cgroup) => return self.enrol_on_host(wanted, cgroup, snapshot, keys),
+        };
+        let path = place.display().to_string();
         let io = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => EnrolError::Absent { path: path.clone() },
             _ => EnrolError::Io { path: path.clone(), error },
         };
-        let namespace = Arc::new(Namespace::open(&wanted.network_namespace).map_err(io)?);
+        let namespace = Arc::new(Namespace::open(place).map_err(io)?);
         let cookie = namespace.cookie();
         if self.home.contains(&cookie) {
             return Err(EnrolError::Refused(format!(
-                "{path} is the host's or the daemon's own network namespace: its connections \
-                 cannot be told from the daemon's; give the workload a namespace of its own"
+                "{path} is the host's or the daemon's own network namespace, and not one workload's: \
+                 give it a namespace of its own, or say by which cgroup it is known (cgroup, systemdUnit)"
             )));
         }
         let holder = self.enrolled.iter().find(|(_, entry)| entry.namespace.cookie() == cookie);
@@ -363,10 +371,11 @@ impl Node {
         }
         let place = std::os::fd::AsFd::as_fd(&*namespace);
         self.kernel.refuse_foreign(place, namespace.path(), cookie)?;
-        let slot = self.kernel.tables.slot_for(cookie)?;
+        let slot = self.kernel.tables.slot_for(cookie, 0)?;
         let earlier = self.kernel.tables.workload(slot).copied();
         let prepared = setup::prepare(&namespace, self.kernel.features())?;
-        let result = self.enrol_at(wanted, &namespace, slot, earlier.as_ref(), prepared, snapshot);
+        let result =
+            self.enrol_at(wanted, &namespace, None, slot, earlier.as_ref(), prepared, snapshot);
         if result.is_err() && earlier.is_none() {
             // Nothing was enrolled before, so nothing is opened by taking this back.
             self.kernel.tables.remove_workload(slot)?;
@@ -381,10 +390,12 @@ impl Node {
     }
 
     /// From the inside out: listeners, then the inbound side, then the outbound side.
+    #[expect(clippy::too_many_arguments, reason = "two calls; a structure would only rename them")]
     fn enrol_at(
         &mut self,
         wanted: &Arc<NodeWorkload>,
         namespace: &Arc<Namespace>,
+        host: Option<Host>,
         slot: u32,
         earlier: Option<&abi::Workload>,
         prepared: Prepared,
@@ -403,6 +414,7 @@ impl Node {
         let cookie = namespace.cookie();
         let entry = abi::Workload {
             netns_cookie: cookie,
+            host: host.as_ref().map_or(0, |host| host::number(&host.cgroup)),
             outbound_port: outbound.port,
             inbound_port: inbound.port,
             workers: workers as u16,
@@ -423,22 +435,33 @@ impl Node {
         }
         let pod = Arc::new(Pod::new(
             namespace.clone(),
-            slot,
             self.current(wanted),
             outbound.port,
             inbound.port,
+            host.is_some(),
         ));
-        self.kernel.attach_namespace(
-            std::os::fd::AsFd::as_fd(&**namespace),
-            namespace.path(),
-            cookie,
-            slot,
-        )?;
-        self.kernel.tables.enrol(cookie, slot)?;
+        let place = std::os::fd::AsFd::as_fd(&**namespace);
+        match &host {
+            None => {
+                self.kernel.attach_namespace(place, namespace.path(), cookie, slot)?;
+                self.kernel.tables.enrol(cookie, slot)?;
+            }
+            Some(host) => {
+                let places = host::places(&wanted.workload, outbound.port);
+                self.kernel.tables.set_host_ports(slot, &places)?;
+                // One for them all.
+                if self.enrolled.values().all(|entry| entry.host.is_none()) {
+                    self.kernel.attach_host(place, namespace.path(), cookie)?;
+                }
+                self.kernel.tables.enrol(cookie, HOST)?;
+                self.kernel.tables.set_cgroup(slot, host.id())?;
+            }
+        }
         self.starting.push(Starting { pod: pod.clone(), outbound, inbound });
         let enrolled = Enrolled {
             wanted: wanted.clone(),
             namespace: namespace.clone(),
+            host,
             slot,
             pod,
             bypasses: bypasses(snapshot, wanted),
@@ -470,6 +493,10 @@ impl Node {
             let addresses = &wanted.workload.addresses;
             let left_out = self.kernel.tables.set_workload(entry.slot, changed, addresses)?;
             self.full.own_addresses(key, left_out);
+            if entry.host.is_some() {
+                let places = host::places(&wanted.workload, entry.pod.outbound_port);
+                self.kernel.tables.set_host_ports(entry.slot, &places)?;
+            }
         }
         entry.pod.replace(connections);
         entry.wanted = wanted.clone();
@@ -484,9 +511,11 @@ impl Node {
         tracing::info!(workload = %key, "no longer enrolled");
         self.full.forget(key);
         let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
-        self.kernel.tables.remove_workload(entry.slot)?;
-        self.kernel.detach_namespace(entry.namespace.cookie())?;
+        self.forget(entry.slot, entry.namespace.cookie())?;
         entry.pod.end();
+        if entry.host.is_some() {
+            return Ok(());
+        }
         self.leaving.push(Leaving { key: key.to_owned(), pod: entry.pod, changed });
         Ok(())
     }
@@ -501,41 +530,6 @@ impl Node {
         let absent = EnrolError::Absent { path: entry.namespace.path().display().to_string() };
         let state = WorkloadState::Pending(absent.to_string());
         self.waiting.insert(key.to_owned(), (entry.wanted, state));
-    }
-
-    /// Workloads that an earlier daemon, perhaps of another version, left enrolled and this
-    /// configuration does not have: put back, unless one that it does have is still waiting for its
-    /// namespace and might be meant; then they stay shut.
-    fn adopt_or_drop_leftovers(&mut self) -> Result<(), BpfError> {
-        let known: HashSet<u64> =
-            self.enrolled.values().map(|entry| entry.namespace.cookie()).collect();
-        let tables = &self.kernel.tables;
-        let mut left: HashSet<u64> =
-            tables.workloads().map(|(_, entry)| entry.netns_cookie).collect();
-        left.extend(self.kernel.attached_namespaces());
-        let left: Vec<u64> = left.difference(&known).copied().collect();
-        for cookie in left {
-            let slot = self.kernel.tables.slot_for(cookie)?;
-            if self.kernel.namespace_lives(cookie)? && !self.waiting.is_empty() {
-                if self.kernel.tables.workload(slot).is_none() {
-                    let shut = abi::Workload { netns_cookie: cookie, ..abi::Workload::default() };
-                    self.kernel.tables.set_workload(slot, shut, &[])?;
-                    self.kernel.tables.enrol(cookie, slot)?;
-                }
-                self.orphans.push((slot, cookie));
-                continue;
-            }
-            let changed = self.kernel.tables.workload(slot).map_or(0, |entry| entry.changed);
-            self.kernel.tables.remove_workload(slot)?;
-            self.kernel.detach_namespace(cookie)?;
-            let namespaces = super::known_namespaces();
-            if let Some(namespace) = namespaces.iter().find(|known| known.cookie() == cookie)
-                && let Err(error) = setup::restore(namespace, changed)
-            {
-                tracing::warn!(%error, "could not take back rules and routes of a former workload");
-            }
-        }
-        Ok(())
     }
 
     fn sweep(&mut self) {
@@ -554,7 +548,15 @@ impl Node {
                     .allows_outbound(remote.ip(), remote.port())
                     .unwrap_or_else(|| !mesh.contains(remote.ip()))
             };
-            match sweep(&entry.namespace, &entry.wanted.workload.addresses, conforms) {
+            let workload = &entry.wanted.workload;
+            let scope = match &entry.host {
+                None => Scope::Namespace { own_addresses: &workload.addresses },
+                Some(host) => Scope::Host {
+                    cgroups: host.found.as_ref().map(Found::ids).unwrap_or_default(),
+                    declared: host::declared(workload),
+                },
+            };
+            match sweep(&entry.namespace, &scope, conforms) {
                 Ok(destroyed) => {
                     for Connection { local, remote, .. } in destroyed {
                         tracing::info!(workload = %key, %local, %remote,
@@ -568,6 +570,13 @@ impl Node {
                 }
             }
         }
+    }
+}
+
+fn exists(place: &Place) -> bool {
+    match place {
+        Place::Namespace(path) => path.exists(),
+        Place::Host(_) => true,
     }
 }
 

@@ -1,9 +1,11 @@
 //! A workload on this host: its namespace, what is set up in it, and keeping all of that in step
 //! with the configuration.
 
+mod cgroup;
 pub mod dial;
 mod enrol;
 mod full;
+mod host;
 mod leg;
 mod listeners;
 mod lock;
@@ -15,7 +17,6 @@ mod sweep;
 mod workload;
 
 pub use enrol::Node;
-pub use leg::Leg;
 pub use lock::{Busy, NodeLock};
 pub use netns::Namespace;
 pub use ports::ClientPorts;

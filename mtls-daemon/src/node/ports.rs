@@ -45,13 +45,6 @@ impl ClientPorts {
         ClientPort(count)
     }
 
-    /// Takes a port for as long as the answer lives, if no connection has it.
-    pub fn claim(&self, port: u16) -> Option<ClientPort<'_>> {
-        let count = &self.accepted[usize::from(port)];
-        let free = count.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        free.then(|| ClientPort(count))
-    }
-
     /// Ports to try for a connection on behalf of `client`, in the order to try them.
     pub fn candidates(&self, client: SocketAddr) -> impl Iterator<Item = u16> + '_ {
         let (first, count) = if client.port() < MIDDLE {
@@ -83,18 +76,6 @@ mod tests {
         let mut high: Vec<u16> = ports.candidates(client(2_000)).collect();
         high.sort_unstable();
         assert_eq!((high.len(), high[0], high[high.len() - 1]), (32_768, 32_768, 65_535));
-    }
-
-    #[test]
-    fn a_claimed_port_is_claimed_once() {
-        let ports = ClientPorts::default();
-        let claim = ports.claim(40_000).expect("free");
-        assert!(ports.claim(40_000).is_none());
-        assert!(ports.claim(40_001).is_some());
-        drop(claim);
-        assert!(ports.claim(40_000).is_some());
-        let _held = ports.hold(client(40_001));
-        assert!(ports.claim(40_001).is_none());
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
 };
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
@@ -18,6 +19,16 @@ use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 use super::Namespace;
+
+/// Which of a namespace's connections are the workload's.
+#[derive(Debug)]
+pub enum Scope<'a> {
+    /// All, but for those to its own addresses: it talks to itself.
+    Namespace { own_addresses: &'a [IpAddr] },
+    /// Of the host's: those of sockets that processes of these cgroups made, and those to these places.
+    /// Nothing else is looked at.
+    Host { cgroups: HashSet<u64>, declared: HashSet<SocketAddr> },
+}
 
 /// A TCP connection of the namespace, from its inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +49,7 @@ pub struct Connection {
 /// also the daemon; its client tries again.
 pub fn sweep(
     namespace: &Namespace,
-    own_addresses: &[IpAddr],
+    scope: &Scope<'_>,
     conforms: impl Fn(&Connection) -> bool + Sync,
 ) -> io::Result<Vec<Connection>> {
     namespace.run_apart(|| {
@@ -46,10 +57,10 @@ pub fn sweep(
         socket.bind_auto()?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
         let mut destroyed = Vec::new();
-        let queued = end(&socket, own_addresses, &conforms, None, &mut destroyed)?;
+        let queued = end(&socket, scope, &conforms, None, &mut destroyed)?;
         if !queued.is_empty() {
             std::thread::sleep(QUEUED);
-            end(&socket, own_addresses, &conforms, Some(&queued), &mut destroyed)?;
+            end(&socket, scope, &conforms, Some(&queued), &mut destroyed)?;
         }
         Ok(destroyed)
     })?
@@ -62,7 +73,7 @@ const QUEUED: Duration = Duration::from_millis(200);
 /// cookies; the second is given them, and looks at no others.
 fn end(
     socket: &Socket,
-    own_addresses: &[IpAddr],
+    scope: &Scope<'_>,
     conforms: impl Fn(&Connection) -> bool,
     queued: Option<&HashSet<[u8; 8]>>,
     destroyed: &mut Vec<Connection>,
@@ -96,9 +107,21 @@ fn end(
         let (local, remote) = ends(entry);
         // Where the application no longer listens, the port still tells.
         let inbound = listening.contains(&local.port()) || !ephemeral.contains(&local.port());
+        let (inbound, theirs, to_itself) = match scope {
+            Scope::Namespace { own_addresses } => {
+                (inbound, true, own_addresses.contains(&remote.ip()))
+            }
+            Scope::Host { declared, .. } if declared.contains(&local) => (true, true, false),
+            Scope::Host { cgroups, .. } => {
+                let theirs = cgroup(entry).is_some_and(|id| cgroups.contains(&id));
+                // What came in at a port that is not declared is the host's.
+                (false, theirs && !inbound, false)
+            }
+        };
         let connection = Connection { local, remote, inbound };
-        let local_only = remote.ip().is_loopback() || own_addresses.contains(&remote.ip());
+        let local_only = remote.ip().is_loopback() || to_itself;
         if matches!(entry.header.state, TCP_LISTEN | TCP_TIME_WAIT)
+                || !theirs
                 || remote.port() == 0
                 || local_only
                 || is_own(entry)
@@ -128,6 +151,22 @@ fn end(
         None => Ok(waiting),
         Some(error) => Err(error),
     }
+}
+
+/// The cgroup of the process that made the socket, or whose listener accepted it (Linux 5.9).
+fn cgroup(entry: &InetResponse) -> Option<u64> {
+    const INET_DIAG_CGROUP_ID: u16 = 21;
+    entry.nlas.iter().find_map(|attribute| match attribute {
+        Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID => {
+            let mut value = [0; 8];
+            if other.value_len() != value.len() {
+                return None;
+            }
+            other.emit_value(&mut value);
+            Some(u64::from_ne_bytes(value))
+        }
+        _ => None,
+    })
 }
 
 /// Ports that the namespace's own connections take.

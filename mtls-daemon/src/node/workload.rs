@@ -7,16 +7,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mtls_common::flow::Address;
 use mtls_common::workload::{self as abi, bypass};
-use serde::Serialize;
 
 use super::setup;
 use crate::bpf::{BpfError, Bypasses};
 use crate::identity::SpiffeId;
-use crate::mesh::{NodeWorkload, Snapshot};
+use crate::mesh::{NodeWorkload, Place, Snapshot};
 
 /// How far a configured workload has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkloadState {
     Enrolled,
     /// Its namespace is not there yet.
@@ -25,12 +23,13 @@ pub enum WorkloadState {
 }
 
 /// One workload's line in `status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct WorkloadStatus {
     pub workload: String,
     pub identity: SpiffeId,
-    pub network_namespace: std::path::PathBuf,
-    #[serde(flatten)]
+    pub place: Place,
+    /// Of a host workload, as the kernel knows it now.
+    pub cgroup_id: Option<u64>,
     pub state: WorkloadState,
     pub addresses: Vec<IpAddr>,
     pub outbound_port: Option<u16>,
@@ -73,7 +72,8 @@ pub fn status(wanted: &NodeWorkload, state: WorkloadState) -> WorkloadStatus {
     WorkloadStatus {
         workload: key(wanted),
         identity: wanted.workload.id.clone(),
-        network_namespace: wanted.network_namespace.clone(),
+        place: wanted.place.clone(),
+        cgroup_id: None,
         state,
         addresses: wanted.workload.addresses.clone(),
         outbound_port: None,

@@ -118,16 +118,21 @@ impl Failure {
             | Self::NoLongerBelieved { error: HandshakeError::RevocationUnknown(_), .. } => {
                 "revocation_unknown"
             }
+            // Another trust domain's, whose CA is not believed any more.
+            Self::ClientHandshake(HandshakeError::PeerRefused(_))
+            | Self::NoLongerBelieved { upstream: false, error: HandshakeError::PeerRefused(_) } => {
+                "peer_identity_refused"
+            }
+            Self::UpstreamHandshake { error: HandshakeError::PeerRefused(_), .. }
+            | Self::NoLongerBelieved { upstream: true, error: HandshakeError::PeerRefused(_) } => {
+                "upstream_identity_refused"
+            }
             Self::ClientHandshake(HandshakeError::PeerRevoked(_))
             | Self::NoLongerBelieved { upstream: false, .. } => "peer_certificate_revoked",
             Self::UpstreamHandshake { error: HandshakeError::PeerRevoked(_), .. }
             | Self::NoLongerBelieved { upstream: true, .. } => "upstream_certificate_revoked",
-            Self::ClientHandshake(HandshakeError::PeerRefused(_)) => "peer_identity_refused",
             Self::ClientHandshake(_) => "tls_handshake_failed",
             Self::DetectTimeout => "detect_timeout",
-            Self::UpstreamHandshake { error: HandshakeError::PeerRefused(_), .. } => {
-                "upstream_identity_refused"
-            }
             Self::UpstreamHandshake { .. } => "upstream_tls_failed",
             Self::Origination { error, .. } => error.code(),
             Self::RulesDisagree { .. } => "rules_disagree",

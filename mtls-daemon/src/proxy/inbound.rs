@@ -1,7 +1,6 @@
 //! A connection to an enrolled workload: settle the mode, authenticate, reach the application with
 //! the client's own address, relay.
 
-use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use super::worker::Worker;
 use super::{Current, Pod};
 use crate::identity::SpiffeId;
 use crate::mesh::{InboundPlan, PeerKnowledge, Workload};
-use crate::node::{Leg, dial};
+use crate::node::dial;
 use crate::policy::inbound::{FirstBytes, Handling, Refusal, handling};
 use crate::policy::{Mode, PortProtocol};
 use crate::telemetry::{Direction, FlowRecord, Security};
@@ -48,14 +47,17 @@ pub async fn serve(
     let source = canonical(peer);
     let _port = pod.client_ports.hold(source);
     // The workload's own connection to itself through a service comes from loopback (dial).
-    let source = SocketAddr::new(own_if_loopback(source.ip(), &current.workload), source.port());
+    // (On the host it does not, and whoever does may be anybody.)
+    let source = match pod.on_host {
+        true => source,
+        false => SocketAddr::new(own_if_loopback(source.ip(), &current.workload), source.port()),
+    };
     let mut flow = FlowRecord::new(Direction::Inbound, current.workload.clone(), destination);
     flow.source = source;
     flow.endpoint = Some(destination);
     flow.destination_workload = Some(current.workload.clone());
     let tally = Tally::default();
-    let legs = RefCell::default();
-    let inbound = Inbound { worker, pod, current: &current, source, destination, place, legs };
+    let inbound = Inbound { worker, pod, current: &current, source, destination, place };
     let result = tokio::select! {
         result = inbound.run(client, &mut flow, &tally) => result,
         reason = place.stop.told() => Err(reason),
@@ -85,8 +87,6 @@ pub struct Inbound<'a> {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub place: &'a Place<'a>,
-    /// Of the connections to the application, which all end before this.
-    pub legs: RefCell<Vec<Leg<'a>>>,
 }
 
 impl Inbound<'_> {
@@ -324,17 +324,14 @@ impl Inbound<'_> {
         let address = self.destination;
         let (namespace, maps) = (&self.pod.namespace, &self.worker.maps);
         let dial = async {
-            if self.current.workload.addresses.contains(&self.source.ip()) {
+            // (On the host its addresses are others', too.)
+            let hairpin = self.current.workload.addresses.contains(&self.source.ip());
+            if hairpin && !self.pod.on_host {
                 dial::application_hairpin(namespace, maps, self.source.ip(), address).await
             } else {
                 let ports = &self.pod.client_ports;
-                let slot = self.pod.slot;
-                let reached =
-                    dial::application(namespace, maps, ports, slot, self.source, address).await;
-                reached.map(|(stream, leg)| {
-                    self.legs.borrow_mut().extend(leg);
-                    stream
-                })
+                let on_host = self.pod.on_host;
+                dial::application(namespace, maps, ports, on_host, self.source, address).await
             }
         };
         let connected = timeout(self.worker.shared.timeouts.connect, dial).await;

@@ -113,10 +113,10 @@ pub enum Listening {
 /// it is: an address that a peer can choose never does.
 pub struct Pod {
     pub namespace: Arc<Namespace>,
-    /// Its number in the kernel's tables.
-    pub slot: u32,
     pub outbound_port: u16,
     pub inbound_port: u16,
+    /// It is in the host's own namespace, with others that are not it.
+    pub on_host: bool,
     pub client_ports: ClientPorts,
     current: ArcSwap<Current>,
     life: watch::Sender<Life>,
@@ -143,16 +143,16 @@ enum Life {
 impl Pod {
     pub fn new(
         namespace: Arc<Namespace>,
-        slot: u32,
         current: Current,
         outbound_port: u16,
         inbound_port: u16,
+        on_host: bool,
     ) -> Self {
         Self {
             namespace,
-            slot,
             outbound_port,
             inbound_port,
+            on_host,
             client_ports: ClientPorts::default(),
             current: ArcSwap::from_pointee(current),
             life: watch::Sender::new(Life::Serving),

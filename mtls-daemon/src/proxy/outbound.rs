@@ -267,7 +267,8 @@ async fn reach(
     limit: Duration,
 ) -> Result<TcpStream, Failure> {
     let failed = |error| Failure::UpstreamConnect { address, error };
-    let hairpin = workload.addresses.contains(&address.ip());
+    // (On the host every connection to a declared port is the daemon's to take.)
+    let hairpin = !pod.on_host && workload.addresses.contains(&address.ip());
     let dial = dial::outbound(&pod.namespace, &worker.maps, address, hairpin);
     match timeout(limit, dial).await {
         Ok(Ok(stream)) => Ok(stream),

@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::federation::FederationMetrics;
 use super::requests::{RequestCollector, RequestMetrics};
 use super::tcp::{TcpCollector, TcpMetrics};
 use super::{Direction, FlowRecord};
@@ -103,6 +104,7 @@ pub struct Metrics {
     bpf_decisions: Family<DecisionLabel, Counter<u64, AtomicU64>>,
     /// Lines that the access log dropped because its sink was slow or broken.
     pub access_log_dropped: Counter,
+    pub federation: FederationMetrics,
     registry: Registry,
     hooks: Mutex<Vec<Arc<Hook>>>,
     /// One scrape at a time: hooks replace whole families of values.
@@ -123,6 +125,7 @@ impl Metrics {
             "The daemon's version and node",
             Info::new(vec![("version".to_owned(), version), ("node".to_owned(), node.to_owned())]),
         );
+        let federation = FederationMetrics::new(&mut registry);
         let mut add = Adder(&mut registry);
         let histogram = Family::new_with_constructor(
             (|| Histogram::new(HANDSHAKE_BUCKETS)) as fn() -> Histogram,
@@ -163,6 +166,7 @@ impl Metrics {
                 .add("mtls_bpf_decisions", "Connections by what the kernel programs decided"),
             access_log_dropped: add
                 .add("mtls_access_log_dropped", "Access log lines dropped: slow or broken sink"),
+            federation,
             tcp,
             requests,
             hooks: Mutex::default(),

@@ -1,6 +1,7 @@
 //! What an operator sees: the access log, metrics, the daemon's own log.
 
 pub mod access;
+mod federation;
 mod flag;
 pub mod flow;
 mod line;

@@ -29,6 +29,7 @@ pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         addresses: vec!["10.0.0.2".parse().expect("an address")],
         ports: BTreeMap::new(),
         speaks_mtls: true,
+        host_ports: None,
     })
 }
 
@@ -113,6 +114,22 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (
             Failure::NoLongerBelieved { upstream: true, error: revoked() },
             "upstream_certificate_revoked",
+            "server",
+        ),
+        (
+            Failure::NoLongerBelieved {
+                upstream: false,
+                error: HandshakeError::PeerRefused("its CA is gone".into()),
+            },
+            "peer_identity_refused",
+            "client",
+        ),
+        (
+            Failure::NoLongerBelieved {
+                upstream: true,
+                error: HandshakeError::PeerRefused("its CA is gone".into()),
+            },
+            "upstream_identity_refused",
             "server",
         ),
         (

@@ -71,8 +71,9 @@ impl TlsIdentity {
         Self::with(svid, bundles, &HandshakeSettings::plain())
     }
 
-    /// `bundles`: the own trust domain's and its aliases' (same anchors under another name), later
-    /// also federated ones; a peer's chain is verified against its own trust domain's only.
+    /// `bundles`: the own trust domain's and its aliases' (same anchors under another name). Others are
+    /// what the checks federate with at the time. A peer's chain is verified against its own trust
+    /// domain's only.
     ///
     /// Refuses an SVID that our own peers would refuse: better at renewal than at every connection.
     pub fn with(
@@ -141,6 +142,17 @@ impl TlsIdentity {
         self.not_after
     }
 
+    /// What this identity makes of a client that shows `chain`.
+    #[cfg(test)]
+    pub fn would_believe(
+        &self,
+        chain: &[CertificateDer<'static>],
+    ) -> Result<super::AuthenticatedPeer, super::svid::SvidError> {
+        let usage = webpki::KeyUsage::client_auth();
+        let now = rustls_pki_types::UnixTime::now();
+        Ok(self.verifier.verify(&chain[0], &chain[1..], now, usage, None)?)
+    }
+
     pub fn certificate(&self) -> &Arc<OwnCertificate> {
         &self.certificate
     }
@@ -200,6 +212,7 @@ impl OwnCertificate {
         now: SystemTime,
     ) -> Result<(), HandshakeError> {
         self.check(now)?;
+        self.checks.federated().check_open(peer)?;
         let peers = self.checks.check(peer.id(), peer.path(), now);
         peers.map_err(|why| Refusal::from(why).into())
     }

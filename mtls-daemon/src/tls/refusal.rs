@@ -44,11 +44,16 @@ pub(super) enum Refusal {
     NamesNotCritical(SpiffeId),
     #[error(
         "{id} is of a trust domain that is not trusted here (trusted: {trusted}); if the two are one \
-         mesh, add it with --trust-domain-alias"
+         mesh, add it with --trust-domain-alias, if not, its bundle with --federated-bundle"
     )]
     ForeignTrustDomain { id: SpiffeId, trusted: String },
-    #[error("{0}: the bundle of its trust domain is empty, so nothing is trusted")]
+    #[error(
+        "{0}: the bundle of its trust domain is empty, so nothing is trusted; of a federated one, see \
+         `mtls-daemon status`"
+    )]
     EmptyBundle(SpiffeId),
+    #[error("{0}: the CA that signed it is no longer in the bundle of its trust domain")]
+    NoLongerFederated(SpiffeId),
     #[error(
         "{0} is not signed by a CA that is trusted for its trust domain; do both nodes use the same \
          CA (directory), or was the CA made anew on one of them?"
@@ -78,6 +83,19 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// The same, with trust domains that were looked at before.
+    pub(super) fn also_trusted(self, before: String) -> Self {
+        match self {
+            Self::ForeignTrustDomain { id, trusted } if trusted.is_empty() => {
+                Self::ForeignTrustDomain { id, trusted: before }
+            }
+            Self::ForeignTrustDomain { id, trusted } => {
+                Self::ForeignTrustDomain { id, trusted: format!("{before}, {trusted}") }
+            }
+            other => other,
+        }
+    }
+
     /// Chooses the alert: rustls derives it from this error.
     pub(super) fn to_rustls(&self) -> rustls::Error {
         let error = match self {
@@ -91,7 +109,9 @@ impl Refusal {
             | Self::KeyUsage { .. }
             | Self::NamesNotCritical(_) => CertificateError::BadEncoding,
             Self::ExtendedKeyUsage(_) => CertificateError::InvalidPurpose,
-            Self::EmptyBundle(_) | Self::UnknownIssuer(_) => CertificateError::UnknownIssuer,
+            Self::EmptyBundle(_) | Self::UnknownIssuer(_) | Self::NoLongerFederated(_) => {
+                CertificateError::UnknownIssuer
+            }
             Self::Expired { not_after, now, .. } => {
                 CertificateError::ExpiredContext { time: *now, not_after: *not_after }
             }

@@ -14,6 +14,7 @@ use rustls_pki_types::{
 use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
+use super::federated::{self, AnchorPrint};
 use super::refusal::Refusal;
 use super::revocation::{Checks, Link};
 use super::signatures::{no_tls12, signature_methods};
@@ -33,6 +34,8 @@ struct PeerCertificate {
     subject: String,
     dns_names: Vec<String>,
     not_after: SystemTime,
+    /// Of another trust domain: the CA that it was verified with.
+    federated: Option<AnchorPrint>,
     /// From the leaf to below the root: what is asked of revocation lists, now and later.
     path: Box<[Link]>,
 }
@@ -59,6 +62,10 @@ impl AuthenticatedPeer {
 
     pub fn not_after(&self) -> SystemTime {
         self.certificate.not_after
+    }
+
+    pub(super) fn federated(&self) -> Option<&AnchorPrint> {
+        self.certificate.federated.as_ref()
     }
 
     pub(super) fn path(&self) -> &[Link] {
@@ -129,7 +136,7 @@ impl TlsSummary {
 pub(super) struct Anchors(Vec<Domain>);
 
 #[derive(Debug)]
-struct Domain {
+pub(super) struct Domain {
     name: String,
     anchors: Vec<TrustAnchor<'static>>,
     /// Of each anchor, as lists of what it revoked are verified with; None: of no kind that can be.
@@ -137,6 +144,10 @@ struct Domain {
 }
 
 impl Anchors {
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     pub(super) fn new(bundles: &[Bundle]) -> Result<Self, HandshakeError> {
         let mut domains: Vec<Domain> = Vec::new();
         for bundle in bundles {
@@ -158,7 +169,7 @@ impl Anchors {
     }
 
     /// The anchors for `id`'s own trust domain.
-    fn of(&self, id: &SpiffeId) -> Result<&Domain, Refusal> {
+    pub(super) fn of(&self, id: &SpiffeId) -> Result<&Domain, Refusal> {
         match self.0.iter().find(|domain| domain.name == id.trust_domain()) {
             Some(domain) if domain.anchors.is_empty() => Err(Refusal::EmptyBundle(id.clone())),
             Some(domain) => Ok(domain),
@@ -172,6 +183,10 @@ impl Anchors {
 }
 
 impl Domain {
+    pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+
     fn key_of(&self, anchor: &TrustAnchor<'_>) -> Option<&SubjectPublicKeyInfoDer<'static>> {
         let same = |it: &TrustAnchor<'_>| {
             it.subject == anchor.subject
@@ -235,7 +250,13 @@ impl SvidVerifier {
     ) -> Result<AuthenticatedPeer, Refusal> {
         svid_rules::check_length(intermediates.len() + 1)?;
         let facts = svid_rules::leaf(leaf)?;
-        let domain = self.anchors.of(&facts.id)?;
+        let others = self.checks.federated().anchors();
+        let (domain, federated) = match self.anchors.of(&facts.id) {
+            Err(Refusal::ForeignTrustDomain { id, trusted }) => {
+                (others.of(&id).map_err(|why| why.also_trusted(trusted))?, true)
+            }
+            own => (own?, false),
+        };
         let refuse = |error| chain_refusal(&facts.id, error);
         let no_signer = RefCell::new(None);
         // Asked for every path to an anchor: another one may be sound.
@@ -269,6 +290,7 @@ impl SvidVerifier {
             subject: facts.subject,
             dns_names: facts.dns_names,
             not_after: facts.not_after,
+            federated: federated.then(|| federated::print(path.anchor())),
         };
         Ok(AuthenticatedPeer { id: facts.id, certificate: Arc::new(certificate) })
     }

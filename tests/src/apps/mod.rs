@@ -54,6 +54,21 @@ pub fn event(kind: &str, mut fields: Value) {
     let _ = writeln!(out, "{fields}").and_then(|()| out.flush());
 }
 
+/// Connects and says something, then listens until the other end ends it.
+///
+/// # Errors
+/// When there is no echo.
+pub fn talk(to: SocketAddr) -> Result<()> {
+    let mut stream = crate::client::connect(to)?;
+    crate::client::ping(&mut stream, "hello")?;
+    let (local, peer) = (plain(stream.local_addr()?), plain(stream.peer_addr()?));
+    event("open", json!({"local": local, "peer": peer}));
+    stream.set_read_timeout(None)?;
+    let end = std::io::copy(&mut stream, &mut std::io::sink());
+    event("ended", json!({"end": end_of(&end.map(|_| ()))}));
+    Ok(())
+}
+
 /// Serves on `port` of every address, of both families, until killed.
 ///
 /// # Errors

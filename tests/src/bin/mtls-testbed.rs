@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -30,6 +31,8 @@ enum Arguments {
         #[arg(long)]
         port: u16,
     },
+    /// Connect to an echo server, say something, and print a JSON line an event until it ends
+    Talk { to: SocketAddr },
     /// Remove what testbeds of dead processes left behind
     Sweep,
 }
@@ -38,6 +41,7 @@ fn main() -> Result<()> {
     match Arguments::parse() {
         Arguments::Exec { netns, cgroup, program } => exec(netns, cgroup, &program),
         Arguments::Serve { kind, port } => apps::serve(kind, port),
+        Arguments::Talk { to } => apps::talk(to),
         Arguments::Sweep => {
             let _lock = leftovers::exclusively()?;
             leftovers::sweep()

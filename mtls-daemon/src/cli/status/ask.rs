@@ -19,7 +19,7 @@ const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 ///
 /// # Errors
 /// Nobody answers on `socket`, or not with 200; the error names the socket.
-pub(super) fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
+pub(in crate::cli) fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
     let name = socket.display();
     let stream = UnixStream::connect(socket).map_err(|error| explain(socket, &error))?;
     let answer =

@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::Status;
-use crate::admin::status::{PolicyStatus, RevocationStatus, SvidStatus, WorkloadStatus};
+use crate::admin::status::{
+    FederatedStatus, PolicyStatus, RevocationStatus, SvidStatus, WorkloadStatus,
+};
 use crate::cli::table::table;
 
 /// `now` makes certificates' times relative.
@@ -15,6 +17,10 @@ pub(super) fn render(status: &Status, now: SystemTime) -> String {
     out.push_str(&section("workloads", workloads(&status.workloads)));
     out.push('\n');
     out.push_str(&section("identities", svids(&status.svids, now)));
+    if let Some(federation) = federation(&status.federation, now) {
+        out.push('\n');
+        out.push_str(&federation);
+    }
     if let Some(policies) = policies(&status.policies) {
         out.push('\n');
         out.push_str(&policies);
@@ -95,14 +101,23 @@ fn workloads(workloads: &[WorkloadStatus]) -> Option<String> {
                 workload.workload.clone(),
                 workload.state.as_str().to_owned(),
                 join(workload.addresses.iter()),
-                workload.network_namespace.display().to_string(),
+                place(workload),
                 workload.identity.clone(),
                 workload.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    let header = ["WORKLOAD", "STATE", "ADDRESSES", "NETWORK NAMESPACE", "IDENTITY", "REASON"];
+    let header = ["WORKLOAD", "STATE", "ADDRESSES", "PLACE", "IDENTITY", "REASON"];
     (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn place(workload: &WorkloadStatus) -> String {
+    match (&workload.network_namespace, &workload.cgroup, workload.cgroup_id) {
+        (Some(path), _, _) => path.display().to_string(),
+        (None, Some(cgroup), Some(_)) => cgroup.clone(),
+        (None, Some(cgroup), None) => format!("{cgroup} (not there)"),
+        (None, None, _) => String::new(),
+    }
 }
 
 fn policies(policies: &[PolicyStatus]) -> Option<String> {
@@ -144,6 +159,35 @@ fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
         .collect();
     let header = ["IDENTITY", "EXPIRES IN", "RENEWS IN", "SERIAL", "SOURCE", "LAST ERROR"];
     (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn federation(domains: &[FederatedStatus], now: SystemTime) -> Option<String> {
+    let rows: Vec<_> = domains
+        .iter()
+        .map(|domain| {
+            [
+                domain.trust_domain.clone(),
+                match domain.authorities {
+                    0 => "NONE: nobody is believed".to_owned(),
+                    some => some.to_string(),
+                },
+                domain.sequence.map_or_else(String::new, |it| it.to_string()),
+                domain.confirmed.as_deref().map_or_else(String::new, |it| age(it, now)),
+                domain.origin.clone(),
+                domain.last_error.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let header = ["FEDERATED TRUST DOMAIN", "AUTHORITIES", "SEQUENCE", "AGE", "FROM", "LAST ERROR"];
+    (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+fn age(since: &str, now: SystemTime) -> String {
+    match humantime::parse_rfc3339(since).map(|since| now.duration_since(since)) {
+        Ok(Ok(age)) => short(age),
+        Ok(Err(_)) => short(Duration::ZERO),
+        Err(_) => since.to_owned(),
+    }
 }
 
 /// How long a certificate is still good, for example `11h 59m`.
@@ -222,6 +266,7 @@ mod tests {
             workloads: Vec::new(),
             policies: Vec::new(),
             svids: Vec::new(),
+            federation: Vec::new(),
             revocation: RevocationStatus::default(),
             kernel: KernelStatus::default(),
             connections: ConnectionsStatus { open_inbound: 1, open_outbound: 2 },
@@ -309,7 +354,9 @@ mod tests {
             WorkloadStatus {
                 workload: "full/server".into(),
                 identity: id.into(),
-                network_namespace: "/run/netns/full".into(),
+                network_namespace: Some("/run/netns/full".into()),
+                cgroup: None,
+                cgroup_id: None,
                 state: WorkloadState::Enrolled,
                 reason: None,
                 addresses: vec!["10.0.0.2".parse().expect("v4"), "fd00::2".parse().expect("v6")],
@@ -318,7 +365,9 @@ mod tests {
             WorkloadStatus {
                 workload: "full/late".into(),
                 identity: id.into(),
-                network_namespace: "/run/netns/late".into(),
+                network_namespace: Some("/run/netns/late".into()),
+                cgroup: None,
+                cgroup_id: None,
                 state: WorkloadState::Pending,
                 reason: Some("no such namespace yet".into()),
                 addresses: vec!["10.0.0.3".parse().expect("v4")],
@@ -354,9 +403,9 @@ mod tests {
         status.kernel.decisions.insert("redirected".into(), 7);
         let text = render(&status, now());
         let expected = "\
-WORKLOAD     STATE     ADDRESSES         NETWORK NAMESPACE  IDENTITY                                  REASON
-full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full    spiffe://cluster.local/ns/full/sa/server
-full/late    pending   10.0.0.3          /run/netns/late    spiffe://cluster.local/ns/full/sa/server  no such namespace yet
+WORKLOAD     STATE     ADDRESSES         PLACE            IDENTITY                                  REASON
+full/server  enrolled  10.0.0.2,fd00::2  /run/netns/full  spiffe://cluster.local/ns/full/sa/server
+full/late    pending   10.0.0.3          /run/netns/late  spiffe://cluster.local/ns/full/sa/server  no such namespace yet
 
 IDENTITY                                  EXPIRES IN  RENEWS IN  SERIAL  SOURCE    LAST ERROR
 spiffe://cluster.local/ns/full/sa/server  11h 59m     5h 59m     01ab    embedded

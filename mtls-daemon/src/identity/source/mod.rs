@@ -1,7 +1,11 @@
 //! Where SVIDs come from, chosen by configuration.
 
 pub mod embedded;
+pub mod files;
 pub mod istio_ca;
+pub mod spiffe;
+
+use std::collections::BTreeSet;
 
 use super::ca::CaError;
 use super::{Bundle, SpiffeId, Svid};
@@ -12,6 +16,19 @@ pub trait SvidSource: Send + Sync + 'static {
     fn issue(&self, id: &SpiffeId) -> Result<Svid, SourceError>;
     /// The trust domain's current bundle.
     fn bundle(&self) -> Result<Bundle, SourceError>;
+    /// Both, from one moment: what `id` shows, and what its own trust domain is verified against.
+    fn obtain(&self, id: &SpiffeId) -> Result<(Svid, Bundle), SourceError> {
+        let svid = self.issue(id)?;
+        // After it: a CA server's answer brings the bundle as well.
+        Ok((svid, self.bundle()?))
+    }
+    /// Whether asking brings a new SVID. What only hands out what others made tells of changes, and is
+    /// looked at again before the end all the same.
+    fn makes(&self) -> bool {
+        true
+    }
+    /// Identities other than these are not wanted any more.
+    fn retain(&self, _ids: &BTreeSet<SpiffeId>) {}
     /// As `status` prints it.
     fn name(&self) -> &'static str;
 }

@@ -113,7 +113,7 @@ impl Sources {
     }
 }
 
-fn system_roots() -> &'static str {
+pub(in crate::tls) fn system_roots() -> &'static str {
     let found = SYSTEM_ROOTS.into_iter().find(|path| Path::new(path).exists());
     found.unwrap_or(SYSTEM_ROOTS[0])
 }

@@ -3,7 +3,7 @@
 //! configuration ready, or the reason why there is none.
 
 mod error;
-mod files;
+pub(super) mod files;
 mod verify;
 
 use std::cell::{Cell, RefCell};

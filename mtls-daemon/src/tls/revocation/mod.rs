@@ -18,7 +18,7 @@ use webpki::{Cert, VerifiedPath};
 pub use crl::{Crl, CrlFacts};
 pub use files::{Crls, CrlsError};
 
-use super::svid_rules;
+use super::{Federated, svid_rules};
 use crate::identity::SpiffeId;
 use crate::identity::revocations::{Certificate, NotBelieved, Revocations, Rules, normal_serial};
 
@@ -27,6 +27,8 @@ use crate::identity::revocations::{Certificate, NotBelieved, Revocations, Rules,
 pub struct Checks {
     list: Arc<Revocations>,
     crls: Option<Crls>,
+    /// Whom to believe of other trust domains.
+    federated: Arc<Federated>,
 }
 
 /// One certificate of a verified path, as lists name it.
@@ -52,7 +54,7 @@ struct Signed {
 impl Checks {
     /// The CA's list alone.
     pub fn new(list: Arc<Revocations>) -> Arc<Self> {
-        Arc::new(Self { list, crls: None })
+        Arc::new(Self { list, crls: None, federated: Arc::default() })
     }
 
     /// Nothing is ever revoked: for who verifies outside of the data path.
@@ -66,7 +68,7 @@ impl Checks {
     /// A list there cannot be used.
     pub fn with_files(list: Arc<Revocations>, place: &Path) -> Result<Arc<Self>, CrlsError> {
         let crls = Some(Crls::open(place)?);
-        Ok(Arc::new(Self { list, crls }))
+        Ok(Arc::new(Self { list, crls, federated: Arc::default() }))
     }
 
     /// Reads files that changed, and notes what became too old. Blocks; to be called now and then.
@@ -90,6 +92,10 @@ impl Checks {
 
     pub fn list(&self) -> &Arc<Revocations> {
         &self.list
+    }
+
+    pub fn federated(&self) -> &Arc<Federated> {
+        &self.federated
     }
 
     pub fn crls(&self) -> Option<&Crls> {

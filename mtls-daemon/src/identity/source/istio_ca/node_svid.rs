@@ -80,7 +80,18 @@ impl NodeSvid {
                 Ok(old)
             }
             (Err(Denial { reason, text }), None) => {
-                Err(Denial { reason, text: format!("no SVID for the node itself: {text}") })
+                let way_out = match &self.join_token {
+                    // Spent, most likely: it was good for the SVID that has ended.
+                    Some(file) if reason == Reason::Refused => format!(
+                        "; a new token in {} lets it join again (`mtls-daemon ca token create`)",
+                        file.display()
+                    ),
+                    _ => String::new(),
+                };
+                Err(Denial {
+                    reason,
+                    text: format!("no SVID for the node itself: {text}{way_out}"),
+                })
             }
         }
     }

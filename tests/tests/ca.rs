@@ -1,0 +1,166 @@
+//! A CA for many nodes: its root is replaced under load, and it may be away for a while.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mtls_tests::client::{self, converse, ping};
+use mtls_tests::daemon::Daemon;
+use mtls_tests::demo::SLEEP;
+use mtls_tests::wait::{patience, until};
+use mtls_tests::world::To;
+use mtls_tests::{Ca, Pod, World};
+use serde_json::Value;
+
+const PORT: u16 = 9000;
+const IDENTITIES: [&str; 3] = ["full/sleep", "full/httpbin", "partial/httpbin"];
+const SOON: Duration = Duration::from_secs(60);
+
+/// Two nodes that joined one CA, an echo server, and certificates that live for a few seconds.
+fn world(lifetime: Duration) -> Result<(World, Ca)> {
+    let mut world = World::without_daemons(&[Ca::pod(0)])?;
+    let lifetime = format!("{}s", patience(lifetime).as_secs());
+    let ca = Ca::start(&world.bed, &["--default-lifetime", &lifetime])?;
+    world.mesh.mode("full", "httpbin", "STRICT");
+    world.start(|spec| {
+        ca.joined(spec, &IDENTITIES).with("--svid-lifetime", &lifetime).with("--ca-poll", "1s")
+    })?;
+    world.serve("httpbin-full", "echo", PORT)?;
+    Ok((world, ca))
+}
+
+/// How many roots the node trusts, as it keeps them for its next start.
+fn trusted(daemon: &Daemon) -> Result<usize> {
+    let file = daemon.spec.state.join("ca-roots.json");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    Ok(text.matches("BEGIN CERTIFICATE").count())
+}
+
+fn serials(world: &World) -> Result<Vec<String>> {
+    let mut serials = Vec::new();
+    for daemon in [world.a(), world.b()] {
+        let status = daemon.status()?;
+        for svid in status["svids"].as_array().context("svids")? {
+            serials.push(svid["serial"].as_str().context("a serial")?.to_owned());
+        }
+    }
+    Ok(serials)
+}
+
+/// Both nodes trust so many roots, and every SVID is of a later day than `before`.
+fn observed(world: &World, roots: usize, before: &[String]) -> Result<()> {
+    until(SOON, &format!("both nodes to trust {roots} and to renew"), || {
+        let now = serials(world).map_err(|error| format!("{error:#}"))?;
+        let trust = [world.a(), world.b()].map(|daemon| trusted(daemon).unwrap_or_default());
+        match trust == [roots; 2] && !now.iter().any(|serial| before.contains(serial)) {
+            true => Ok(()),
+            false => Err(format!("they trust {trust:?}; {before:?}, now {now:?}")),
+        }
+    })
+}
+
+/// A step of the rotation without `--force`: the CA says how long it still has to wait.
+fn step(ca: &Ca, verb: &str) -> Result<()> {
+    until(SOON, &format!("ca root {verb}"), || match ca.command(&["root", verb]) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("{error:#}")),
+    })
+}
+
+/// Requests, one after the other, until told to end; how many there were. The first that fails ends it.
+fn load(pod: &Pod, end: &AtomicBool, count: &AtomicUsize) -> Result<()> {
+    pod.inside(|| {
+        while !end.load(Ordering::Relaxed) {
+            let talk = converse(To::Full.v4(PORT), "canary under load")?;
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            ensure!(talk.worked(), "request {number}: {talk:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_root_is_replaced_in_three_steps_and_no_request_fails() -> Result<()> {
+    let (world, ca) = world(Duration::from_secs(8))?;
+    let client = world.pod("sleep-full");
+    let mut open = client.inside(|| client::connect(To::Full.v4(PORT)))?;
+    ping(&mut open, "from before")?;
+    let old = ca.command(&["root", "show"])?;
+
+    let (end, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| load(client, &end, &count));
+        let rotated = (|| -> Result<()> {
+            let before = serials(&world)?;
+            ca.command(&["root", "prepare"])?;
+            observed(&world, 2, &before)?;
+            step(&ca, "switch")?;
+            let before = serials(&world)?;
+            observed(&world, 2, &before)?;
+            step(&ca, "retire")?;
+            let before = serials(&world)?;
+            observed(&world, 1, &before)
+        })();
+        // A while on the new root alone.
+        thread::sleep(Duration::from_secs(2));
+        end.store(true, Ordering::Relaxed);
+        let loaded = loading.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+        rotated.and(loaded)
+    })?;
+    ensure!(count.load(Ordering::Relaxed) > 20, "{count:?} requests are no load");
+    ping(&mut open, "and it is still open")?;
+
+    let new = ca.command(&["root", "show"])?;
+    ensure!(new != old && new.matches("BEGIN CERTIFICATE").count() == 1, "{new}");
+    for daemon in [world.a(), world.b()] {
+        let lines = daemon.process.stdout.json_after(0);
+        let failed: Vec<&Value> = lines.iter().filter(|line| line["outcome"] != "ok").collect();
+        ensure!(failed.is_empty(), "{failed:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_ca_that_is_away_breaks_nothing_until_certificates_end_and_is_said_before() -> Result<()> {
+    let (world, mut ca) = world(Duration::from_secs(12))?;
+    let works = || -> Result<bool> {
+        let client = world.pod("sleep-full");
+        Ok(client.inside(|| converse(To::Full.v4(PORT), "hello"))?.worked())
+    };
+    ensure!(works()?, "with the CA");
+    ca.stop()?;
+    let said =
+        |what: &str| world.a().said(0, what, |line| line.contains(what) && line.contains(SLEEP));
+    let unreachable = "reason=\"unreachable\"";
+    until(SOON, "a renewal that fails", || {
+        match world.a().metric("mtls_svid_failures_total", &[unreachable]) {
+            Ok(count) if count > 0.0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    ensure!(works()?, "a CA that is away breaks nothing");
+    let status = world.a().status()?;
+    let error = status["svids"][0]["last_error"].as_str().unwrap_or_default();
+    ensure!(error.contains(&ca.address.to_string()), "{status}");
+    said("the SVID expires soon, and there is no new one")?;
+    said("the SVID has expired: connections as this identity are refused")?;
+    let mark = world.a().mark();
+    ensure!(!works()?, "an expired certificate");
+    let line = world.a().logged(mark, "the refusal", |line| line["outcome"] == "no_identity")?;
+    ensure!(line["detail"].as_str().is_some_and(|it| it.contains(SLEEP)), "{line}");
+    ensure!(world.a().metric("mtls_svid_expiry_seconds", &[SLEEP])? <= 0.0, "it has ended");
+
+    // The nodes' own certificates, which live as long here, have ended as well.
+    ca.restart()?;
+    said("a new token in")?;
+    for daemon in [world.a(), world.b()] {
+        ca.renew_token(&daemon.spec, &IDENTITIES)?;
+    }
+    until(SOON, "the nodes to recover", || match works() {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+}

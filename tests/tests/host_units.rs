@@ -1,0 +1,304 @@
+//! Workloads of a host come and go, as do their daemons: what is shut meanwhile, and what is not.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use mtls_tests::client::{Conversation, End, converse};
+use mtls_tests::host::{self, stranger};
+use mtls_tests::hosts::{CANARY, Hosts, OTHER, UNDECLARED, WEB, entry, get};
+use mtls_tests::process::Process;
+use mtls_tests::wait::{eventually, until};
+use mtls_tests::world::serve;
+use mtls_tests::{Capture, DaemonSpec, Pod, cgroup, curl, leftovers};
+use serde_json::json;
+
+#[test]
+fn a_killed_daemon_shuts_its_units_and_nothing_else() -> Result<()> {
+    let mut hosts = Hosts::stand("STRICT")?;
+    let (a, b) = (stranger(hosts.bed(), 0)?, stranger(hosts.bed(), 1)?);
+    let rest = |hosts: &Hosts| -> Result<()> {
+        for from in [&a, &b] {
+            let to = hosts.web.v4(UNDECLARED);
+            ensure!(get(from, to)?.code == 200, "{} to {to}", from.name);
+        }
+        Ok(())
+    };
+    // The server's: nobody comes in, not even from the host itself.
+    hosts.world.daemons[1].kill9()?;
+    for from in [&hosts.client.pod, &a, &b] {
+        let answer =
+            curl::run(from, &["--max-time", "2", &format!("http://{}/", hosts.web.v4(WEB))])?;
+        ensure!(answer.code != 200, "{}: {answer:?}", from.name);
+    }
+    rest(&hosts)?;
+    hosts.world.daemons[1].restart()?;
+    eventually(Duration::from_secs(10), "traffic to flow again", || {
+        get(&hosts.client.pod, hosts.web.v4(WEB)).is_ok_and(|answer| answer.code == 200)
+    })?;
+    // The client's: nothing goes out, although a process takes the port that its connections go to.
+    let port = entry(hosts.world.a(), "metal/client")?["ports"]["outbound"]
+        .as_u64()
+        .context("the outbound port")? as u16;
+    let capture = Capture::start(hosts.world.node(0))?;
+    hosts.world.daemons[0].kill9()?;
+    let thief = serve(&a, "http", port)?;
+    for to in [hosts.web.v4(WEB), hosts.web.v6(WEB)] {
+        let answer = curl::run(&hosts.client.pod, &["--max-time", "2", &format!("http://{to}/")])?;
+        ensure!(answer.code != 200, "{answer:?}");
+    }
+    rest(&hosts)?;
+    ensure!(get(&hosts.client.pod, hosts.web.v4(UNDECLARED))?.code == 200);
+    ensure!(capture.flows_to(hosts.web.v4(WEB))?.is_empty(), "something went out");
+    drop(thief);
+    hosts.world.daemons[0].restart()?;
+    let marks = hosts.marks();
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    hosts.mutual(marks, "client", "web")
+}
+
+#[test]
+fn cleanup_leaves_the_host_as_it_was() -> Result<()> {
+    let mut hosts = Hosts::stand("STRICT")?;
+    let settings = |node: usize| -> Result<String> {
+        let place = hosts.bed().nodes[node].place.clone();
+        let mut command = place.command("sh")?;
+        command.args([
+            "-c",
+            "ip rule; ip -6 rule; ip route show table all; sysctl -a 2>/dev/null | grep fwmark",
+        ]);
+        Ok(String::from_utf8(mtls_tests::process::output(command)?.stdout)?)
+    };
+    let with = [settings(0)?, settings(1)?];
+    for text in &with {
+        ensure!(!text.contains("28020") && !text.contains("0x6d746c73"), "{text}");
+        ensure!(
+            text.lines().filter(|line| line.contains("fwmark")).all(|l| l.ends_with("= 0")),
+            "{text}"
+        );
+    }
+    for daemon in &mut hosts.world.daemons {
+        daemon.kill9()?;
+        daemon.cleanup()?;
+    }
+    let pins: Vec<String> = leftovers::remains(&hosts.bed().prefix)
+        .into_iter()
+        .filter(|what| what.starts_with("pins"))
+        .collect();
+    assert_eq!(pins, Vec::<String>::new());
+    let capture = Capture::start(hosts.world.node(0))?;
+    for to in [hosts.web.v4(WEB), hosts.web.v6(WEB)] {
+        ensure!(get(&hosts.client.pod, to)?.code == 200, "{to}");
+    }
+    ensure!(capture.saw(CANARY)?, "no daemon, no mTLS");
+    Ok(())
+}
+
+/// A unit that is started again has another cgroup, of the same path.
+#[test]
+fn a_unit_that_is_started_again_is_known_again() -> Result<()> {
+    let mut hosts = Hosts::stand("STRICT")?;
+    let id = |hosts: &Hosts| -> Result<Option<u64>> {
+        Ok(entry(hosts.world.a(), "metal/client")?["cgroup_id"].as_u64())
+    };
+    let first = id(&hosts)?;
+    ensure!(first.is_some(), "it is there");
+    hosts.client.stop()?;
+    let limit = Duration::from_secs(5);
+    until(limit, "the cgroup to be gone", || match id(&hosts) {
+        Ok(None) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    ensure!(hosts.world.a().status()?["ready"] == true, "a unit may be stopped");
+    hosts.client.start()?;
+    until(limit, "the new cgroup", || match id(&hosts) {
+        Ok(Some(now)) if Some(now) != first => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    let marks = hosts.marks();
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    hosts.mutual(marks, "client", "web")?;
+    // A server whose unit is down: its port is shut all the same, for plaintext of anybody.
+    hosts.servers.clear();
+    hosts.web.stop()?;
+    let b = stranger(hosts.bed(), 1)?;
+    let squatter = serve(&b, "echo", WEB)?;
+    let talk = b.inside(|| converse(hosts.web.v4(WEB), "plain"))?;
+    ensure!(talk == Conversation::Ended(End::Broken), "{talk:?}");
+    drop(squatter);
+    hosts.web.start()?;
+    hosts.serve()?;
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    Ok(())
+}
+
+/// As `ExecStartPre` of a unit: in its new cgroup, before anything of it connects.
+#[test]
+fn a_unit_can_wait_until_it_is_known() -> Result<()> {
+    let hosts = Hosts::stand("STRICT")?;
+    let spec = &hosts.world.a().spec;
+    let wait = |pod: &Pod, timeout: &str| -> Result<std::process::Output> {
+        let daemon = mtls_tests::process::sibling("mtls-daemon", "MTLS_DAEMON_BIN")?;
+        let mut command = pod.place.command(daemon)?;
+        command.args(["wait", "--node", &spec.name, "--timeout", timeout, "--run-dir"]);
+        command.arg(&spec.run);
+        mtls_tests::process::output(command)
+    };
+    let capture = Capture::start(hosts.world.node(0))?;
+    for _ in 0..5 {
+        hosts.client.stop()?;
+        hosts.client.start()?;
+        let waited = wait(&hosts.client.pod, "30s")?;
+        ensure!(waited.status.success(), "{waited:?}");
+        ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    }
+    ensure!(!capture.saw(CANARY)?, "it was not waited for long enough");
+    let waited = wait(&stranger(hosts.bed(), 0)?, "300ms")?;
+    let said = String::from_utf8_lossy(&waited.stderr);
+    ensure!(waited.status.code() == Some(1) && said.contains("cgroup"), "{waited:?}");
+    Ok(())
+}
+
+/// By its name, in whatever slice; processes below the unit's cgroup are its own.
+#[test]
+fn a_unit_is_found_by_its_name() -> Result<()> {
+    let mut hosts = Hosts::prepare()?;
+    hosts.world.mesh.namespace_mode("metal", "STRICT");
+    let name = format!("{}-sleep.service", hosts.bed().prefix);
+    let slice = format!("{}-tests.slice/inner.slice", hosts.bed().prefix);
+    let inner = cgroup::make(&format!("{slice}/{name}/worker"))?;
+    let mut place = hosts.client.place(&mut hosts.world.mesh);
+    place["node"] = json!(hosts.bed().nodes[0].name);
+    place["systemdUnit"] = json!(name);
+    hosts.world.mesh.put("mtls-ebpf.dev/v1alpha1", "NodeWorkload", "metal", "client", place);
+    hosts.world.start(|spec| spec)?;
+    hosts.serve()?;
+    let mut worker = hosts.client.pod.clone();
+    worker.place.cgroup = inner;
+    let marks = hosts.marks();
+    let answer = get(&worker, hosts.web.v4(WEB))?;
+    ensure!(answer.code == 200, "{answer:?}");
+    hosts.mutual(marks, "client", "web")
+}
+
+#[test]
+fn what_cannot_be_a_workload_is_refused_with_the_reason() -> Result<()> {
+    let mut hosts = Hosts::stand("STRICT")?;
+    let bed = &hosts.world.bed;
+    let node = bed.nodes[0].name.clone();
+    let own = format!("{}/node-a", bed.prefix);
+    hosts.world.change(|mesh| {
+        for (name, address, cgroup) in [
+            ("daemon", host::v4(0), own.as_str()),
+            ("elsewhere", "10.200.0.77".parse().expect("an address"), "elsewhere.slice"),
+        ] {
+            let entry = json!({"address": address, "serviceAccount": name});
+            mesh.put("networking.istio.io/v1", "WorkloadEntry", "metal", name, entry);
+            let place = json!({
+                "node": node, "cgroup": cgroup, "ports": [5000], "workloadEntries": [name],
+            });
+            mesh.put("mtls-ebpf.dev/v1alpha1", "NodeWorkload", "metal", name, place);
+        }
+    })?;
+    for (name, expected) in
+        [("daemon", "the daemon itself"), ("elsewhere", "no address of this host")]
+    {
+        let entry = entry(hosts.world.a(), &format!("metal/{name}"))?;
+        ensure!(entry["state"] == "refused", "{entry}");
+        ensure!(entry["reason"].to_string().contains(expected), "{entry}");
+    }
+    // The others are served.
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    Ok(())
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_the_cgroup_refuses_host_workloads_alone() -> Result<()> {
+    let mut hosts = Hosts::prepare()?;
+    hosts.world.mesh.write()?;
+    let spec = DaemonSpec::new(hosts.bed(), 0).with("--without-kernel-feature", "cgroup_id");
+    let daemon = spec.spawn()?;
+    let entry = until(Duration::from_secs(30), "an answer", || {
+        entry(&daemon, "metal/client").map_err(|error| format!("{error:#}"))
+    })?;
+    ensure!(entry["state"] == "refused" && entry["reason"].to_string().contains("5.7"), "{entry}");
+    ensure!(daemon.status()?["kernel"]["without"] == json!(["cgroup_id"]));
+    hosts.world.daemons.push(daemon);
+    Ok(())
+}
+
+/// Nobody is taken out of the mesh by somebody else's refusal, and a workload that is taken out leaves
+/// the other's ports alone.
+#[test]
+fn one_of_two_units_is_taken_away() -> Result<()> {
+    let mut hosts = Hosts::stand("STRICT")?;
+    hosts.world.change(|mesh| {
+        mesh.remove("NodeWorkload", "metal", "other");
+        mesh.remove("WorkloadEntry", "metal", "other-v4");
+        mesh.remove("WorkloadEntry", "metal", "other-v6");
+    })?;
+    let a = stranger(hosts.bed(), 0)?;
+    ensure!(get(&a, hosts.other.v4(OTHER))?.code == 200, "in the clear again");
+    ensure!(get(&a, hosts.web.v4(WEB))?.code != 200, "STRICT as before");
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    // The last one.
+    hosts.world.change(|mesh| {
+        for family in ["v4", "v6"] {
+            mesh.remove("WorkloadEntry", "metal", &format!("web-{family}"));
+        }
+        mesh.remove("NodeWorkload", "metal", "web");
+    })?;
+    ensure!(get(&a, hosts.web.v4(WEB))?.code == 200, "in the clear again");
+    let programs = hosts.world.b().status()?["kernel"]["programs"].clone();
+    ensure!(programs.get("mtls_host").is_none(), "{programs}");
+    Ok(())
+}
+
+/// What an earlier daemon left shut stays shut while the workload that it could be cannot be enrolled, and
+/// is put back once nobody could be meant.
+#[test]
+fn what_a_dead_daemon_left_is_adopted_kept_shut_or_put_back() -> Result<()> {
+    let mut hosts = Hosts::stand("STRICT")?;
+    let a = stranger(hosts.bed(), 0)?;
+    let url = format!("http://{}/", hosts.web.v4(WEB));
+    let shut = || -> Result<bool> { Ok(curl::run(&a, &["--max-time", "2", &url])?.code == 0) };
+    hosts.world.daemons[1].kill9()?;
+    // The same unit with an address that the host does not have.
+    let elsewhere = json!({
+        "address": "10.200.0.77", "serviceAccount": "web",
+        "labels": {"app": "web", "security.istio.io/tlsMode": "istio"},
+    });
+    let entry_of = ("networking.istio.io/v1", "WorkloadEntry", "metal", "web-v4");
+    let before = hosts.world.mesh.clone();
+    hosts.world.mesh.put(entry_of.0, entry_of.1, entry_of.2, entry_of.3, elsewhere);
+    hosts.world.mesh.write()?;
+    let process = Process::start("the next daemon", hosts.world.b().spec.command()?)?;
+    hosts.world.daemons[1].process = process;
+    until(Duration::from_secs(30), "web to be refused", || {
+        let entry = entry(hosts.world.b(), "metal/web").map_err(|error| format!("{error:#}"))?;
+        if entry["state"] == "refused" { Ok(()) } else { Err(entry.to_string()) }
+    })?;
+    ensure!(shut()?, "it was opened");
+    ensure!(get(&a, hosts.web.v4(UNDECLARED))?.code == 200, "the rest is not shut");
+    ensure!(get(&hosts.client.pod, hosts.other.v4(OTHER))?.code == 200, "the other unit is served");
+    // Right again: it is tried again without anybody's help.
+    hosts.world.mesh = before.clone();
+    hosts.world.mesh.write()?;
+    until(Duration::from_secs(30), "web to be enrolled", || {
+        let entry = entry(hosts.world.b(), "metal/web").map_err(|error| format!("{error:#}"))?;
+        if entry["state"] == "enrolled" { Ok(()) } else { Err(entry.to_string()) }
+    })?;
+    ensure!(shut()? && get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    // Gone from the configuration while no daemon runs.
+    hosts.world.daemons[1].kill9()?;
+    hosts.world.mesh.remove("NodeWorkload", "metal", "web");
+    for family in ["v4", "v6"] {
+        hosts.world.mesh.remove("WorkloadEntry", "metal", &format!("web-{family}"));
+    }
+    hosts.world.mesh.write()?;
+    ensure!(shut()?, "while no daemon runs");
+    hosts.world.daemons[1].restart()?;
+    ensure!(!shut()?, "it is no workload any more");
+    ensure!(get(&a, hosts.other.v4(OTHER))?.code == 0, "the other one is");
+    Ok(())
+}

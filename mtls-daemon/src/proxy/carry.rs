@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -79,6 +80,7 @@ impl Inbound<'_> {
         application: &mut Option<TcpStream>,
     ) -> Result<Inside, Failure> {
         let timeouts = &self.worker.shared.timeouts;
+        let mut first: Option<Instant> = None;
         loop {
             match detect::is_http(client.peeked()) {
                 Some(true) => return Ok(Inside::Http),
@@ -86,7 +88,12 @@ impl Inbound<'_> {
                 None => {}
             }
             let begun = detect::begins_usually(client.peeked());
-            let limit = if begun { timeouts.head } else { timeouts.detect };
+            let limit = if begun {
+                // Of all of it: a byte now and then is no reason to wait for ever.
+                timeouts.head.saturating_sub(first.get_or_insert_with(Instant::now).elapsed())
+            } else {
+                timeouts.detect
+            };
             let more = async {
                 match application.as_ref() {
                     // No clock: whoever waits for whom is their own business.

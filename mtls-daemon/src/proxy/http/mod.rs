@@ -46,7 +46,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Request;
 use hyper::body::Incoming;
@@ -161,6 +161,7 @@ pub async fn serve<S>(mut client: Replay<S>, context: Context<'_>) -> Result<(),
 where
     S: Side + Send + 'static,
 {
+    let mut first: Option<Instant> = None;
     let http2 = loop {
         match detect::spoken(client.peeked()) {
             Spoken::Http2 => break true,
@@ -168,8 +169,11 @@ where
             _ => break false,
         }
         // The guard has the clock of a head, and answers when it runs out.
-        let begun = !client.peeked().is_empty();
-        let limit = if begun { context.head_time } else { Duration::MAX };
+        let limit = if client.peeked().is_empty() {
+            Duration::MAX
+        } else {
+            context.head_time.saturating_sub(first.get_or_insert_with(Instant::now).elapsed())
+        };
         let Ok(more) = timeout(limit, client.peek_more()).await else { break false };
         match more {
             Ok(0) if client.peeked().is_empty() => return Ok(()),

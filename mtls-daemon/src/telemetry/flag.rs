@@ -113,7 +113,8 @@ mod tests {
                 ("client_reset", _) | ("truncated", "client") => "DC",
                 ("upstream_reset" | "no_answer", _) | ("truncated", _) => "UC",
                 ("authorization_denied" | "policy_changed" | "drained" | "internal", _)
-                | ("own_certificate_revoked" | "revocation_unknown", _) => "LR",
+                | ("own_certificate_revoked" | "revocation_unknown", _)
+                | ("max_connection_age", _) => "LR",
                 _ => panic!("no flag for {code}"),
             };
             assert_eq!(Flag::of(Some(&failure)).as_str(), expected, "{code}");

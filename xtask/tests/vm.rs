@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 const KERNEL: &str = "6.1";
 
 /// `xtask vm exec` of one line of shell.
 fn vm(options: &[&str], script: &str) -> Command {
-    let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    // As in a terminal: what is started in the background may have been told to ignore Ctrl-C.
+    let mut xtask = Command::new("env");
+    xtask.args(["--default-signal=INT,TERM", env!("CARGO_BIN_EXE_xtask")]);
     xtask.args(["vm", "exec", "--kernel", KERNEL]).args(options).args(["--", "sh", "-c", script]);
     xtask
 }
@@ -119,7 +121,14 @@ impl Run {
     fn end(&mut self, signal: &str) -> Result<ExitStatus> {
         let pid = self.xtask.id().to_string();
         ensure!(Command::new("kill").args(["-s", signal, &pid]).status()?.success());
-        Ok(self.xtask.wait()?)
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if let Some(status) = self.xtask.try_wait()? {
+                return Ok(status);
+            }
+            sleep(Duration::from_millis(50));
+        }
+        bail!("{signal} does not end it")
     }
 }
 

@@ -3,15 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::client::converse;
+use mtls_tests::process::{Process, sibling};
 use mtls_tests::svids::{Material, from_files};
-use mtls_tests::until;
 use mtls_tests::world::{To, serve};
+use mtls_tests::{Ca, World, until};
 
 const PORT: u16 = 9000;
 const SLEEP: &str = "spiffe://cluster.local/ns/full/sa/sleep";
@@ -111,5 +112,58 @@ fn a_key_leaves_the_memory_with_the_last_workload_that_needs_it() -> Result<()> 
         Ok(left) => Err(left.join("\n")),
         Err(error) => Err(format!("{error:#}")),
     })?;
+    Ok(())
+}
+
+/// The capabilities of deploy/systemd/mtls-daemon.service but CAP_SYS_RESOURCE, which containers lack and
+/// only kernels before 5.11 ask for.
+const CAPABILITIES: &str = "+dac_override,+dac_read_search,+net_admin,+net_raw,+sys_admin,\
+     +sys_ptrace,+perfmon,+bpf";
+
+/// Becomes `program` as a user of no consequence with [`CAPABILITIES`]. A program that gains some is
+/// not dumpable: so `env` gains them, and what it becomes gains nothing.
+fn as_other_user() -> Vec<String> {
+    let capabilities = ["inh", "ambient"].map(|set| format!("--{set}-caps={CAPABILITIES}"));
+    let words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    words.map(str::to_owned).into_iter().chain(capabilities).chain(["env".to_owned()]).collect()
+}
+
+/// What of a process may be dumped is its own user's under /proc, and root's otherwise (proc(5)).
+fn dumpable(pid: u32) -> Result<bool> {
+    let (whole, environment) = (format!("/proc/{pid}/status"), format!("/proc/{pid}/environ"));
+    let status = fs::read_to_string(whole)?;
+    ensure!(status.lines().any(|line| line.starts_with("Uid:\t65534\t65534")), "{status}");
+    Ok(fs::metadata(environment)?.uid() != 0)
+}
+
+#[test]
+fn neither_daemon_nor_ca_can_be_dumped() -> Result<()> {
+    let mut world = World::without_daemons(&[Ca::pod(0)])?;
+    let (ca, under) = (world.pod("ca").place.clone(), as_other_user());
+    let start = |program: &str, arguments: &[&str]| {
+        let mut command = ca.command(&under[0])?;
+        command.args(&under[1..]).arg(program).args(arguments);
+        Process::start(program, command)
+    };
+    // Otherwise what follows would show nothing.
+    let other = start("sleep", &["60"])?;
+    until(Duration::from_secs(10), "a program like others", || match dumpable(other.pid()) {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+
+    let daemon = sibling("mtls-daemon", "MTLS_DAEMON_BIN")?;
+    let daemon = daemon.to_str().context("a path in UTF-8")?;
+    let directory = world.bed.directory.join("undumped-ca");
+    let directory = directory.to_str().context("a path in UTF-8")?;
+    let ca = start(daemon, &["ca", "run", "--listen", "127.0.0.1:0", "--dir", directory])?;
+    ca.stderr.find_after(0, Duration::from_secs(30), "the CA to serve", |line| {
+        line.contains("the CA serves").then_some(())
+    })?;
+    ensure!(!dumpable(ca.pid())?, "the CA would leave its root's key in a core file");
+
+    let under: Vec<&str> = under.iter().map(String::as_str).collect();
+    world.start(|spec| spec.under(&under))?;
+    ensure!(!dumpable(world.a().process.pid())?, "the daemon would leave keys in a core file");
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::telemetry::logs;
 pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
     let config = Config::try_from(args)?;
     logs::init(config.log_format, &config.log_level).map_err(anyhow::Error::from)?;
-    keep_keys_out_of_core_files();
+    keep_keys_out_of_core_files()?;
     if !config.mesh.enable_auto_mtls {
         tracing::warn!(
             "auto mTLS is off: connections without a DestinationRule leave in the clear, whatever \
@@ -25,10 +25,10 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
 }
 
 /// The kernel then writes no core file of this process, and lets no other user trace it.
-pub(super) fn keep_keys_out_of_core_files() {
-    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::warn!(%error, "a crash may leave private keys in a core file");
-    }
+pub(super) fn keep_keys_out_of_core_files() -> Result<(), Failed> {
+    nix::sys::prctl::set_dumpable(false).map_err(|error| {
+        anyhow::anyhow!("a crash would leave private keys in a core file: prctl: {error}").into()
+    })
 }
 
 #[cfg(test)]

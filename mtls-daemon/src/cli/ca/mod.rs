@@ -84,6 +84,8 @@ impl RootKeyArgs {
 }
 
 pub(super) fn ca(verb: CaVerb) -> Result<(), Failed> {
+    // Others than `run` have a root's key in memory as well.
+    super::run::keep_keys_out_of_core_files()?;
     match verb {
         CaVerb::Run(args) => run::run(*args),
         CaVerb::Token(verb) => token::token(verb),

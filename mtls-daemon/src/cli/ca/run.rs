@@ -113,7 +113,6 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
     let level = logs::Level::or_environment(args.log_level.clone())
         .map_err(|error| Failed::new(Exit::Config, anyhow!(error)))?;
     logs::init(args.log_format, &level).map_err(anyhow::Error::from)?;
-    crate::cli::run::keep_keys_out_of_core_files();
     if args.default_lifetime > args.max_lifetime {
         let error = anyhow!("--default-lifetime is longer than --max-lifetime");
         return Err(Failed::new(Exit::Config, error));

@@ -1,5 +1,6 @@
 //! Where SVIDs come from, chosen by configuration.
 
+mod denial;
 pub mod embedded;
 pub mod files;
 pub mod istio_ca;
@@ -38,7 +39,7 @@ pub trait SvidSource: Send + Sync + 'static {
 pub enum SourceError {
     #[error(transparent)]
     Ca(#[from] CaError),
-    /// A server was asked.
+    /// A server was asked, or a directory.
     #[error("{text}")]
     Asked { reason: Reason, text: String },
     #[error("{0}")]
@@ -65,6 +66,8 @@ pub enum Reason {
     Timeout,
     /// The server said no.
     Refused,
+    /// Nothing is there for this identity: no file, no registration entry.
+    Absent,
     /// The node cannot show who it is: no token, no certificate of its own.
     Credential,
     /// What came cannot be used: for another key, not verifiable, expired, unreadable.
@@ -72,14 +75,20 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Ca,
         Self::Unreachable,
         Self::Timeout,
         Self::Refused,
+        Self::Absent,
         Self::Credential,
         Self::Invalid,
     ];
+
+    /// Of an identity that is not among what can be used, with what else was there.
+    fn of_missing<T>(unusable: &[T]) -> Self {
+        if unusable.is_empty() { Self::Absent } else { Self::Invalid }
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -87,6 +96,7 @@ impl Reason {
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::Refused => "refused",
+            Self::Absent => "absent",
             Self::Credential => "credential",
             Self::Invalid => "invalid",
         }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{SourceError, SvidSource};
+use super::denial::Denial;
+use super::{Reason, SourceError, SvidSource};
 use crate::identity::encoding::certificates_from_pem;
 use crate::identity::revocations::normal_serial;
 use crate::identity::{Bundle, SpiffeId, Svid, TrustDomain};
@@ -69,18 +70,20 @@ impl Files {
         scan
     }
 
-    fn read(&self, id: &SpiffeId) -> Result<(Svid, Bundle), String> {
+    fn read(&self, id: &SpiffeId) -> Result<(Svid, Bundle), Denial> {
         let scan = self.scan();
         let Some(set) = scan.sets.get(id) else {
+            let reason = Reason::of_missing(&scan.problems);
             let problems: Vec<String> = scan.problems.iter().map(ToString::to_string).collect();
             let problems = match problems[..] {
                 [] => String::new(),
                 _ => format!("; not usable: {}", problems.join("; ")),
             };
             let directory = self.directory.display();
-            return Err(format!("no certificate in {directory} is {id}'s{problems}"));
+            let text = format!("no certificate in {directory} is {id}'s{problems}");
+            return Err(Denial { reason, text });
         };
-        self.read_set(id, set)
+        Ok(self.read_set(id, set)?)
     }
 
     fn read_set(&self, id: &SpiffeId, set: &Set) -> Result<(Svid, Bundle), String> {
@@ -188,7 +191,7 @@ impl SvidSource for Files {
             let moving =
                 || before.is_younger_than(SETTLE) || before != layout::stamp(&self.directory);
             if result.is_ok() || attempt == ATTEMPTS || !moving() {
-                return result.map_err(SourceError::Other);
+                return Ok(result?);
             }
             attempt += 1;
             std::thread::sleep(SETTLE);

@@ -65,7 +65,11 @@ fn files(directory: &Path) -> Files {
 }
 
 fn refused(source: &Files, account: &str) -> String {
-    source.obtain(&id(account)).expect_err("must be refused").to_string()
+    let error = source.obtain(&id(account)).expect_err("must be refused");
+    let text = error.to_string();
+    let absent = text.contains("no certificate in") && !text.contains("not usable");
+    assert_eq!(error.reason(), if absent { Reason::Absent } else { Reason::Invalid }, "{text}");
+    text
 }
 
 #[test]

@@ -173,11 +173,5 @@ fn refusal(status: &tonic::Status) -> Denial {
         tonic::Code::Unauthenticated => "; its audit log has the reason",
         _ => "",
     };
-    let reason = match status.code() {
-        tonic::Code::Unavailable => Reason::Unreachable,
-        tonic::Code::DeadlineExceeded => Reason::Timeout,
-        _ => Reason::Refused,
-    };
-    let text = format!("it answered {:?}: {}{hint}", status.code(), status.message());
-    Denial { reason, text }
+    Denial::status(status, hint)
 }

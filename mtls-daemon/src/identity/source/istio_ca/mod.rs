@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroize;
 
+use super::denial::Denial;
 use super::{Reason, SourceError, SvidSource};
 use crate::identity::revocations::normal_serial;
 use crate::identity::{Bundle, KeyType, NodeName, Revocations, SpiffeId, Svid, TrustDomain};
@@ -67,37 +68,6 @@ pub struct IstioCa {
     client: Client,
     node: Option<NodeSvid>,
     revocations: Arc<Revocations>,
-}
-
-/// Why there is no answer. What has no better reason cannot be used.
-#[derive(Debug)]
-struct Denial {
-    reason: Reason,
-    text: String,
-}
-
-impl Denial {
-    fn new(reason: Reason) -> impl Fn(String) -> Self {
-        move |text| Self { reason, text }
-    }
-}
-
-impl From<String> for Denial {
-    fn from(text: String) -> Self {
-        Self { reason: Reason::Invalid, text }
-    }
-}
-
-impl From<Denial> for String {
-    fn from(denial: Denial) -> Self {
-        denial.text
-    }
-}
-
-impl std::fmt::Display for Denial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 /// A CA's answer, checked.
@@ -166,10 +136,9 @@ impl SvidSource for IstioCa {
                 Err(Denial { reason: Reason::Timeout, text })
             })
         };
-        self.runtime.block_on(asked).map_err(|Denial { reason, text }| SourceError::Asked {
-            reason,
-            text: format!("the CA at {}: {text}", self.settings.address),
-        })
+        let asked = self.runtime.block_on(asked);
+        let named = |why: &str| format!("the CA at {}: {why}", self.settings.address);
+        Ok(asked.map_err(|denial| denial.said(named))?)
     }
 
     fn bundle(&self) -> Result<Bundle, SourceError> {

@@ -6,7 +6,7 @@ use tonic::Streaming;
 use zeroize::Zeroizing;
 
 use super::offer::{Offer, Offered, bundle};
-use super::{LARGEST_MESSAGE, Others, refusal};
+use super::{Denial, LARGEST_MESSAGE, Others, refusal};
 use crate::grpc::Channel;
 use crate::grpc::spire_delegated::delegated_identity_client::DelegatedIdentityClient;
 use crate::grpc::spire_delegated::{
@@ -24,20 +24,20 @@ fn client(channel: Channel) -> DelegatedIdentityClient<Channel> {
 pub(super) async fn subscribe(
     channel: Channel,
     selectors: Vec<Selector>,
-) -> Result<SvidStream, String> {
+) -> Result<SvidStream, Denial> {
     let request = SubscribeToX509sviDsRequest { selectors };
     let response = client(channel).subscribe_to_x509svi_ds(request).await;
     Ok(response.map_err(|status| refusal(&status))?.into_inner())
 }
 
-pub(super) async fn subscribe_to_bundles(channel: Channel) -> Result<BundleStream, String> {
+pub(super) async fn subscribe_to_bundles(channel: Channel) -> Result<BundleStream, Denial> {
     let request = SubscribeToX509BundlesRequest {};
     let response = client(channel).subscribe_to_x509_bundles(request).await;
     Ok(response.map_err(|status| refusal(&status))?.into_inner())
 }
 
 /// Everything for these selectors now.
-pub(super) async fn fetch(channel: Channel, selectors: Vec<Selector>) -> Result<Offer, String> {
+pub(super) async fn fetch(channel: Channel, selectors: Vec<Selector>) -> Result<Offer, Denial> {
     let mut bundles = subscribe_to_bundles(channel.clone()).await?;
     let (others, problems) = next_bundles(&mut bundles).await?;
     let mut stream = subscribe(channel, selectors).await?;
@@ -49,9 +49,9 @@ pub(super) async fn fetch(channel: Channel, selectors: Vec<Selector>) -> Result<
 /// All trust domains, the own one too, and what could not be read.
 pub(super) async fn next_bundles(
     stream: &mut BundleStream,
-) -> Result<(Others, Vec<String>), String> {
+) -> Result<(Others, Vec<String>), Denial> {
     let message = stream.message().await.map_err(|status| refusal(&status))?;
-    let message = message.ok_or("it ended the stream of bundles")?;
+    let message = message.ok_or_else(|| "it ended the stream of bundles".to_owned())?;
     let mut read = Offer::default();
     for (domain, der) in &message.ca_certificates {
         read.add_bundle(domain, der);
@@ -63,9 +63,9 @@ pub(super) async fn next_bundles(
 pub(super) async fn next(
     stream: &mut SvidStream,
     bundles: &Others,
-) -> Result<(Offer, Vec<String>), String> {
+) -> Result<(Offer, Vec<String>), Denial> {
     let message = stream.message().await.map_err(|status| refusal(&status))?;
-    let mut message = message.ok_or("it ended the stream")?;
+    let mut message = message.ok_or_else(|| "it ended the stream".to_owned())?;
     let mut offer = Offer::default();
     for with_key in &mut message.x509_svids {
         let key = Zeroizing::new(std::mem::take(&mut with_key.x509_svid_key));

@@ -20,7 +20,8 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use super::{SourceError, SvidSource};
+use super::denial::Denial;
+use super::{Reason, SourceError, SvidSource};
 use crate::grpc::Channel;
 use crate::identity::{Bundle, SpiffeId, Svid, TrustDomain};
 use crate::tls::svid::{check_key, verify_svid};
@@ -70,13 +71,14 @@ impl SpiffeAgent {
         }
     }
 
-    async fn connect(&self) -> Result<Channel, String> {
-        Channel::unix(&self.settings.socket).await.map_err(|error| {
+    async fn connect(&self) -> Result<Channel, Denial> {
+        let connected = Channel::unix(&self.settings.socket).await.map_err(|error| {
             format!("cannot connect: {error}; does it run, and may this daemon use its socket?")
-        })
+        });
+        connected.map_err(Denial::new(Reason::Unreachable))
     }
 
-    async fn ask(&self, id: &SpiffeId) -> Result<Offer, String> {
+    async fn ask(&self, id: &SpiffeId) -> Result<Offer, Denial> {
         let channel = self.connect().await?;
         match &self.settings.api {
             Api::Workload => workload::fetch(channel).await,
@@ -85,10 +87,12 @@ impl SpiffeAgent {
     }
 
     /// The SVID for `id` out of what the agent gives, if it is one.
-    fn pick(&self, id: &SpiffeId, offer: Offer) -> Result<(Svid, Bundle), String> {
+    fn pick(&self, id: &SpiffeId, offer: Offer) -> Result<(Svid, Bundle), Denial> {
         let given = given(&offer);
+        let missing = Reason::of_missing(&offer.problems);
         let found = offer.svids.into_iter().find(|offered| offered.id == *id);
-        let mut found = found.ok_or_else(|| format!("it gives no SVID for {id}; {given}"))?;
+        let absent = || format!("it gives no SVID for {id}; {given}");
+        let mut found = found.ok_or_else(absent).map_err(Denial::new(missing))?;
         let bundle = Bundle::new(self.settings.trust_domain.clone(), found.bundle);
         let bundles = std::slice::from_ref(&bundle);
         let expected = std::slice::from_ref(id);
@@ -151,13 +155,14 @@ impl SvidSource for SpiffeAgent {
         }
         // On a thread for blocking work; the connection itself is the runtime's.
         let asked = async {
-            tokio::time::timeout(ANSWER, self.ask(id))
-                .await
-                .unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())))
+            tokio::time::timeout(ANSWER, self.ask(id)).await.unwrap_or_else(|_| {
+                let text = format!("no answer within {} s", ANSWER.as_secs());
+                Err(Denial { reason: Reason::Timeout, text })
+            })
         };
         let offer = self.runtime.block_on(asked);
         let picked = offer.and_then(|offer| self.pick(id, offer));
-        picked.map_err(|why| SourceError::Other(self.named(&why)))
+        Ok(picked.map_err(|denial| denial.said(|why| self.named(why)))?)
     }
 
     fn makes(&self) -> bool {
@@ -180,7 +185,7 @@ impl SvidSource for SpiffeAgent {
 /// Bundles of other trust domains, the last that were told.
 type Others = BTreeMap<TrustDomain, Bundle>;
 
-fn refusal(status: &tonic::Status) -> String {
+fn refusal(status: &tonic::Status) -> Denial {
     let hint = match status.code() {
         tonic::Code::PermissionDenied => {
             ": is there a registration entry for this daemon itself, and may it do this?"
@@ -188,7 +193,7 @@ fn refusal(status: &tonic::Status) -> String {
         tonic::Code::Unimplemented => ": is this the socket of that API?",
         _ => "",
     };
-    format!("it answered {:?}: {}{hint}", status.code(), status.message())
+    Denial::status(status, hint)
 }
 
 /// `unix:///PATH`, `unix:/PATH` or the path itself (Workload Endpoint §4). TCP is refused: keys would

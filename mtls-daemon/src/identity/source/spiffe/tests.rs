@@ -254,7 +254,7 @@ fn gives(own: Vec<X509svid>) -> Gives {
 async fn obtain(source: &Arc<SpiffeAgent>, account: &str) -> Result<(Svid, Bundle), String> {
     let (source, id) = (source.clone(), id(account));
     let asked = tokio::task::spawn_blocking(move || source.obtain(&id)).await.unwrap();
-    asked.map_err(|error| error.to_string())
+    asked.map_err(|error| format!("{}: {error}", error.reason().as_str()))
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -281,6 +281,7 @@ async fn the_identity_that_is_wanted_is_picked() {
         assert_eq!(source.bundle().unwrap(), bundle);
         // Closed where the agent gives none, with the reason.
         let error = obtain(&source, "db").await.unwrap_err();
+        assert!(error.starts_with("absent: "), "{error}");
         assert!(error.contains("no SVID for spiffe://cluster.local/ns/shop/sa/db"), "{error}");
         assert!(error.contains("registration entry"), "{error}");
         if source.settings.api == Api::Workload {
@@ -311,7 +312,7 @@ async fn what_an_agent_says_is_verified() {
     for (bad, why) in cases {
         agent.gives.send_replace(gives(vec![bad]));
         let error = obtain(&source, "web").await.unwrap_err();
-        assert!(error.contains(why), "{why}: {error}");
+        assert!(error.starts_with("invalid: ") && error.contains(why), "{why}: {error}");
     }
 }
 
@@ -322,12 +323,13 @@ async fn refusals_name_the_agent_and_the_reason() {
         let mut agent = Running::start(refusal);
         let source = agent.source(api);
         let error = obtain(&source, "web").await.unwrap_err();
+        assert!(error.starts_with("refused: "), "{error}");
         let socket = agent.socket().display().to_string();
         assert!(error.contains(&socket) && error.contains("no identity issued"), "{error}");
         assert!(error.contains("registration entry for this daemon"), "{error}");
         agent.down().await;
         let error = obtain(&source, "web").await.unwrap_err();
-        assert!(error.contains("cannot connect"), "{error}");
+        assert!(error.starts_with("unreachable: ") && error.contains("cannot connect"), "{error}");
         let foreign = SpiffeId::parse("spiffe://other.example/ns/shop/sa/web").unwrap();
         let asked = tokio::task::spawn_blocking(move || source.obtain(&foreign)).await.unwrap();
         assert!(asked.unwrap_err().to_string().contains("not of the trust domain"));

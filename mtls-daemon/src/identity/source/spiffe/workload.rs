@@ -5,7 +5,7 @@ use tonic::{Request, Streaming};
 use zeroize::Zeroizing;
 
 use super::offer::{Offer, Offered};
-use super::{LARGEST_MESSAGE, refusal};
+use super::{Denial, LARGEST_MESSAGE, refusal};
 use crate::grpc::Channel;
 use crate::grpc::spiffe_workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use crate::grpc::spiffe_workload::{X509svidRequest, X509svidResponse};
@@ -15,7 +15,7 @@ use crate::identity::encoding::certificates_from_der;
 /// header (Workload Endpoint §6).
 const HEADER: &str = "workload.spiffe.io";
 
-pub(super) async fn subscribe(channel: Channel) -> Result<Streaming<X509svidResponse>, String> {
+pub(super) async fn subscribe(channel: Channel) -> Result<Streaming<X509svidResponse>, Denial> {
     let mut request = Request::new(X509svidRequest {});
     request.metadata_mut().insert(HEADER, MetadataValue::from_static("true"));
     let mut client =
@@ -25,14 +25,14 @@ pub(super) async fn subscribe(channel: Channel) -> Result<Streaming<X509svidResp
 }
 
 /// Everything that the agent gives now: each message is whole.
-pub(super) async fn fetch(channel: Channel) -> Result<Offer, String> {
+pub(super) async fn fetch(channel: Channel) -> Result<Offer, Denial> {
     let mut stream = subscribe(channel).await?;
     next(&mut stream).await
 }
 
-pub(super) async fn next(stream: &mut Streaming<X509svidResponse>) -> Result<Offer, String> {
+pub(super) async fn next(stream: &mut Streaming<X509svidResponse>) -> Result<Offer, Denial> {
     let message = stream.message().await.map_err(|status| refusal(&status))?;
-    Ok(read(message.ok_or("it ended the stream")?))
+    Ok(read(message.ok_or_else(|| "it ended the stream".to_owned())?))
 }
 
 fn read(mut message: X509svidResponse) -> Offer {

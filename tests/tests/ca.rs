@@ -4,7 +4,7 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, converse, ping};
@@ -125,13 +125,15 @@ fn a_root_is_replaced_in_three_steps_and_no_request_fails() -> Result<()> {
 
 #[test]
 fn a_ca_that_is_away_breaks_nothing_until_certificates_end_and_is_said_before() -> Result<()> {
-    let (world, mut ca) = world(Duration::from_secs(12))?;
+    let lifetime = Duration::from_secs(12);
+    let (world, mut ca) = world(lifetime)?;
     let works = || -> Result<bool> {
         let client = world.pod("sleep-full");
         Ok(client.inside(|| converse(To::Full.v4(PORT), "hello"))?.worked())
     };
     ensure!(works()?, "with the CA");
     ca.stop()?;
+    let away = Instant::now();
     let said =
         |what: &str| world.a().said(0, what, |line| line.contains(what) && line.contains(SLEEP));
     let unreachable = "reason=\"unreachable\"";
@@ -153,7 +155,8 @@ fn a_ca_that_is_away_breaks_nothing_until_certificates_end_and_is_said_before() 
     ensure!(line["detail"].as_str().is_some_and(|it| it.contains(SLEEP)), "{line}");
     ensure!(world.a().metric("mtls_svid_expiry_seconds", &[SLEEP])? <= 0.0, "it has ended");
 
-    // The nodes' own certificates, which live as long here, have ended as well.
+    // The nodes' own certificates, which live as long here, are to end as well.
+    thread::sleep(patience(lifetime).saturating_sub(away.elapsed()) + Duration::from_secs(1));
     ca.restart()?;
     said("a new token in")?;
     for daemon in [world.a(), world.b()] {

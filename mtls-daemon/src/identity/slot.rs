@@ -40,6 +40,9 @@ struct Renewal {
     last_error: Option<String>,
     /// The attempt under way may have missed what the next one has to bring.
     again: bool,
+    /// Of the SVID that is there: from when it came to its end, if it was made for us. What is in its
+    /// certificate begins earlier, by what issuers allow for clocks that are behind.
+    life: Duration,
     /// What has been said of the end of the SVID that is there.
     warned: Warned,
     /// Nobody wants this identity any more: what is still being issued for it is thrown away.
@@ -108,6 +111,7 @@ impl IdentitySlot {
             failures: 0,
             last_error: None,
             again: false,
+            life: Duration::ZERO,
             warned: Warned::Nothing,
             retired: false,
         };
@@ -199,8 +203,11 @@ impl IdentitySlot {
         let again = std::mem::take(&mut renewal.again);
         match result {
             Ok(issued) => {
+                let (now, svid) = (SystemTime::now(), &issued.identity);
+                let begin = if issued.made { now } else { svid.not_before() };
+                renewal.life = svid.not_after().duration_since(begin).unwrap_or_default();
                 renewal.next = match again {
-                    false => Next::RenewAt(renewal_time(&issued, SystemTime::now())),
+                    false => Next::RenewAt(renewal_time(&issued, now)),
                     true => Next::RetryAt(Instant::now()),
                 };
                 renewal.failures = 0;
@@ -233,14 +240,13 @@ impl IdentitySlot {
     pub(super) fn warn_of_expiry(&self, now: SystemTime) {
         let current = self.current.load();
         let Some(svid) = current.as_ref() else { return };
-        let life = svid.not_after().duration_since(svid.not_before()).unwrap_or_default();
         let left = svid.not_after().duration_since(now).unwrap_or_default();
+        let mut renewal = self.renewal();
         let due = match left {
             Duration::ZERO => Warned::HasEnded,
-            left if left < life / LATE => Warned::EndsSoon,
+            left if left < renewal.life / LATE => Warned::EndsSoon,
             _ => return,
         };
-        let mut renewal = self.renewal();
         if renewal.retired || renewal.warned >= due {
             return;
         }
@@ -299,12 +305,18 @@ impl fmt::Debug for IdentitySlot {
     }
 }
 
-/// Half of what is left of a fresh SVID, with jitter. One that does not become a new one by asking has
-/// less left each time: that is not followed down to nothing.
+/// Half of what is left of a fresh SVID, with jitter.
+pub(super) fn half_life(not_after: SystemTime, now: SystemTime) -> SystemTime {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    now + left.mul_f64(RENEW_AT + JITTER * (2.0 * fastrand::f64() - 1.0))
+}
+
+/// One that does not become a new one by asking has less left each time: that is not followed down to
+/// nothing.
 fn renewal_time(issued: &Issued, now: SystemTime) -> SystemTime {
-    let left = issued.identity.not_after().duration_since(now).unwrap_or_default();
-    let wait = left.mul_f64(RENEW_AT + JITTER * (2.0 * fastrand::f64() - 1.0));
-    now + if issued.made { wait } else { wait.max(LOOK_AGAIN).min(left) }
+    let not_after = issued.identity.not_after();
+    let half = half_life(not_after, now);
+    if issued.made { half } else { half.max(now + LOOK_AGAIN).min(not_after.max(now)) }
 }
 
 /// Doubles with every failure, up to the cap; a tenth of jitter keeps nodes apart.

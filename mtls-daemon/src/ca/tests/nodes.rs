@@ -91,6 +91,24 @@ async fn a_node_joins_once_and_then_asks_as_itself() {
     assert_eq!((lines.len(), &lines[3]["method"]), (5, &"node SVID".into()), "no second join");
 }
 
+/// Certificates begin before they are issued; a life of seconds is past its half by that alone.
+#[tokio::test]
+async fn a_nodes_own_svid_is_renewed_at_half_of_its_life_and_not_before() {
+    let running = Running::start().await;
+    let node = agent(&running, Some(join_token(&running)), 10);
+    let own = || {
+        let lines = running.audit.all();
+        lines.iter().filter(|line| line["identity"] == "spiffe://cluster.local/node/vm-1").count()
+    };
+    for _ in 0..3 {
+        node.issue(WEB).await.unwrap();
+    }
+    assert_eq!(own(), 1);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    node.issue(WEB).await.unwrap();
+    assert_eq!(own(), 2);
+}
+
 #[tokio::test]
 async fn a_service_accounts_token_is_read_anew_for_every_request() {
     let running = Running::start().await;

@@ -21,7 +21,10 @@ impl Denial {
 
     /// What a gRPC server's refusal means.
     pub fn status(status: &tonic::Status, hint: &str) -> Self {
+        // Made here, not by the server: the connection broke.
+        let broken = std::error::Error::source(status).is_some();
         let reason = match status.code() {
+            tonic::Code::Unknown if broken => Reason::Unreachable,
             tonic::Code::Unavailable => Reason::Unreachable,
             tonic::Code::DeadlineExceeded => Reason::Timeout,
             _ => Reason::Refused,

@@ -15,6 +15,7 @@ use super::trust::certificates;
 use super::{Denial, IstioCa, Reason, Settings, SourceError, read_token};
 use crate::identity::ca::files;
 use crate::identity::revocations::normal_serial;
+use crate::identity::slot::half_life;
 use crate::identity::{NodeName, SpiffeId, Svid};
 
 pub(super) struct NodeSvid {
@@ -27,9 +28,17 @@ pub(super) struct NodeSvid {
 
 struct Held {
     svid: Arc<Svid>,
+    /// None: it is from an earlier run.
+    fresh: Option<Fresh>,
+}
+
+/// What is known of an SVID that this run got.
+struct Fresh {
     /// The CA's roots at the time. With other ones the SVID may soon be one that the CA does not know
-    /// any more. None: it is from an earlier run.
-    roots: Option<Vec<CertificateDer<'static>>>,
+    /// any more.
+    roots: Vec<CertificateDer<'static>>,
+    /// Not what its certificate says: that begins before it was issued.
+    half_life: SystemTime,
 }
 
 impl NodeSvid {
@@ -44,20 +53,21 @@ impl NodeSvid {
         Ok(Self { id, join_token, file, held: Mutex::new(None) })
     }
 
-    /// One that is valid; renewed after half of its life, and when the CA's roots changed.
+    /// One that is valid; renewed after half of its life, when the CA's roots changed, and by each run.
     pub(super) async fn current(&self, source: &IstioCa) -> Result<Arc<Svid>, Denial> {
         let mut held = self.held.lock().await;
         let now = SystemTime::now();
         if held.is_none() {
             let svid = read(&self.file, &self.id)?;
-            *held = svid.map(|svid| Held { svid: Arc::new(svid), roots: None });
+            *held = svid.map(|svid| Held { svid: Arc::new(svid), fresh: None });
         }
         let anchors = source.trust.anchors()?;
-        let same = held.as_ref().is_some_and(|held| held.roots.as_ref() == Some(&anchors));
+        let fresh = held.as_ref().and_then(|held| held.fresh.as_ref());
+        let good = fresh.is_some_and(|it| it.roots == anchors && now < it.half_life);
         let valid = held.as_ref().map(|held| &held.svid).filter(|svid| svid.not_after > now);
         let valid = valid.cloned();
         let renewed = match &valid {
-            Some(svid) if same && !past_half(svid, now) => return Ok(svid.clone()),
+            Some(svid) if good => return Ok(svid.clone()),
             Some(svid) => match self.ask(source, Some(svid)).await {
                 // A CA that does not know our SVID any more may know a new token.
                 Err(error) if self.join_token.as_ref().is_some_and(|token| token.exists()) => {
@@ -72,7 +82,9 @@ impl NodeSvid {
                 let svid = Arc::new(svid);
                 write(&self.file, &svid)?;
                 tracing::info!(node = %self.id, serial = svid.serial, "the node's own SVID");
-                *held = Some(Held { svid: svid.clone(), roots: Some(roots) });
+                let half_life = half_life(svid.not_after, SystemTime::now());
+                let fresh = Some(Fresh { roots, half_life });
+                *held = Some(Held { svid: svid.clone(), fresh });
                 Ok(svid)
             }
             (Err(error), Some(old)) => {
@@ -119,11 +131,6 @@ impl NodeSvid {
         source.trust.learn(&answer.roots)?;
         Ok((answer.svid, certificates(&answer.roots)?))
     }
-}
-
-fn past_half(svid: &Svid, now: SystemTime) -> bool {
-    let life = svid.not_after.duration_since(svid.not_before).unwrap_or_default();
-    svid.not_before + life / 2 <= now
 }
 
 /// None: there is none, or another node's.

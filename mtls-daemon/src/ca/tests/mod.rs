@@ -3,6 +3,7 @@
 mod abuse;
 mod conformance;
 mod interop;
+mod node_faults;
 mod nodes;
 
 use std::collections::BTreeMap;

@@ -107,3 +107,14 @@ async fn what_is_waited_for_goes_first() {
     tokio::join!(waiting, looking);
     assert!(urgency(&idle) == urgency(&wanted));
 }
+
+#[test]
+fn an_end_that_comes_near_is_said_once_and_the_end_once() {
+    let (life, at) = (Duration::from_secs(100), Duration::from_secs);
+    assert!(Warned::Nothing.next(at(26), life).is_none());
+    let near = Warned::Nothing.next(at(24), life);
+    assert!(near == Some(Warned::EndsSoon));
+    assert!(Warned::EndsSoon.next(at(1), life).is_none());
+    assert!(Warned::EndsSoon.next(at(0), life) == Some(Warned::HasEnded));
+    assert!(Warned::HasEnded.next(at(0), life).is_none());
+}

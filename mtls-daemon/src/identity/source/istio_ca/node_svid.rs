@@ -40,6 +40,8 @@ struct State {
     rest: Option<(Instant, Vec<CertificateDer<'static>>)>,
     /// Of the latest attempt, if that failed.
     last_error: Option<String>,
+    /// It is not on disk yet.
+    unwritten: bool,
     /// Why it could not be written.
     unkept: Option<String>,
     warned: Warned,
@@ -87,13 +89,27 @@ impl NodeSvid {
     /// One that is valid; renewed after half of its life, when the CA's roots changed, and by each run.
     /// Nobody waits for a renewal that somebody else has begun.
     pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Svid>, Denial> {
+        self.get(true).await
+    }
+
+    /// The same, and a valid one at once: it is renewed meanwhile.
+    pub(super) async fn at_hand(self: &Arc<Self>) -> Result<Arc<Svid>, Denial> {
+        self.get(false).await
+    }
+
+    async fn get(self: &Arc<Self>, wait: bool) -> Result<Arc<Svid>, Denial> {
         let turn = match self.own()? {
             Own::Good(svid) => {
                 self.keep().await;
                 return Ok(svid);
             }
             Own::Due(svid) => match self.turn.clone().try_lock_owned() {
-                Ok(turn) => turn,
+                Ok(turn) if wait => turn,
+                Ok(turn) => {
+                    // What becomes of it is said there.
+                    drop(tokio::spawn(self.clone().renew(turn)));
+                    return Ok(svid);
+                }
                 Err(_) => return Ok(svid),
             },
             Own::Missing => self.turn.clone().lock_owned().await,
@@ -150,7 +166,7 @@ impl NodeSvid {
                 *self.state() = State {
                     held: Some(Held { svid: svid.clone(), fresh }),
                     // In use from memory already: what brought it is spent.
-                    unkept: Some("it has not been written yet".to_owned()),
+                    unwritten: true,
                     ..State::default()
                 };
                 tracing::info!(node = %self.id, serial = svid.serial, "the node's own SVID");
@@ -194,7 +210,7 @@ impl NodeSvid {
     async fn keep(self: &Arc<Self>) {
         let svid = {
             let state = self.state();
-            if state.unkept.is_none() {
+            if !state.unwritten {
                 return;
             }
             state.held.as_ref().map(|held| held.svid.clone())
@@ -217,7 +233,7 @@ impl NodeSvid {
         {
             tracing::error!(node = %self.id, "the node's own SVID: {error}");
         }
-        state.unkept = unkept;
+        (state.unwritten, state.unkept) = (unkept.is_some(), unkept);
     }
 
     /// With the roots that came with it.

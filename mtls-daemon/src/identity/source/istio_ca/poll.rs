@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{ANSWER, IstioCa, revoked};
 use crate::grpc::mtls_ca_v1::PollResponse;
+use crate::identity::Svid;
 use crate::identity::revocations::Trouble;
 
 /// For the answer to a poll at first: a connection that nobody ends any more must not take the time in
@@ -43,9 +44,12 @@ impl IstioCa {
         let (mut failures, mut unserved) = (0_u32, false);
         loop {
             let limit = POLL.saturating_mul(1 << failures.min(8)).min(ANSWER);
-            let asked = tokio::time::timeout(limit, self.ask_news()).await;
-            let asked =
-                asked.unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())));
+            let asked = match self.own_at_hand().await {
+                Ok(own) => tokio::time::timeout(limit, self.ask_news(own))
+                    .await
+                    .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs()))),
+                Err(error) => Err(error),
+            };
             if asked.is_ok() && std::mem::take(&mut failures) > 0 {
                 tracing::info!("the CA answers again");
                 on_back();
@@ -99,6 +103,13 @@ impl IstioCa {
             None if self.revocations.rules().max_age.is_some() => {
                 "the CA has no revocation list, and --revocation-max-age wants one".to_owned()
             }
+            None if self.revocations.is_required() => {
+                tracing::warn!(
+                    "this CA has no revocation list: whoever no list in --crl-file speaks of is \
+                     refused (--revocation required)"
+                );
+                return;
+            }
             None => {
                 tracing::info!("this CA has no revocation list, and tells of new roots late");
                 return;
@@ -111,17 +122,22 @@ impl IstioCa {
 
     /// None: this CA has no such service.
     pub async fn poll(self: &Arc<Self>) -> Result<Option<Polled>, String> {
-        match self.ask_news().await? {
+        let own = self.own_at_hand().await?;
+        match self.ask_news(own).await? {
             Some(response) => self.take(response).await.map(Some),
             None => Ok(None),
         }
     }
 
-    async fn ask_news(&self) -> Result<Option<PollResponse>, String> {
-        let own = match &self.node {
-            Some(node) => Some(node.current().await?),
+    /// A join takes its time; nothing can be asked without it.
+    async fn own_at_hand(&self) -> Result<Option<Arc<Svid>>, String> {
+        Ok(match &self.node {
+            Some(node) => Some(node.at_hand().await?),
             None => None,
-        };
+        })
+    }
+
+    async fn ask_news(&self, own: Option<Arc<Svid>>) -> Result<Option<PollResponse>, String> {
         let channel = self.client.channel(&self.trust, own.as_ref()).await?;
         Ok(self.client.poll(channel, self.token()?).await?)
     }

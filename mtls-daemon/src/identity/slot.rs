@@ -285,15 +285,14 @@ impl IdentitySlot {
             Err(error) => {
                 let not_after = self.current().map(|current| current.not_after());
                 let left = not_after.and_then(|it| it.duration_since(SystemTime::now()).ok());
-                let wait = match again {
-                    true => Duration::ZERO,
-                    false if self.waiters.load(Ordering::Relaxed) > 0 => {
-                        retry_after(renewal.failures, left).min(IN_DEMAND)
-                    }
-                    false => retry_after(renewal.failures, left),
+                let most = match self.waiters.load(Ordering::Relaxed) {
+                    0 => longest_retry(left),
+                    _ => longest_retry(left).min(IN_DEMAND),
                 };
+                let retry = retry_after(renewal.failures, most);
+                let wait = if again { Duration::ZERO } else { retry.wait };
                 renewal.next = Next::RetryAt(Instant::now() + wait);
-                renewal.failures = renewal.failures.saturating_add(1);
+                renewal.failures = retry.failures;
                 renewal.last_error = Some(error);
             }
         }
@@ -411,13 +410,25 @@ fn renewal_time(issued: &Issued, now: SystemTime) -> SystemTime {
     if issued.made { half } else { half.max(now + LOOK_AGAIN).min(not_after.max(now)) }
 }
 
-/// Doubles with every failure, up to the cap and to a quarter of what is left of the SVID; a tenth of
-/// jitter keeps nodes apart.
-pub(super) fn retry_after(failures: u32, left: Option<Duration>) -> Duration {
-    // Without an SVID there is nothing to be saved.
-    let cap = left.map_or(LONGEST_RETRY, |left| (left / 4).clamp(FIRST_RETRY, LONGEST_RETRY));
-    let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(cap);
-    wait.mul_f64(1.0 - 0.1 * fastrand::f64())
+/// What follows a failure.
+pub(super) struct Retry {
+    pub(super) wait: Duration,
+    /// To be given with the next one.
+    pub(super) failures: u32,
+}
+
+/// Doubles with every failure, up to `most`; a tenth of jitter keeps nodes apart. A wait that is cut
+/// short is no step towards longer ones.
+pub(super) fn retry_after(failures: u32, most: Duration) -> Retry {
+    let whole = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LONGEST_RETRY);
+    let wait = whole.min(most).mul_f64(1.0 - 0.1 * fastrand::f64());
+    let failures = if whole <= most { failures.saturating_add(1) } else { failures };
+    Retry { wait, failures }
+}
+
+/// At most a quarter of what is left of the SVID; without one there is nothing to be saved.
+pub(super) fn longest_retry(left: Option<Duration>) -> Duration {
+    left.map_or(LONGEST_RETRY, |left| (left / 4).clamp(FIRST_RETRY, LONGEST_RETRY))
 }
 
 fn rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -22,7 +22,8 @@ fn retries_double_up_to_the_cap_and_differ_by_a_tenth() {
     let seconds = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 150.0, 150.0];
     for (failures, expected) in seconds.into_iter().enumerate() {
         let failures = u32::try_from(failures).unwrap();
-        let waits: Vec<f64> = (0..200).map(|_| retry_after(failures, None).as_secs_f64()).collect();
+        let waits: Vec<f64> =
+            (0..200).map(|_| retry_after(failures, LONGEST_RETRY).wait.as_secs_f64()).collect();
         let (least, most) = (
             waits.iter().fold(f64::MAX, |a, b| a.min(*b)),
             waits.iter().fold(0.0, |a: f64, b| a.max(*b)),
@@ -30,13 +31,16 @@ fn retries_double_up_to_the_cap_and_differ_by_a_tenth() {
         assert!(least >= 0.9 * expected && most <= expected, "{failures}: {least} {most}");
         assert!(most - least > 0.05 * expected, "nodes do not ask together");
     }
-    assert!(retry_after(u32::MAX, None) <= LONGEST_RETRY);
+    assert!(retry_after(u32::MAX, LONGEST_RETRY).wait <= LONGEST_RETRY);
+    assert_eq!(retry_after(3, Duration::from_secs(4)).failures, 4);
+    assert_eq!(retry_after(3, Duration::from_secs(1)).failures, 3, "cut short");
 }
 
 #[test]
 fn a_retry_comes_well_before_the_end_of_the_svid() {
     for (left, cap) in [(10_000, 150.0), (400, 100.0), (40, 10.0), (4, 1.0), (1, 0.5), (0, 0.5)] {
-        let wait = retry_after(20, Some(Duration::from_secs(left))).as_secs_f64();
+        let most = longest_retry(Some(Duration::from_secs(left)));
+        let wait = retry_after(20, most).wait.as_secs_f64();
         assert!(wait <= cap && wait >= 0.9 * cap, "{left}: {wait}");
     }
 }

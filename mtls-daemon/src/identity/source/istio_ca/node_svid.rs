@@ -16,7 +16,7 @@ use super::trust::{Trust, certificates};
 use super::{ANSWER, Denial, NAME, Reason, Settings, SourceError, read_token};
 use crate::identity::ca::files;
 use crate::identity::revocations::normal_serial;
-use crate::identity::slot::{Warned, half_life, retry_after};
+use crate::identity::slot::{Warned, half_life, longest_retry, retry_after};
 use crate::identity::{NodeName, SpiffeId, Svid, SvidStatus};
 use crate::tls::svid::issuer;
 
@@ -197,12 +197,13 @@ impl NodeSvid {
             });
         };
         let left = old.not_after.duration_since(SystemTime::now()).ok();
-        state.rest = Some((Instant::now() + retry_after(state.failures, left), anchors));
+        let retry = retry_after(state.failures, longest_retry(left));
+        state.rest = Some((Instant::now() + retry.wait, anchors));
         // Once for each outage, not every time.
         if state.failures == 0 {
             tracing::warn!(%error, "the node's own SVID is not renewed yet");
         }
-        state.failures = state.failures.saturating_add(1);
+        state.failures = retry.failures;
         Ok(old)
     }
 

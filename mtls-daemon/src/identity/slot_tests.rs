@@ -81,9 +81,7 @@ async fn whoever_waits_cuts_a_backoff_short_to_a_second() {
     let slot = slot("web");
     fail(&slot, 12);
     assert!(wait(&slot) > Duration::from_secs(100));
-    let waiting = async {
-        assert!(slot.wait(Duration::from_millis(300)).await.is_none());
-    };
+    let waiting = slot.wait(Duration::from_secs(60));
     let looking = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(wait(&slot) <= IN_DEMAND);
@@ -91,9 +89,12 @@ async fn whoever_waits_cuts_a_backoff_short_to_a_second() {
         slot.wake.notified().await;
         fail(&slot, 1);
         let again = wait(&slot);
-        assert!(again <= IN_DEMAND && again > IN_DEMAND / 2, "{again:?}");
+        assert!(again <= IN_DEMAND, "{again:?}");
     };
-    tokio::join!(waiting, looking);
+    tokio::select! {
+        _ = waiting => panic!("there is no SVID"),
+        () = looking => {}
+    }
     fail(&slot, 1);
     assert!(wait(&slot) > Duration::from_secs(100), "nobody waits any more");
 }
@@ -103,12 +104,15 @@ async fn what_is_waited_for_goes_first() {
     let (idle, wanted) = (slot("aaa"), slot("zzz"));
     let urgency = |slot: &IdentitySlot| slot.due(Instant::now(), SystemTime::now()).unwrap();
     assert!(urgency(&idle) == urgency(&wanted));
-    let waiting = wanted.wait(Duration::from_millis(200));
+    let waiting = wanted.wait(Duration::from_secs(60));
     let looking = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(urgency(&wanted) < urgency(&idle));
     };
-    tokio::join!(waiting, looking);
+    tokio::select! {
+        _ = waiting => panic!("there is no SVID"),
+        () = looking => {}
+    }
     assert!(urgency(&idle) == urgency(&wanted));
 }
 

@@ -42,10 +42,12 @@ enum Verb {
     /// Show the running daemon's certificates: serial, issuer, times, next renewal, last error
     #[command(after_help = exit::HELP)]
     Certs(status::StatusArgs),
-    /// Wait until the workload of this process' own cgroup is enrolled: for a unit's ExecStartPre
+    /// Wait until the workload of this process' own cgroup is enrolled and has its certificate: for a
+    /// unit's ExecStartPre
     ///
     /// A unit that is started again has another cgroup, which the daemon has to find first. What the unit
-    /// connects to before is not intercepted.
+    /// connects to before is not intercepted. Without --node, every daemon of the host is asked whose
+    /// workload it is.
     #[command(after_help = exit::HELP)]
     Wait(wait::WaitArgs),
     /// Remove everything a daemon left in the kernel: its workloads talk as if it had never been

@@ -278,10 +278,14 @@ fn a_cgroup_that_cannot_be_taken_is_reported_once() -> Result<()> {
         std::thread::sleep(Duration::from_secs(1));
         ensure!(said() == times, "{} times", said());
         known(false)?;
+        let reason =
+            || Ok::<_, anyhow::Error>(entry(&daemon, "metal/client")?["reason"].to_string());
+        ensure!(reason()?.contains("levels below the cgroup root"), "{}", reason()?);
         // Where it can be found again it is.
         cgroup::remove(&refused)?;
         at = cgroup::make(&good)?.context("a cgroup")?;
         known(true)?;
+        ensure!(reason()? == "null", "{}", reason()?);
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use crate::openssl;
 
 /// So many bytes of a key in a row are no accident.
 const ENOUGH: usize = 16;
-/// Nor are so many in a text, where each is written as two characters or more.
+/// Nor are so many in a text, where each is written as two characters or more. Of twice as many in a row,
+/// one piece is whole.
 const WRITTEN: usize = 8;
 
 /// Pieces of a key, each called by what it is a piece of.
@@ -61,9 +62,9 @@ pub fn spellings(key: &Path) -> Result<Vec<String>> {
     // The first line is mostly what all keys have in common.
     let mut spellings: Vec<String> = body.skip(1).map(str::to_lowercase).collect();
     spellings.truncate(1);
-    for window in der[at..at + 32].windows(WRITTEN) {
+    for piece in der[at..at + 32].chunks_exact(WRITTEN) {
         let all = |each: fn(&u8) -> String, between| {
-            window.iter().map(each).collect::<Vec<_>>().join(between)
+            piece.iter().map(each).collect::<Vec<_>>().join(between)
         };
         spellings.push(all(|byte| byte.to_string(), ","));
         for between in ["", ":", ","] {
@@ -167,7 +168,7 @@ mod tests {
             |between| scalar.iter().map(|b| format!("{b:02X}")).collect::<Vec<_>>().join(between);
         for text in [
             fs::read_to_string(&key)?,
-            format!("{:?}", &scalar[3..14]),
+            format!("{:?}", &scalar[3..19]),
             format!("{scalar:#?}"),
             format!("{scalar:02x?}"),
             hex(""),

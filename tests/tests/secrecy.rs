@@ -12,6 +12,7 @@ use mtls_tests::client::converse;
 use mtls_tests::process::{Process, sibling};
 use mtls_tests::secrets::{Needles, found, keys_in_use, needles, spelled, spellings};
 use mtls_tests::svids::{Material, from_files};
+use mtls_tests::wait::patience;
 use mtls_tests::world::{To, serve};
 use mtls_tests::{Ca, Daemon, World, openssl, until};
 
@@ -74,6 +75,11 @@ fn key_in_use(world: &World, name: &str) -> Result<PathBuf> {
     })
 }
 
+/// A lifetime in which a key is renewed while a test waits.
+fn short() -> String {
+    format!("{}s", patience(Duration::from_secs(12)).as_secs())
+}
+
 /// A key that the daemon made, and those before it, when nobody needs them any more. The last of them.
 fn nothing_is_left_of_keys_that_the_daemon_makes(world: &mut World) -> Result<Needles> {
     let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
@@ -109,7 +115,7 @@ fn nothing_is_left_of_keys_that_the_daemon_makes(world: &mut World) -> Result<Ne
 
 #[test]
 fn a_key_of_the_embedded_ca_s_making_leaves_the_memory_too() -> Result<()> {
-    let mut world = World::with(&[], |_, _| {}, |spec| spec.with("--svid-lifetime", "12s"))?;
+    let mut world = World::with(&[], |_, _| {}, |spec| spec.with("--svid-lifetime", &short()))?;
     nothing_is_left_of_keys_that_the_daemon_makes(&mut world)?;
     Ok(())
 }
@@ -119,7 +125,7 @@ fn a_key_that_a_ca_signed_leaves_the_memory_and_was_never_in_the_ca_s() -> Resul
     let mut world = World::without_daemons(&[Ca::pod(0)])?;
     let ca = Ca::start(&world.bed, &[])?;
     let identities = ["full/sleep", "full/httpbin", "partial/httpbin"];
-    world.start(|spec| ca.joined(spec.with("--svid-lifetime", "12s"), &identities))?;
+    world.start(|spec| ca.joined(spec.with("--svid-lifetime", &short()), &identities))?;
     let keys = nothing_is_left_of_keys_that_the_daemon_makes(&mut world)?;
     let told = found(ca.process.pid(), &keys)?;
     ensure!(told.is_empty(), "the CA was told a key: {}", told.join("\n"));

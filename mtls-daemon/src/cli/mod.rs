@@ -111,6 +111,33 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Arguments and environments can be read by others: a secret is in a file.
+    #[test]
+    fn no_argument_is_a_secret() {
+        use clap::CommandFactory;
+        const SECRET: [&str; 6] =
+            ["key", "token", "secret", "password", "passphrase", "credential"];
+        /// A place, or a kind of key.
+        const PLAIN: [&str; 4] = ["FILE", "DIR", "TYPE", "KIND"];
+        fn look(command: &clap::Command, seen: &mut Vec<String>) {
+            for argument in command.get_arguments().filter(|it| it.get_action().takes_values()) {
+                let name = argument.get_long().unwrap_or(argument.get_id().as_str());
+                if name.split(['-', '_']).any(|word| SECRET.contains(&word)) {
+                    let values = argument.get_value_names().unwrap_or_default();
+                    let plain = values.iter().all(|it| PLAIN.contains(&it.as_str()));
+                    assert!(plain && !values.is_empty(), "{}: {name}", command.get_name());
+                    seen.push(name.to_owned());
+                }
+            }
+            command.get_subcommands().for_each(|verb| look(verb, seen));
+        }
+        let mut seen = Vec::new();
+        look(&Cli::command(), &mut seen);
+        for name in ["ca-token-file", "ca-join-token-file", "key-encryption-file"] {
+            assert!(seen.iter().any(|it| it == name), "{name} among {seen:?}");
+        }
+    }
+
     #[test]
     fn usage_errors_have_claps_exit_code() {
         for args in [&["mtls-daemon", "fly"][..], &["mtls-daemon", "run", "--mesh-range", "x"]] {

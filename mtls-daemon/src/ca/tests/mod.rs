@@ -4,6 +4,7 @@ mod abuse;
 mod conformance;
 mod interop;
 mod nodes;
+mod parsers;
 
 use std::collections::BTreeMap;
 use std::io::Write;

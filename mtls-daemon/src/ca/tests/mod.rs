@@ -5,6 +5,7 @@ mod conformance;
 mod interop;
 mod node_faults;
 mod nodes;
+mod parsers;
 
 use std::collections::BTreeMap;
 use std::io::Write;

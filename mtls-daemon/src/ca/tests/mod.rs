@@ -3,6 +3,7 @@
 mod abuse;
 mod conformance;
 mod interop;
+mod lasting;
 mod nodes;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use tonic::{Code, Status, async_trait};
 use super::allow::{AccountName, Pod, Pods};
 use super::audit::Audit;
 use super::authenticate::token_review::{self, Reviewer, TokenReviews};
+use super::connection::Times;
 use super::*;
 use crate::grpc::Channel;
 use crate::grpc::istio_v1_auth::IstioCertificateRequest;
@@ -73,11 +75,15 @@ struct Cluster;
 impl Reviewer for Cluster {
     async fn review(&self, token: &str, audiences: &[&str]) -> Result<serde_json::Value, String> {
         assert_eq!(audiences, [token_review::AUDIENCE]);
+        if token.starts_with("slow") {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         let Some((namespace, account)) = token.split_once('/') else {
             return Ok(json!({ "status": { "authenticated": false } }));
         };
         Ok(json!({ "status": {
             "authenticated": true,
+            "audiences": if namespace == "old" { serde_json::Value::Null } else { json!(audiences) },
             "user": {
                 "username": format!("system:serviceaccount:{namespace}:{account}"),
                 "groups": ["system:serviceaccounts"],
@@ -112,6 +118,8 @@ struct Running {
     address: SocketAddr,
     audit: Lines,
     task: JoinHandle<()>,
+    /// As SIGTERM.
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 impl Drop for Running {
@@ -143,6 +151,10 @@ impl Running {
     }
 
     async fn with(place: tempfile::TempDir, settings: Settings) -> Self {
+        Self::timed(place, settings, Times::default()).await
+    }
+
+    async fn timed(place: tempfile::TempDir, settings: Settings, times: Times) -> Self {
         let audit = Lines::default();
         let ca = Ca::open(settings, Audit::to(audit.clone()), SystemTime::now()).unwrap();
         let reviews =
@@ -150,9 +162,15 @@ impl Running {
         let ca = Arc::new(ca.with_authenticator(reviews).with_pods(Arc::new(Cluster)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = server::serve(ca.clone(), listener, std::future::pending());
-        let task = tokio::spawn(serving);
-        Self { place, ca, address, audit, task }
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stopped = async move {
+            // Dropped: it is not to end by itself.
+            if stopped.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let task = tokio::spawn(server::serve(ca.clone(), listener, times, stopped));
+        Self { place, ca, address, audit, task, stop: Some(stop) }
     }
 
     /// The file that nodes get as --ca-root.

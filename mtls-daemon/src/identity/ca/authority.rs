@@ -66,7 +66,12 @@ impl Authority {
         params.not_before = whole_seconds(now - BACKDATE);
         let not_after = whole_seconds(now + ROOT_LIFETIME);
         params.not_after = not_after;
-        params.serial_number = Some(serial()?.1);
+        let (digits, serial_number) = serial()?;
+        params.serial_number = Some(serial_number);
+        // During a rotation a domain has two roots: nobody should take one for the other.
+        let date = humantime::format_rfc3339_seconds(now).to_string();
+        let name = format!("root {} {}", date.get(..10).unwrap_or(&date), &digits[..8]);
+        params.distinguished_name.push(DnType::CommonName, name);
         let key = key_type.generate().map_err(sign)?;
         let certificate = params.self_signed(&key).map_err(sign)?;
         let pem = certificate.pem();

@@ -139,6 +139,23 @@ fn the_directory_knows_its_trust_domain() -> Result<()> {
     ends(&revoked(&["--identity", "shop/pay"])?, 0, &["1 new entries"])
 }
 
+/// A connection takes a descriptor, and shells give few.
+#[test]
+fn the_ca_takes_all_the_files_that_it_may_open() -> Result<()> {
+    let place = Place::new()?;
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=256:8192").arg(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+    command.args(["ca", "run", "--listen", "127.0.0.1:0", "--dir"]).arg(&place.directory);
+    let process = Process::start("the CA", command)?;
+    wait::eventually(SOON, "the CA to serve", || {
+        process.stderr.all().iter().any(|line| line.contains("the CA serves"))
+    })?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid()))?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).context("a limit")?;
+    ensure!(line.split_whitespace().filter(|word| *word == "8192").count() == 2, "{line}");
+    Ok(())
+}
+
 #[test]
 fn what_the_ca_never_heard_of_is_revoked_with_a_warning() -> Result<()> {
     let place = Place::new()?;

@@ -145,9 +145,13 @@ fn add(
     sealing: Option<&SealingKey>,
     now: SystemTime,
 ) -> Result<String, CaError> {
-    let (authority, pem) = Authority::generate(trust_domain, key_type, now)?;
     roots.made += 1;
     let name = format!("root-{}", roots.made);
+    // The first is named as Istio names its own; those after it say which they are.
+    let date = humantime::format_rfc3339_seconds(now).to_string();
+    let common_name = format!("{name} {}", date.get(..10).unwrap_or(&date));
+    let common_name = (roots.made > 1).then_some(common_name.as_str());
+    let (authority, pem) = Authority::generate_named(trust_domain, common_name, key_type, now)?;
     let key = authority.key_pem();
     let key = match sealing {
         Some(sealing) => Zeroizing::new(sealing.seal(key.as_bytes())?),

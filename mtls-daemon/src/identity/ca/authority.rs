@@ -58,20 +58,29 @@ impl Authority {
         key_type: KeyType,
         now: SystemTime,
     ) -> Result<(Self, String), CaError> {
+        Self::generate_named(trust_domain, None, key_type, now)
+    }
+
+    /// With a name beside the trust domain's: during a rotation it has two roots, and nobody should
+    /// take one for the other.
+    pub fn generate_named(
+        trust_domain: &TrustDomain,
+        name: Option<&str>,
+        key_type: KeyType,
+        now: SystemTime,
+    ) -> Result<(Self, String), CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+        if let Some(name) = name {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = whole_seconds(now - BACKDATE);
         let not_after = whole_seconds(now + ROOT_LIFETIME);
         params.not_after = not_after;
-        let (digits, serial_number) = serial()?;
-        params.serial_number = Some(serial_number);
-        // During a rotation a domain has two roots: nobody should take one for the other.
-        let date = humantime::format_rfc3339_seconds(now).to_string();
-        let name = format!("root {} {}", date.get(..10).unwrap_or(&date), &digits[..8]);
-        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(serial()?.1);
         let key = key_type.generate().map_err(sign)?;
         let certificate = params.self_signed(&key).map_err(sign)?;
         let pem = certificate.pem();

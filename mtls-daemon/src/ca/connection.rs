@@ -34,7 +34,7 @@ const LONGEST_HEADERS: u32 = 32 * 1024;
 /// A client that is gone without a word is found out.
 const PING: Duration = Duration::from_secs(30);
 /// A request from its head to its answer; whoever sends its body slowly is cut off.
-const REQUEST: Duration = Duration::from_secs(45);
+const REQUEST: Duration = Duration::from_secs(90);
 
 type Istio = IstioCertificateServiceServer<Services>;
 type Node = NodeServiceServer<Services>;

@@ -30,6 +30,10 @@ pub(super) const STRANGERS: u32 = 2048;
 /// So many of those are looked at at a time: it takes files, or an API server.
 const LOOKED_AT: usize = 64;
 
+/// How long a request waits for its turn: whoever asked has an answer soon after, and nothing is signed
+/// for somebody who was told that the CA is busy.
+const QUEUE: Duration = Duration::from_secs(25);
+
 /// How long a signed revocation list is handed out before it is signed again.
 const SIGN_AGAIN: Duration = Duration::from_secs(2);
 
@@ -218,7 +222,7 @@ impl Ca {
         entry.identity = request.impersonated.as_ref().map(|id| id.chars().take(256).collect());
         let caller = self.authenticate(credentials, Purpose::Certificate, entry).await?;
         let _waiting = self.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
-        let _processor = self.processors.acquire().await.map_err(|_| Refusal::Busy)?;
+        let _processor = place(&self.processors).await?;
         let (ca, now, mut noted) = (self.clone(), credentials.now, entry.clone());
         let work = move || {
             let result = ca.issue(caller, &request, now, &mut noted);
@@ -273,9 +277,8 @@ impl Ca {
         if credentials.bearer_token().is_err() {
             return Ok(None);
         }
-        let place = self.strangers.try_acquire().map_err(|_| Refusal::Busy)?;
-        let turn = self.looked_at.acquire().await.map_err(|_| Refusal::Busy)?;
-        Ok(Some((place, turn)))
+        let waiting = self.strangers.try_acquire().map_err(|_| Refusal::Busy)?;
+        Ok(Some((waiting, place(&self.looked_at).await?)))
     }
 
     /// Whether the client's certificate would verify in a handshake of now: a connection outlives the
@@ -463,6 +466,11 @@ impl Ca {
         *cached = Some(signed.clone());
         Ok(signed)
     }
+}
+
+async fn place(of: &Semaphore) -> Result<SemaphorePermit<'_>, Refusal> {
+    let taken = tokio::time::timeout(QUEUE, of.acquire()).await;
+    taken.map_err(|_| Refusal::Busy)?.map_err(|_| Refusal::Busy)
 }
 
 fn load(

@@ -17,8 +17,8 @@ use crate::grpc::mtls_ca_v1::node_service_server::NodeService;
 use crate::grpc::mtls_ca_v1::{PollRequest, PollResponse};
 use crate::tls::authority::CertifiedClient;
 
-/// Longer than any queue of requests that is let in.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Longer than any request waits for its turns.
+const ANSWER: Duration = Duration::from_secs(60);
 
 const IMPERSONATED: &str = "ImpersonatedIdentity";
 

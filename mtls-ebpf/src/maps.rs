@@ -164,7 +164,8 @@ fn slot_of_cgroup() -> Option<u32> {
     if unsafe { core::ptr::read_volatile(&raw const HAS_CGROUP_ID) } == 0 {
         return None;
     }
-    let mut found = None;
+    // Not an Option: half of a None is undefined, and kernels before 6.3 refuse to read it from the stack.
+    let mut found = HOST;
     for level in 1..=MAX_CGROUP_DEPTH {
         // SAFETY: the helper takes a number.
         let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
@@ -173,10 +174,10 @@ fn slot_of_cgroup() -> Option<u32> {
         }
         // SAFETY: as in `workload`; the value is copied at once.
         if let Some(slot) = unsafe { CGROUPS.get(id) } {
-            found = Some(*slot);
+            found = *slot;
         }
     }
-    found
+    (found != HOST).then_some(found)
 }
 
 /// Whose connections to `address` and `port` are, in the host's namespace.

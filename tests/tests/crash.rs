@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, Conversation, End, converse, read_some, read_to_end};
 use mtls_tests::wait::eventually;
 use mtls_tests::world::{To, serve};
@@ -39,6 +39,12 @@ fn kill_in_mid_transfer(index: usize) -> Result<()> {
         let talk = from.inside(|| converse(*to, "canary-while-dead"))?;
         let failed = [Conversation::NoConnection, Conversation::Ended(End::Broken)];
         assert!(failed.contains(&talk), "{} to {to} with a dead daemon: {talk:?}", from.name);
+        if talk == Conversation::NoConnection {
+            // Refused, not dropped: nobody has to wait for a timeout to try again.
+            let error = from.inside(|| Ok(client::connect(*to).err()))?.context("it connected")?;
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            assert_eq!(kind, Some(std::io::ErrorKind::ConnectionRefused), "{error:#}");
+        }
     }
     if index == 0 {
         ensure!(!capture.saw("canary-while-dead")?, "plaintext left the node of a dead daemon");

@@ -308,7 +308,10 @@ fn what_two_readers_could_read_differently_reaches_no_application() -> Result<()
     ] {
         let app = if to.port() == PORT { &town.app } else { &town.auto };
         for (what, headers) in posts {
-            let heard = (app.connections(), app.bytes());
+            // Where nobody declared HTTP, a connection alone says nothing: for a client that is silent
+            // for long enough the application is reached, for it may be the one to speak.
+            let heard = || (if to.port() == PORT { app.connections() } else { 0 }, app.bytes());
+            let before = heard();
             let mut talker = town.talker(client, to)?;
             talker.send(format!(
                 "POST / HTTP/1.1\r\nHost: app\r\n{headers}\r\n0\r\n\r\n{smuggled}"
@@ -318,7 +321,7 @@ fn what_two_readers_could_read_differently_reaches_no_application() -> Result<()
             ensure!(answer.code == 400, "{}: {answer:?}", place());
             let (rest, end) = talker.rest()?;
             ensure!(rest.is_empty() && end != End::Silent, "{}: then {rest:?}, {end:?}", place());
-            ensure!((app.connections(), app.bytes()) == heard, "{}: it was heard of", place());
+            ensure!(heard() == before, "{}: it was heard of", place());
         }
     }
     // By a real client.

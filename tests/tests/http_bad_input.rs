@@ -17,10 +17,10 @@ const WAYS: [(&str, u16); 3] = [("client", PORT), ("stranger", PORT), ("client",
 /// What a daemon may need more while many clients behave badly.
 const GROWTH_KIB: u64 = 48 << 10;
 
-/// What the application of `port` has heard so far.
+/// What the application of `port` has heard so far. Where nobody declared HTTP, a connection alone says
+/// nothing: for a client that is silent for long enough it is reached, for it may be the one to speak.
 fn heard(town: &Web, port: u16) -> (usize, u64) {
-    let app = if port == PORT { &town.app } else { &town.auto };
-    (app.connections(), app.bytes())
+    if port == PORT { (town.app.connections(), town.app.bytes()) } else { (0, town.auto.bytes()) }
 }
 
 /// The server's daemon says why it refused a connection's request.
@@ -217,10 +217,17 @@ fn a_head_of_a_megabyte_is_refused_and_costs_little_however_many_send_one() -> R
             tasks.into_iter().map(|task| task.join().expect("no panic")).collect::<Vec<_>>()
         }))
     })?;
-    let told = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 431 ")).count();
+    // Too large, or, on a machine that is slow enough, too late.
+    let told = answers.iter().filter(|answer| {
+        ["HTTP/1.1 431 ", "HTTP/1.1 408 "].iter().any(|code| answer.starts_with(code))
+    });
+    let told = told.count();
     // Who goes on sending for seconds may be cut off before it has read that.
     let rest = answers.iter().filter(|answer| answer.is_empty()).count();
-    ensure!(told + rest == 3 * CROWD && told > CROWD, "{told} were told, {rest} cut off");
+    ensure!(
+        told + rest == 3 * CROWD && told > CROWD,
+        "{told} were told, {rest} cut off: {answers:?}"
+    );
     ensure!((heard(&town, PORT), heard(&town, AUTO)) == before, "an application heard of it");
     ensure!(grown.iter().all(|grown| *grown < GROWTH_KIB), "the daemons grew by {grown:?} KiB");
     Ok(())

@@ -48,7 +48,7 @@ pub struct Times {
     pub idle: Duration,
     /// At all: a client's certificate, and its way here, are looked at again then.
     pub age: Duration,
-    /// For the end of requests that are under way.
+    /// For the end of requests that are under way when the CA ends.
     pub farewell: Duration,
 }
 
@@ -188,9 +188,14 @@ pub async fn serve(
     }
     // What is under way is answered; the client asks for more on another connection.
     serving.as_mut().graceful_shutdown();
-    match tokio::time::timeout(times.farewell, serving).await {
-        Ok(ended) => Ok(ended?),
-        Err(_) => Err(ConnectionError::Lingers),
+    let stopped = async {
+        stop.wait_for(|stop| *stop).await.ok();
+        tokio::time::sleep(times.farewell).await;
+    };
+    tokio::select! {
+        ended = &mut serving => Ok(ended?),
+        () = tokio::time::sleep(REQUEST) => Err(ConnectionError::Lingers),
+        () = stopped => Err(ConnectionError::Lingers),
     }
 }
 

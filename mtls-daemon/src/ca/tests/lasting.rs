@@ -34,6 +34,12 @@ async fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
+/// Until so many requests with a token `slow…` were taken up.
+async fn under_way(running: &Running, count: usize) {
+    let waiting = || running.gate.waiting.load(Ordering::SeqCst) == count;
+    until("a request that is under way", waiting).await;
+}
+
 async fn timed(times: Times) -> Running {
     let place = tempfile::tempdir().unwrap();
     let settings = settings(place.path());
@@ -43,19 +49,21 @@ async fn timed(times: Times) -> Running {
 #[tokio::test]
 async fn what_was_asked_is_written_down_although_the_client_went_away() {
     let running = Running::start().await;
-    for token in ["slow/web", "slow"] {
-        let before = running.audit.all().len();
+    for (before, token) in ["slow/web", "slow"].into_iter().enumerate() {
         let channel = running.channel(None).await;
-        let asking = tokio::spawn(ask(channel, Some(token), Asked::own()));
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let asking = tokio::spawn(ask(channel.clone(), Some(token), Asked::own()));
+        under_way(&running, before + 1).await;
         asking.abort();
         assert!(asking.await.unwrap_err().is_cancelled());
-        assert_eq!(running.audit.all().len(), before, "it is under way");
-        until("a line for it", || running.audit.all().len() == before + 1).await;
+        // The reset of its stream has come when what follows it is answered.
+        refused(ask(channel, None, Asked::own()).await);
+        assert_eq!(running.audit.all().len(), 2 * before + 1, "it is under way");
+        running.gate.open.add_permits(1);
+        until("a line for it", || running.audit.all().len() == 2 * before + 2).await;
     }
     let verdicts: Vec<_> =
         running.audit.all().iter().map(|line| line["verdict"].to_string()).collect();
-    assert_eq!(verdicts, ["\"issued\"", "\"refused\""]);
+    assert_eq!(verdicts, ["\"refused\"", "\"issued\"", "\"refused\"", "\"refused\""]);
 }
 
 #[tokio::test]
@@ -64,8 +72,10 @@ async fn what_is_under_way_at_the_end_is_answered() {
     let idle = running.channel(None).await;
     let channel = running.channel(None).await;
     let asking = tokio::spawn(ask(channel, Some("slow/web"), Asked::own()));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    under_way(&running, 1).await;
     running.stop.take().unwrap().send(()).unwrap();
+    until("the end of the idle one", || idle.is_closed()).await;
+    running.gate.open.add_permits(1);
     assert_eq!(asking.await.unwrap().expect("an answer").len(), 2);
     tokio::time::timeout(SOON, &mut running.task).await.expect("it ends").unwrap();
     assert!(ask(idle, Some("shop/web"), Asked::own()).await.is_err(), "nobody is there");
@@ -84,8 +94,7 @@ async fn a_connection_on_which_nothing_is_asked_is_closed() {
     assert!(closed.is_ok(), "not even HTTP/2's greeting was sent");
     // One that greets, and then says nothing either.
     let greeted = running.channel(None).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(ask(greeted, Some("shop/web"), Asked::own()).await.is_err());
+    until("its end", || greeted.is_closed()).await;
 }
 
 #[tokio::test]
@@ -97,10 +106,12 @@ async fn a_connection_ends_when_it_is_idle_or_old() {
     ] {
         let running = timed(times).await;
         let channel = running.channel(None).await;
-        let slow = ask(channel.clone(), Some("slow/web"), Asked::own()).await;
-        slow.expect("what is under way is answered, however long it takes");
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(ask(channel, Some("shop/web"), Asked::own()).await.is_err(), "{times:?}");
+        let asking = tokio::spawn(ask(channel.clone(), Some("slow/web"), Asked::own()));
+        under_way(&running, 1).await;
+        tokio::time::sleep(2 * short).await;
+        running.gate.open.add_permits(1);
+        asking.await.unwrap().expect("what is under way is answered");
+        until("its end", || channel.is_closed()).await;
         running.ask(Some("shop/web"), Asked::own()).await.expect("another one");
     }
 }

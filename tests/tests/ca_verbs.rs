@@ -86,6 +86,15 @@ fn ends(output: &Output, code: i32, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What a CA says that does not start.
+fn refusal(mut process: Process) -> Result<String> {
+    let error = |line: &str| line.starts_with("error: ").then(|| line.to_owned());
+    let said = process.stderr.find_after(0, SOON, "an error", error)?;
+    let status = process.wait(SOON)?;
+    ensure!(status.code() == Some(64), "{status}: {said}");
+    Ok(said)
+}
+
 #[test]
 fn a_verb_of_root_leaves_the_files_to_the_services_user() -> Result<()> {
     let place = Place::new()?;
@@ -101,9 +110,7 @@ fn a_verb_of_root_leaves_the_files_to_the_services_user() -> Result<()> {
     ensure!(owners.len() > 5, "{owners:?}");
 
     // The service itself is started by its manager as the user that it is to be.
-    let mut process = place.start(&[])?;
-    ensure!(process.wait(SOON)?.code() == Some(64));
-    let said = process.stderr.all().join("\n");
+    let said = refusal(place.start(&[])?)?;
     ensure!(said.contains(&format!("run it as user {SERVICE}")), "{said}");
     ensure!(!said.contains("chown"), "{said}");
     Ok(())
@@ -127,9 +134,7 @@ fn the_directory_knows_its_trust_domain() -> Result<()> {
     ends(&revoked(&["--identity", "spiffe://cluster.local/ns/shop/sa/pay"])?, 64, &both)?;
     ends(&place.ca(&[&token[..], &other].concat())?, 64, &both)?;
     ends(&place.ca(&[&["root", "prepare"], &other[..]].concat())?, 64, &both)?;
-    let mut process = place.start(&other)?;
-    ensure!(process.wait(SOON)?.code() == Some(64));
-    let said = process.stderr.all().join("\n");
+    let said = refusal(place.start(&other)?)?;
     ensure!(both.iter().all(|name| said.contains(name)), "{said}");
 
     // A directory from before it was kept there: only the server can tell.
@@ -143,8 +148,9 @@ fn the_directory_knows_its_trust_domain() -> Result<()> {
 #[test]
 fn the_ca_takes_all_the_files_that_it_may_open() -> Result<()> {
     let place = Place::new()?;
-    let mut command = Command::new("prlimit");
-    command.arg("--nofile=256:8192").arg(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+    let limits = r#"ulimit -S -n 256 && ulimit -H -n 8192 && exec "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", limits, "sh"]).arg(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
     command.args(["ca", "run", "--listen", "127.0.0.1:0", "--dir"]).arg(&place.directory);
     let process = Process::start("the CA", command)?;
     wait::eventually(SOON, "the CA to serve", || {

@@ -21,6 +21,7 @@
 //! | [`late`] | a peer of the mesh whose ClientHello comes late |
 //! | [`mariadb`], [`smtp`] | real servers that speak first, and their real clients |
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
+//! | [`secrets`] | private keys, looked for in a process' memory and in what it prints |
 //! | [`svids`] | certificates in directories, as an operator's own tools put them there |
 //! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
 #![forbid(unsafe_code)]
@@ -46,6 +47,7 @@ pub mod openssl;
 pub mod packet;
 pub mod process;
 pub mod recorder;
+pub mod secrets;
 pub mod servers;
 pub mod smtp;
 pub mod svids;

@@ -67,6 +67,37 @@ pub fn pkcs8_der(key: &Path) -> Result<Vec<u8>> {
     der(&["pkcs8", "-topk8", "-nocrypt", "-outform", "DER"], key)
 }
 
+/// The P-256 key that is this number, in a file `<name>.key` as openssl writes them.
+///
+/// # Errors
+/// When openssl refuses.
+pub fn p256_key(directory: &Path, name: &str, scalar: &[u8; 32]) -> Result<PathBuf> {
+    // ECPrivateKey: version 1, the number, the curve. What follows from them is asked of openssl: without
+    // the public key in it, it would write another form than everybody else's.
+    let curve = [0xa0, 10, 0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+    let bare = [&[0x02, 1, 1, 0x04, 32][..], scalar, &curve].concat();
+    let (from, to) = (directory.join(format!("{name}.der")), directory.join(format!("{name}.key")));
+    fs::write(&from, [&[0x30, 49][..], &bare].concat())?;
+    let public = der(&["pkey", "-inform", "DER", "-pubout", "-outform", "DER"], &from)?;
+    let point = public.len().checked_sub(65).context("a point")?;
+    let whole = [&[0x30, 119][..], &bare, &[0xa1, 68, 0x03, 66, 0], &public[point..]].concat();
+    fs::write(&from, whole)?;
+    let mut command = Command::new("openssl");
+    command.args(["pkey", "-inform", "DER", "-in"]).arg(&from).arg("-out").arg(&to);
+    run(command)?;
+    Ok(to)
+}
+
+/// The public half of a key, in PEM.
+///
+/// # Errors
+/// When openssl refuses.
+pub fn public_key(key: &Path) -> Result<String> {
+    let mut command = Command::new("openssl");
+    command.args(["pkey", "-pubout", "-in"]).arg(key);
+    run(command)
+}
+
 /// The first certificate of a file in DER.
 ///
 /// # Errors
@@ -198,6 +229,14 @@ impl Seen {
     /// When there is none.
     pub fn text_of_certificate(&self) -> Result<String> {
         self.x509(&["-text"])
+    }
+
+    /// The key in the server's certificate, in PEM.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn public_key(&self) -> Result<String> {
+        self.x509(&["-pubkey"])
     }
 
     /// The SHA-256 of the server's certificate, in small hexadecimal digits.

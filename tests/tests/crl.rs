@@ -11,6 +11,7 @@ use mtls_tests::bed::PodSpec;
 use mtls_tests::client::{self, End, converse, ping, read_to_end};
 use mtls_tests::late::Late;
 use mtls_tests::openssl::{self, Pair};
+use mtls_tests::svids::svid;
 use mtls_tests::wait::until;
 use mtls_tests::world::To;
 use serde_json::Value;
@@ -112,4 +113,66 @@ fn a_list_that_cannot_be_used_at_the_start_is_an_error_and_the_workloads_stay_sh
     let talk = world.pod("sleep-full").inside(|| converse(To::Full.v4(PORT), "hello"))?;
     ensure!(!talk.worked(), "{talk:?}");
     Ok(())
+}
+
+/// A client's daemon refuses the server whose certificate is on a list, and whoever no list speaks of where
+/// one is required.
+#[test]
+fn a_server_on_a_list_is_refused_by_its_clients() -> Result<()> {
+    let mut world = World::new()?;
+    world.serve("httpbin-full", "echo", PORT)?;
+    world.serve("httpbin-partial", "echo", PORT)?;
+    let directory = world.bed.directory.clone();
+    let ca = Pair {
+        certificate: directory.join("ca").join("ca-cert.pem"),
+        key: directory.join("ca").join("ca-key.pem"),
+    };
+    let lists = directory.join("crl");
+    fs::create_dir(&lists)?;
+    let file = lists.join("ca.pem");
+    world.daemons[0].term()?;
+    let flags = ["--crl-file", lists.to_str().unwrap_or_default(), "--revocation", "required"];
+    world.daemons[0].spec.arguments.extend(flags.map(str::to_owned));
+    // Somebody else's: of nobody here is it known that they are not revoked.
+    let other = openssl::self_signed(&directory, "other")?;
+    put(&lists.join("other.pem"), &openssl::crl(&directory, &other, &[], 3600)?)?;
+    world.daemons[0].restart()?;
+    let client = world.pod("sleep-full").clone();
+    let talk = |to: To| client.inside(|| converse(to.v4(PORT), "hello"));
+    let outcome = |world: &World, mark: usize, what: &str| -> Result<Value> {
+        world
+            .a()
+            .logged(mark, what, |line| line["direction"] == "outbound" && line["outcome"] == what)
+    };
+    ensure!(!talk(To::Full)?.worked(), "no list of its CA, and one is required");
+    let line = outcome(&world, 0, "revocation_unknown")?;
+    ensure!(line["detail"].as_str().is_some_and(|it| it.contains("was ever had")), "{line}");
+    put(&file, &openssl::crl(&directory, &ca, &[], 3600)?)?;
+    let works = |to: To| {
+        until(Duration::from_secs(10), "traffic", || match talk(to) {
+            Ok(talk) if talk.worked() => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+    };
+    works(To::Full)?;
+    works(To::Partial)?;
+
+    let mut open = client.inside(|| client::connect(To::Full.v4(PORT)))?;
+    ping(&mut open, "before")?;
+    let server = svid(world.b(), "spiffe://cluster.local/ns/full/sa/httpbin")?;
+    let serial = server["serial"].as_str().unwrap_or_default().to_uppercase();
+    let mark = world.a().mark();
+    // The next list's date must be another second's.
+    std::thread::sleep(Duration::from_millis(1100));
+    put(&file, &openssl::crl(&directory, &ca, &[&serial], 3600)?)?;
+    let (_, end) = read_to_end(&mut open)?;
+    ensure!(end != End::Silent, "the connection to it stayed open");
+    let line = outcome(&world, mark, "upstream_certificate_revoked")?;
+    let detail = line["detail"].as_str().unwrap_or_default();
+    ensure!(detail.contains(&serial.to_lowercase()) && line["fault"] == "server", "{line}");
+    let mark = world.a().mark();
+    ensure!(!talk(To::Full)?.worked(), "a new connection to a revoked server");
+    let line = outcome(&world, mark, "upstream_certificate_revoked")?;
+    ensure!(line["bytes_sent"] == 0, "{line}");
+    works(To::Partial)
 }

@@ -1,13 +1,16 @@
 //! Workloads of a host come and go, as do their daemons: what is shut meanwhile, and what is not.
 #![forbid(unsafe_code)]
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{Conversation, End, converse};
 use mtls_tests::host::{self, stranger};
 use mtls_tests::hosts::{CANARY, Hosts, OTHER, UNDECLARED, WEB, entry, get};
-use mtls_tests::process::Process;
+use mtls_tests::process::{Place, Process, sibling};
+use mtls_tests::svids::Material;
 use mtls_tests::wait::{eventually, until};
 use mtls_tests::world::serve;
 use mtls_tests::{Capture, DaemonSpec, Pod, cgroup, curl, leftovers};
@@ -153,9 +156,137 @@ fn a_unit_can_wait_until_it_is_known() -> Result<()> {
         ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
     }
     ensure!(!capture.saw(CANARY)?, "it was not waited for long enough");
+    // A unit need not know the node's name: here, two daemons are asked.
+    let daemon = mtls_tests::process::sibling("mtls-daemon", "MTLS_DAEMON_BIN")?;
+    let mut command = hosts.web.pod.place.command(daemon)?;
+    command.args(["wait", "--timeout", "30s", "--run-dir"]).arg(&spec.run);
+    let waited = mtls_tests::process::output(command)?;
+    ensure!(waited.status.success(), "{waited:?}");
     let waited = wait(&stranger(hosts.bed(), 0)?, "300ms")?;
     let said = String::from_utf8_lossy(&waited.stderr);
     ensure!(waited.status.code() == Some(1) && said.contains("cgroup"), "{waited:?}");
+    Ok(())
+}
+
+/// A line of a unit that is shipped, with this build's program in the place of the installed one.
+fn shipped(unit: &str, key: &str, place: &Place, environment: &[(&str, &Path)]) -> Result<Process> {
+    let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let line = line.with_context(|| format!("no {key} in {unit}"))?;
+    let mut words = line.trim_start_matches(['+', '-']).split(' ');
+    ensure!(words.next() == Some("/usr/local/bin/mtls-daemon"), "{line}");
+    let mut command = place.command(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?)?;
+    command.args(words).envs(environment.iter().copied());
+    Process::start(line, command)
+}
+
+/// What the shipped units run, with what they know.
+#[test]
+fn a_unit_starts_when_the_daemon_is_ready_and_has_its_certificate() -> Result<()> {
+    let hosts = Hosts::prepare()?;
+    hosts.world.mesh.write()?;
+    let material = Material::new(&hosts.bed().directory)?;
+    let directory = material.node(Material::A);
+    fs::copy(&material.root().certificate, directory.join("ca.crt"))?;
+    let spec = DaemonSpec::new(hosts.bed(), 0)
+        .with("--identity-source", "files")
+        .with("--svid-dir", directory.to_str().context("UTF-8")?);
+    let daemon = spec.spawn()?;
+    until(Duration::from_secs(30), "the unit to be enrolled", || {
+        let entry = entry(&daemon, "metal/client").map_err(|error| format!("{error:#}"))?;
+        let there = entry["state"] == "enrolled" && entry["cgroup_id"].is_u64();
+        if there { Ok(()) } else { Err(entry.to_string()) }
+    })?;
+    let ask = |place: &Place, words: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = place.command(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?)?;
+        command.args(words).arg("--run-dir").arg(&daemon.spec.run);
+        let output = mtls_tests::process::output(command)?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(said)?))
+    };
+    let (host, unit) = (&daemon.spec.node.place, &hosts.client.pod.place);
+    let name = daemon.spec.name.as_str();
+    // It answers long before: that says nothing.
+    let (code, said) = ask(host, &["status", "--node", name])?;
+    ensure!(code == Some(0) && said.contains("NOT READY"), "{said}");
+    let (code, said) = ask(host, &["wait", "--ready", "--node", name, "--timeout", "300ms"])?;
+    ensure!(code == Some(1) && said.contains("is not ready: awaited: "), "{said}");
+    let (code, said) = ask(unit, &["wait", "--timeout", "300ms"])?;
+    let awaited = "metal/client is enrolled and waits for the certificate of spiffe://cluster.local/ns/metal/\
+                   sa/client: ";
+    ensure!(code == Some(1) && said.contains(awaited), "{said}");
+
+    // In daemon.env, and in what the drop-in knows: the test's directory, as there is only one in truth.
+    let own = [("MTLS_RUN_DIR", daemon.spec.run.as_path())];
+    let of_daemon = [own[0], ("MTLS_NODE", Path::new(name))];
+    let files = [
+        include_str!("../../deploy/systemd/mtls-daemon.service"),
+        include_str!("../../deploy/systemd/mtls-workload.conf"),
+    ];
+    let mut waiting = [
+        shipped(files[0], "ExecStartPost", host, &of_daemon)?,
+        shipped(files[1], "ExecStartPre", unit, &own)?,
+    ];
+    std::thread::sleep(Duration::from_secs(1));
+    for process in &mut waiting {
+        ensure!(process.exited()?.is_none(), "too early: {:?}", process.stderr.all());
+    }
+    material.renew(Material::A, "client", "metal/client")?;
+    for process in &mut waiting {
+        let status = process.wait(Duration::from_secs(20))?;
+        ensure!(status.success(), "{status}: {:?}", process.stderr.all());
+    }
+    ensure!(daemon.status()?["ready"] == true);
+    Ok(())
+}
+
+/// It is looked for ten times a second, and said when there is something new.
+#[test]
+fn a_cgroup_that_cannot_be_taken_is_reported_once() -> Result<()> {
+    let mut hosts = Hosts::prepare()?;
+    let prefix = hosts.bed().prefix.clone();
+    let name = format!("{prefix}-sleep.service");
+    let slice = format!("{prefix}-tests.slice");
+    let (good, deep) =
+        (format!("{slice}/{name}"), format!("{slice}{}/{name}", "/a.slice".repeat(20)));
+    let first = cgroup::make(&good)?.context("a cgroup")?;
+    let mut place = hosts.client.place(&mut hosts.world.mesh);
+    place["node"] = json!(hosts.bed().nodes[0].name);
+    place["systemdUnit"] = json!(name);
+    hosts.world.mesh.put("mtls-ebpf.dev/v1alpha1", "NodeWorkload", "metal", "client", place);
+    hosts.world.mesh.write()?;
+    let daemon = DaemonSpec::new(hosts.bed(), 0).start()?;
+    let known = |wanted: bool| {
+        until(Duration::from_secs(10), &format!("known: {wanted}"), || {
+            let entry = entry(&daemon, "metal/client").map_err(|error| format!("{error:#}"))?;
+            if entry["cgroup_id"].is_u64() == wanted { Ok(()) } else { Err(entry.to_string()) }
+        })
+    };
+    let said = || {
+        let lines = daemon.process.stderr.all();
+        lines.iter().filter(|line| line.contains("nobody connects as this workload")).count()
+    };
+    known(true)?;
+    let mut at = first;
+    for times in 1..=2 {
+        cgroup::remove(&at)?;
+        known(false)?;
+        ensure!(said() == times - 1, "a unit may be stopped");
+        let refused = cgroup::make(&deep)?.context("a cgroup")?;
+        until(Duration::from_secs(10), "the refusal", || {
+            if said() == times { Ok(()) } else { Err(format!("{} times", said())) }
+        })?;
+        std::thread::sleep(Duration::from_secs(1));
+        ensure!(said() == times, "{} times", said());
+        known(false)?;
+        let reason =
+            || Ok::<_, anyhow::Error>(entry(&daemon, "metal/client")?["reason"].to_string());
+        ensure!(reason()?.contains("levels below the cgroup root"), "{}", reason()?);
+        // Where it can be found again it is.
+        cgroup::remove(&refused)?;
+        at = cgroup::make(&good)?.context("a cgroup")?;
+        known(true)?;
+        ensure!(reason()? == "null", "{}", reason()?);
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What the CA revokes is refused by every node, and what it opened is closed, within the stated bound.
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -185,7 +186,7 @@ fn a_revoked_identity_stays_out_through_restarts_and_while_the_ca_is_away() -> R
 
 #[test]
 fn a_revoked_node_takes_with_it_all_that_it_obtained() -> Result<()> {
-    let (world, ca) = world(fast)?;
+    let (mut world, ca) = world(fast)?;
     let opened = [open(&world, "sleep-full")?, open(&world, "two")?];
     let mut other = open(&world, "httpbin-partial")?;
     let (audit, mark, node) = (ca.mark(), world.b().mark(), world.a().spec.name.clone());
@@ -201,17 +202,79 @@ fn a_revoked_node_takes_with_it_all_that_it_obtained() -> Result<()> {
     ensure!(line["detail"].as_str().is_some_and(|it| it.contains("stolen")), "{line}");
     ping(&mut other, "the other node's workloads")?;
     ensure!(works(&world, "httpbin-partial")?);
-    // It is told nothing any more, and gets nothing: not even for an identity that nobody revoked.
-    let token = ca.token(&node, &IDENTITIES)?;
-    ensure!(!token.is_empty());
+    // It is told nothing any more, and gets nothing: not even for identities that nobody revoked, neither
+    // with its own certificate nor with a new token.
     world.a().said(0, "that the CA refuses it", |line| line.contains("tells nothing"))?;
-    let refused = |line: &Value| line["verdict"] == "refused" || line["verdict"] == "issued";
-    let mut audited = ca.process.stdout.json_after(audit);
-    audited.retain(|line| {
-        refused(line) && line["caller"].as_str().is_some_and(|it| it.contains(&node))
-    });
-    ensure!(audited.iter().all(|line| line["verdict"] == "refused"), "{audited:?}");
+    let own = |line: &Value| line["caller"].as_str().is_some_and(|it| it.contains(&node));
+    let asked = ca.mark();
+    world.daemons[0].kill9()?;
+    let spec = world.a().spec.clone();
+    ca.renew_token(&spec, &IDENTITIES)?;
+    world.daemons[0].process = Process::start("the next daemon of the node", spec.command()?)?;
+    ca.audited(asked, "what it gets", |line| own(line) && line["verdict"] == "refused")?;
+    let joined = |line: &Value| own(line) && line.to_string().contains("token");
+    let line = ca.audited(asked, "what it gets with the token", joined)?;
+    ensure!(line["verdict"] == "refused", "{line}");
+    let issued: Vec<_> = ca.process.stdout.json_after(audit);
+    let issued = issued.iter().find(|line| own(line) && line["verdict"] == "issued");
+    ensure!(issued.is_none(), "{issued:?}");
     Ok(())
+}
+
+/// Certificates it gets; the list it cannot keep, and what is not kept is not in force.
+#[test]
+fn where_a_list_is_required_nobody_is_believed_before_there_is_one() -> Result<()> {
+    let mut world = World::without_daemons(&[Ca::pod(0)])?;
+    let ca = Ca::start(&world.bed, &[])?;
+    world.mesh.write()?;
+    let spec =
+        |index: usize| ca.joined(fast(index, DaemonSpec::new(&world.bed, index)), &IDENTITIES);
+    let (a, b) = (spec(0), spec(1).with("--revocation", "required"));
+    let place = b.state.join("revocations.signed");
+    fs::create_dir_all(&place)?;
+    world.daemons.push(a.start()?);
+    world.daemons.push(b.spawn()?);
+    world.serve("httpbin-full", "echo", PORT)?;
+    let awaited =
+        |world: &World| -> Result<String> { Ok(world.b().status()?["awaited"].to_string()) };
+    // Everything else is there.
+    until(Duration::from_secs(30), "the list alone to be awaited", || match awaited(&world) {
+        Ok(awaited) if awaited == r#"["a revocation list"]"# => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    ensure!(world.b().http("/healthz/ready")?.0 == 503);
+    ensure!(svid(world.b(), "spiffe://cluster.local/ns/full/sa/httpbin")?["serial"].is_string());
+    let mark = world.b().mark();
+    ensure!(!works(&world, "sleep-full")?, "nobody knows who is revoked");
+    let unknown = |line: &Value| line["outcome"] == "revocation_unknown";
+    let line = world.b().logged(mark, "the refusal", unknown)?;
+    ensure!(line["detail"].as_str().is_some_and(|it| it.contains("was ever had")), "{line}");
+
+    fs::remove_dir(&place)?;
+    world.daemons[1].ready()?;
+    ensure!(works(&world, "sleep-full")?);
+    // What it has kept counts for the next daemon although the CA is away; without it the list is awaited
+    // again.
+    let mut ca = ca;
+    ca.stop()?;
+    for kept in [true, false] {
+        world.daemons[1].kill9()?;
+        if !kept {
+            fs::remove_file(&place)?;
+        }
+        world.daemons[1].process = Process::start("the next daemon", world.b().spec.command()?)?;
+        until(Duration::from_secs(30), "what is awaited", || match awaited(&world) {
+            Ok(it) if it.contains("SVID") && it.contains("a revocation list") != kept => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        ensure!(!works(&world, "sleep-full")?);
+    }
+    ca.restart()?;
+    world.daemons[1].ready()?;
+    until(BOUND, "traffic", || match works(&world, "sleep-full") {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
 }
 
 #[test]

@@ -2,82 +2,22 @@
 //! carelessness longer.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::client::converse;
 use mtls_tests::process::{Process, sibling};
+use mtls_tests::secrets::{Needles, found, keys_in_use, needles, spelled, spellings};
 use mtls_tests::svids::{Material, from_files};
+use mtls_tests::wait::patience;
 use mtls_tests::world::{To, serve};
-use mtls_tests::{Ca, World, until};
+use mtls_tests::{Ca, Daemon, World, openssl, until};
 
 const PORT: u16 = 9000;
 const SLEEP: &str = "spiffe://cluster.local/ns/full/sa/sleep";
-/// So many bytes of a key in a row are no accident.
-const ENOUGH: usize = 16;
-
-/// Pieces of a key, each called by what it is a piece of.
-type Needles = Vec<(&'static str, Vec<u8>)>;
-
-/// The key in every form that it could lie around in.
-fn needles(key: &Path) -> Result<Needles> {
-    let pem = fs::read_to_string(key)?;
-    let der = mtls_tests::openssl::pkcs8_der(key)?;
-    // ECPrivateKey: version 1, then an OCTET STRING of 32 bytes.
-    let at = der.windows(5).position(|it| it == [0x02, 0x01, 0x01, 0x04, 0x20]);
-    let at = at.context("a P-256 key")? + 5;
-    let scalar = &der[at..at + 32];
-    // Arithmetic has the number's words the other way around.
-    let reversed: Vec<u8> = scalar.iter().rev().copied().collect();
-    let mut needles: Needles = Vec::new();
-    for (name, bytes) in [("the scalar", scalar), ("the scalar, reversed", &reversed)] {
-        needles.extend(bytes.chunks_exact(ENOUGH).map(|piece| (name, piece.to_vec())));
-    }
-    // Around the scalar: that alone tells one key from another.
-    needles.push(("the PKCS#8", der[at - 2..at - 2 + ENOUGH].to_vec()));
-    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
-    // The second line, which the end of the scalar is in: so it is with line ends and without.
-    let own = body.as_bytes().get(64..64 + 32).context("a longer key")?;
-    needles.extend(own.chunks_exact(ENOUGH).map(|piece| ("the PEM", piece.to_vec())));
-    Ok(needles)
-}
-
-/// What of `needles` is in the memory of a process, and in which mapping.
-fn found(pid: u32, needles: &Needles) -> Result<Vec<String>> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let memory = File::open(format!("/proc/{pid}/mem")).context("run as root")?;
-    let mut found = Vec::new();
-    let mut begins: Vec<Needles> = vec![Needles::new(); 256];
-    for (name, needle) in needles {
-        begins[usize::from(needle[0])].push((name, needle.clone()));
-    }
-    let mut read = 0;
-    for line in maps.lines().filter(|line| line.contains(" rw")) {
-        let (from, to) =
-            line.split(' ').next().and_then(|it| it.split_once('-')).context("maps")?;
-        let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
-        let mut bytes = vec![0; usize::try_from(to - from)?];
-        // A mapping can go while it is read.
-        if memory.read_exact_at(&mut bytes, from).is_err() {
-            continue;
-        }
-        read += bytes.len();
-        // One pass: there is much memory, and few bytes begin a needle.
-        for (at, byte) in bytes.iter().enumerate() {
-            for (name, needle) in &begins[usize::from(*byte)] {
-                if bytes[at..].starts_with(needle) {
-                    found.push(format!("{name} at +{at:#x} of {line}"));
-                }
-            }
-        }
-    }
-    ensure!(read > 1 << 20, "only {read} bytes of memory could be read");
-    Ok(found)
-}
-
 #[test]
 fn a_key_leaves_the_memory_with_the_last_workload_that_needs_it() -> Result<()> {
     let (mut world, material) = from_files()?;
@@ -113,6 +53,178 @@ fn a_key_leaves_the_memory_with_the_last_workload_that_needs_it() -> Result<()> 
         Err(error) => Err(format!("{error:#}")),
     })?;
     Ok(())
+}
+
+/// The key of the certificate that a peer of `full/httpbin` is shown, out of its daemon's memory.
+fn key_in_use(world: &World, name: &str) -> Result<PathBuf> {
+    let server = world.pod("httpbin-full").v4(PORT);
+    // It may be renewed between the two questions.
+    until(Duration::from_secs(30), "the key in use: without it this test could not fail", || {
+        let look = || {
+            let seen = openssl::look(world.pod("sleep-legacy"), server, &["-alpn", "istio"])?;
+            let public = seen.public_key()?;
+            for scalar in keys_in_use(world.b().process.pid())? {
+                let key = openssl::p256_key(&world.bed.directory, name, &scalar)?;
+                if openssl::public_key(&key)? == public {
+                    return Ok(key);
+                }
+            }
+            anyhow::bail!("no key fits {public}")
+        };
+        look().map_err(|error| format!("{error:#}"))
+    })
+}
+
+/// A lifetime in which a key is renewed while a test waits.
+fn short() -> String {
+    format!("{}s", patience(Duration::from_secs(12)).as_secs())
+}
+
+/// A key that the daemon made, and those before it, when nobody needs them any more. The last of them.
+fn nothing_is_left_of_keys_that_the_daemon_makes(world: &mut World) -> Result<Needles> {
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    let client = world.pod("sleep-full").clone();
+    let mut keys: Vec<PathBuf> = Vec::new();
+    while keys.len() < 3 {
+        ensure!(client.inside(|| converse(To::Full.v4(PORT), "hello"))?.worked());
+        let key = key_in_use(world, &format!("key-{}", keys.len()))?;
+        let text = fs::read(&key)?;
+        if keys.iter().any(|known| fs::read(known).is_ok_and(|known| known == text)) {
+            std::thread::sleep(Duration::from_millis(500));
+        } else {
+            keys.push(key);
+        }
+    }
+    let keys: Vec<Needles> = keys.iter().map(|key| needles(key)).collect::<Result<_>>()?;
+    let pid = world.b().process.pid();
+    let last = keys.last().context("keys")?.clone();
+    ensure!(!found(pid, &last)?.is_empty(), "the key in use is not found: this could not fail");
+    world.change(|mesh| {
+        mesh.remove("NodeWorkload", "full", "httpbin-full");
+    })?;
+    let all: Needles = keys.into_iter().flatten().collect();
+    until(Duration::from_secs(20), "the keys to be gone", || match found(pid, &all) {
+        Ok(left) if left.is_empty() => Ok(()),
+        Ok(left) => Err(left.join("\n")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    // Others are there: it is no daemon that has forgotten everything.
+    ensure!(!keys_in_use(pid)?.is_empty(), "another workload's key");
+    Ok(all)
+}
+
+#[test]
+fn a_key_of_the_embedded_ca_s_making_leaves_the_memory_too() -> Result<()> {
+    let mut world = World::with(&[], |_, _| {}, |spec| spec.with("--svid-lifetime", &short()))?;
+    nothing_is_left_of_keys_that_the_daemon_makes(&mut world)?;
+    Ok(())
+}
+
+#[test]
+fn a_key_that_a_ca_signed_leaves_the_memory_and_was_never_in_the_ca_s() -> Result<()> {
+    let mut world = World::without_daemons(&[Ca::pod(0)])?;
+    let ca = Ca::start(&world.bed, &[])?;
+    let identities = ["full/sleep", "full/httpbin", "partial/httpbin"];
+    world.start(|spec| ca.joined(spec.with("--svid-lifetime", &short()), &identities))?;
+    let keys = nothing_is_left_of_keys_that_the_daemon_makes(&mut world)?;
+    let told = found(ca.process.pid(), &keys)?;
+    ensure!(told.is_empty(), "the CA was told a key: {}", told.join("\n"));
+    Ok(())
+}
+
+/// Its arguments, its environment and all that it has printed.
+fn public(process: &Process) -> Result<String> {
+    let of = |what: &str| fs::read(format!("/proc/{}/{what}", process.pid()));
+    let mut text = process.stderr.all().join("\n");
+    text.push_str(&process.stdout.all().join("\n"));
+    for what in ["cmdline", "environ"] {
+        text.push_str(&String::from_utf8_lossy(&of(what)?).replace('\0', "\n"));
+    }
+    Ok(text)
+}
+
+#[test]
+fn neither_arguments_nor_logs_nor_answers_have_a_key_or_a_token() -> Result<()> {
+    let mut world = World::without_daemons(&[Ca::pod(0)])?;
+    let mut ca = Ca::start(&world.bed, &["--log-level", "trace"])?;
+    let identities = ["full/sleep", "full/httpbin", "partial/httpbin"];
+    world.start(|spec| ca.joined(spec.with("--log-level", "trace"), &identities))?;
+    let _echo = serve(world.pod("httpbin-full"), "echo", PORT)?;
+    let client = world.pod("sleep-full").clone();
+    let works = || -> Result<()> {
+        until(Duration::from_secs(30), "traffic", || {
+            match client.inside(|| converse(To::Full.v4(PORT), "hello")) {
+                Ok(talk) if talk.worked() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+    };
+    works()?;
+    let mut secrets: Vec<String> = Vec::new();
+    // A token that is spent, one that is wrong, and one that a node joins with again.
+    let mut tokens = Vec::new();
+    for daemon in &world.daemons {
+        let file = world.bed.directory.join(format!("nodes-files/{}.token", daemon.spec.name));
+        tokens.push(fs::read_to_string(&file)?);
+    }
+    let serials = |daemon: &Daemon| Ok::<_, anyhow::Error>(daemon.status()?["svids"].to_string());
+    let before = serials(world.a())?;
+    world.daemons[0].term()?;
+    fs::remove_dir_all(&world.a().spec.state)?;
+    let spec = world.a().spec.clone();
+    let file = ca.renew_token(&spec, &identities)?;
+    let good = fs::read_to_string(&file)?;
+    let wrong = format!("{}{}", &good.trim_end()[..good.trim_end().len() - 4], "0000");
+    fs::write(&file, &wrong)?;
+    let mark = ca.mark();
+    world.daemons[0].process = Process::start("the next daemon", spec.command()?)?;
+    ca.audited(mark, "the wrong token", |line| line["verdict"] == "refused")?;
+    fs::write(&file, &good)?;
+    world.daemons[0].ready()?;
+    works()?;
+    ensure!(serials(world.a())? != before, "it has joined again");
+    tokens.extend([good, wrong]);
+    for token in &tokens {
+        let (name, secret) = token.trim().rsplit_once('.').context("a token")?;
+        ensure!(name.starts_with("mtls-join.") && secret.len() >= 32, "{name}");
+        // Any part of it that would help to guess the rest.
+        secrets.extend([secret[..16].to_owned(), secret[16..32].to_owned()]);
+    }
+
+    let processes = [&world.a().process, &world.b().process, &ca.process];
+    let mut number = 0;
+    for process in processes {
+        let keys = keys_in_use(process.pid())?;
+        ensure!(!keys.is_empty(), "no key is found: this test could not fail");
+        for scalar in keys {
+            number += 1;
+            let key = openssl::p256_key(&world.bed.directory, &format!("k{number}"), &scalar)?;
+            secrets.extend(spellings(&key)?);
+        }
+    }
+    let mut texts = vec![];
+    for process in processes {
+        let text = public(process)?;
+        ensure!(text.contains("TRACE"), "nothing is said at this level: {text}");
+        texts.push(text);
+    }
+    for daemon in &world.daemons {
+        texts.extend([daemon.status()?.to_string(), daemon.http("/metrics")?.1]);
+    }
+    // As they would be found if they were there.
+    let names = [world.a().spec.name.clone()];
+    ensure!(texts.iter().any(|text| spelled(text, &names).is_some()), "the texts are not theirs");
+    for text in &texts {
+        for sign in ["mtls-join.", "private key-----"] {
+            let line = text.lines().find(|line| line.to_lowercase().contains(sign));
+            ensure!(line.is_none(), "{line:?}");
+        }
+        if let Some(secret) = spelled(text, &secrets) {
+            let lines = text.lines().filter(|line| spelled(line, &secrets).is_some());
+            anyhow::bail!("{secret}: {:?}", lines.collect::<Vec<_>>());
+        }
+    }
+    ca.stop()
 }
 
 /// The capabilities of deploy/systemd/mtls-daemon.service but CAP_SYS_RESOURCE, which containers lack and

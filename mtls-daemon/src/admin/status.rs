@@ -80,7 +80,7 @@ pub struct WorkloadStatus {
     #[serde(default)]
     pub cgroup_id: Option<u64>,
     pub state: WorkloadState,
-    /// Why it is pending or refused.
+    /// Why it is pending or refused, or why nobody connects as this workload although it is enrolled.
     pub reason: Option<String>,
     pub addresses: Vec<IpAddr>,
     /// The daemon's listeners in the workload's network namespace, by what they are for (`outbound`,

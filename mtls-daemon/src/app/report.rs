@@ -17,7 +17,7 @@ use crate::tls::revocation::CrlFacts;
 
 pub fn workload(workload: node::WorkloadStatus) -> WorkloadStatus {
     let (state, reason) = match workload.state {
-        node::WorkloadState::Enrolled => (WorkloadState::Enrolled, None),
+        node::WorkloadState::Enrolled => (WorkloadState::Enrolled, workload.cgroup_refused),
         node::WorkloadState::Pending(reason) => (WorkloadState::Pending, Some(reason)),
         node::WorkloadState::Refused(reason) => (WorkloadState::Refused, Some(reason)),
     };

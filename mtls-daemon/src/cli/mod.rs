@@ -42,10 +42,12 @@ enum Verb {
     /// Show the running daemon's certificates: serial, issuer, times, next renewal, last error
     #[command(after_help = exit::HELP)]
     Certs(status::StatusArgs),
-    /// Wait until the workload of this process' own cgroup is enrolled: for a unit's ExecStartPre
+    /// Wait until the workload of this process' own cgroup is enrolled and has its certificate: for a
+    /// unit's ExecStartPre
     ///
     /// A unit that is started again has another cgroup, which the daemon has to find first. What the unit
-    /// connects to before is not intercepted.
+    /// connects to before is not intercepted. Without --node, every daemon of the host is asked whose
+    /// workload it is.
     #[command(after_help = exit::HELP)]
     Wait(wait::WaitArgs),
     /// Remove everything a daemon left in the kernel: its workloads talk as if it had never been
@@ -107,6 +109,33 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    /// Arguments and environments can be read by others: a secret is in a file.
+    #[test]
+    fn no_argument_is_a_secret() {
+        use clap::CommandFactory;
+        const SECRET: [&str; 6] =
+            ["key", "token", "secret", "password", "passphrase", "credential"];
+        /// A place, or a kind of key.
+        const PLAIN: [&str; 4] = ["FILE", "DIR", "TYPE", "KIND"];
+        fn look(command: &clap::Command, seen: &mut Vec<String>) {
+            for argument in command.get_arguments().filter(|it| it.get_action().takes_values()) {
+                let name = argument.get_long().unwrap_or(argument.get_id().as_str());
+                if name.split(['-', '_']).any(|word| SECRET.contains(&word)) {
+                    let values = argument.get_value_names().unwrap_or_default();
+                    let plain = values.iter().all(|it| PLAIN.contains(&it.as_str()));
+                    assert!(plain && !values.is_empty(), "{}: {name}", command.get_name());
+                    seen.push(name.to_owned());
+                }
+            }
+            command.get_subcommands().for_each(|verb| look(verb, seen));
+        }
+        let mut seen = Vec::new();
+        look(&Cli::command(), &mut seen);
+        for name in ["ca-token-file", "ca-join-token-file", "key-encryption-file"] {
+            assert!(seen.iter().any(|it| it == name), "{name} among {seen:?}");
+        }
     }
 
     #[test]

@@ -262,6 +262,7 @@ impl Node {
             outbound_port: Some(entry.pod.outbound_port),
             inbound_port: Some(entry.pod.inbound_port),
             cgroup_id: entry.host.as_ref().and_then(Host::id),
+            cgroup_refused: entry.host.as_ref().and_then(|host| host.refused.clone()),
             ..status(&entry.wanted, WorkloadState::Enrolled)
         });
         let waiting =

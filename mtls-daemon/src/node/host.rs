@@ -25,11 +25,20 @@ pub struct Host {
     pub cgroup: Cgroup,
     /// As it was found last.
     pub found: Option<Found>,
+    /// Why the one that is there now is not taken, as it was said last.
+    pub refused: Option<String>,
 }
 
 impl Host {
     pub fn id(&self) -> Option<u64> {
         self.found.as_ref().map(|found| found.id)
+    }
+
+    /// Keeps why it is not taken. Whether that is news: it is looked at ten times a second.
+    pub fn refuse(&mut self, reason: Option<String>) -> bool {
+        let news = reason.is_some() && self.refused != reason;
+        self.refused = reason;
+        news
     }
 }
 
@@ -108,4 +117,22 @@ pub fn places(workload: &Workload, outbound_port: u16) -> HashMap<SocketAddr, u3
 pub fn declared(workload: &Workload) -> HashSet<SocketAddr> {
     let ports = workload.host_ports.iter().flat_map(|ports| ports.iter());
     ports.flat_map(|port| workload.addresses.iter().map(|ip| SocketAddr::new(*ip, *port))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_news_when_it_is_another_than_before() {
+        let mut host = Host { cgroup: Cgroup::Path("a".into()), found: None, refused: None };
+        let mut said = |reason: Option<&str>| host.refuse(reason.map(str::to_owned));
+        assert!(!said(None));
+        assert!(said(Some("deep")));
+        assert!(!said(Some("deep")) && !said(Some("deep")));
+        assert!(said(Some("holds us")));
+        // It was good in between.
+        assert!(!said(None));
+        assert!(said(Some("holds us")));
+    }
 }

@@ -30,6 +30,8 @@ pub struct WorkloadStatus {
     pub place: Place,
     /// Of a host workload, as the kernel knows it now.
     pub cgroup_id: Option<u64>,
+    /// Why the cgroup that is there now is not taken.
+    pub cgroup_refused: Option<String>,
     pub state: WorkloadState,
     pub addresses: Vec<IpAddr>,
     pub outbound_port: Option<u16>,
@@ -74,6 +76,7 @@ pub fn status(wanted: &NodeWorkload, state: WorkloadState) -> WorkloadStatus {
         identity: wanted.workload.id.clone(),
         place: wanted.place.clone(),
         cgroup_id: None,
+        cgroup_refused: None,
         state,
         addresses: wanted.workload.addresses.clone(),
         outbound_port: None,

@@ -59,6 +59,7 @@ impl AuthorityServer {
         // A resumed session would outlive what its certificate may do.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
         Ok(Self(Arc::new(config)))
     }
 
@@ -115,6 +116,7 @@ impl AuthorityClient {
         };
         config.alpn_protocols = vec![H2.to_vec()];
         config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
         Ok(Self(Arc::new(config)))
     }
 

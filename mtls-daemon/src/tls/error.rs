@@ -69,7 +69,9 @@ impl HandshakeError {
     pub(super) fn from_rustls(error: &Error) -> Self {
         match error {
             Error::InvalidCertificate(CertificateError::BadSignature) => Self::PeerRefused(
-                "the peer does not hold the key of the certificate it shows".to_owned(),
+                "its signature is wrong: it is signed by another CA of that name, or the peer does not \
+                 hold the key of the certificate it shows"
+                    .to_owned(),
             ),
             Error::InvalidCertificate(error) => Self::PeerRefused(error.to_string()),
             Error::NoCertificatesPresented => Self::PeerRefused(

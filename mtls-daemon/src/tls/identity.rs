@@ -292,6 +292,8 @@ fn server_config(
     // The library's own would skip the peer's certificate, and outlive its expiry.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // Can be replayed, and is there before anybody is verified.
+    config.max_early_data_size = 0;
     Ok(config)
 }
 
@@ -307,5 +309,6 @@ fn client_config(
         .with_client_cert_resolver(certificate);
     config.alpn_protocols = vec![MESH_ALPN.to_vec()];
     config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
     Ok(config)
 }

@@ -46,6 +46,7 @@ pub async fn connect(
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
     let name = ServerName::try_from(server_name.trim_matches(['[', ']']).to_owned())
         .map_err(|_| own(format!("{server_name:?} is no name of a server")))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;

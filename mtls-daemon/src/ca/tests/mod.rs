@@ -5,6 +5,7 @@ mod conformance;
 mod interop;
 mod lasting;
 mod nodes;
+mod parsers;
 
 use std::collections::BTreeMap;
 use std::io::Write;

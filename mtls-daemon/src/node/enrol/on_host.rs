@@ -46,7 +46,7 @@ impl Node {
         let slot = self.kernel.tables.slot_for(cookie, host::number(cgroup))?;
         let earlier = self.kernel.tables.workload(slot).copied();
         let prepared = Prepared { ipv6: host::has_ipv6(), changed: 0 };
-        let host = Host { cgroup: cgroup.clone(), found };
+        let host = Host { cgroup: cgroup.clone(), found, refused: None };
         let result = self.enrol_at(
             wanted,
             &namespace,
@@ -82,15 +82,23 @@ impl Node {
             }
             let root = self.kernel.cgroup_root();
             let found = match cgroup::find(root, &cgroup) {
-                Ok(found) if found == host.found => continue,
+                Ok(found) if found == host.found => {
+                    // Gone meanwhile: the next one is another.
+                    host.refuse(None);
+                    continue;
+                }
                 // With the same questions as before: it is another one.
                 Ok(_) => host::look(root, &cgroup),
                 Err(error) => Err(EnrolError::Io { path: cgroup.to_string(), error }),
             };
-            let found = found.unwrap_or_else(|error| {
-                tracing::error!(workload = %key, %error, "nobody connects as this workload");
-                None
-            });
+            let (found, error) = match found {
+                Ok(found) => (found, None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            if host.refuse(error.clone()) {
+                let error = error.unwrap_or_default();
+                tracing::error!(workload = %key, error, "nobody connects as this workload");
+            }
             if found == host.found {
                 continue;
             }

@@ -170,6 +170,7 @@ fn configuration(sources: &Sources) -> Ready {
     config.alpn_protocols = Vec::new();
     // A resumed session would outlive a change of the files.
     config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
     Ok(Arc::new(config))
 }
 

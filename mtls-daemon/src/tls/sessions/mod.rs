@@ -22,3 +22,20 @@ const LIFETIME: Duration = Duration::from_secs(3600);
 fn expiry(now: SystemTime, own: SystemTime, peer: SystemTime) -> SystemTime {
     (now + LIFETIME).min(own).min(peer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_lives_no_longer_than_the_shorter_certificate_nor_than_an_hour() {
+        let now = SystemTime::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(expiry(now, after(10), after(20)), after(10));
+        assert_eq!(expiry(now, after(20), after(10)), after(10));
+        assert_eq!(expiry(now, after(86_400), after(86_400)), after(3600));
+        let ended = now - Duration::from_secs(1);
+        assert_eq!(expiry(now, ended, after(10)), ended);
+        assert_eq!(expiry(now, after(10), ended), ended);
+    }
+}

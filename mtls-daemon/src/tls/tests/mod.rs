@@ -2,6 +2,8 @@
 
 mod first_bytes;
 mod handshakes;
+mod kept;
+mod names;
 mod refusals;
 mod resumed;
 mod revoked;

@@ -228,7 +228,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
 /// A relayed connection takes two descriptors, and the limit that login shells and service managers
 /// give is for programs with few.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));

@@ -5,7 +5,7 @@ use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateDer;
 
 use crate::ca::authenticate::token_review;
-use crate::ca::{bearer, csr};
+use crate::ca::{bearer, csr, token};
 use crate::identity::SpiffeId;
 use crate::identity::revocations::normal_serial;
 use crate::mesh::Objects;
@@ -93,6 +93,12 @@ pub fn ca_input(bytes: &[u8]) {
     }
     if let Ok(token) = bearer::token(Some(text.lines())) {
         assert!(text.contains(token));
+    }
+    for join in text.lines().chain([&*text]) {
+        if let Ok((id, secret)) = token::parse(join) {
+            assert_eq!(join, format!("{}{id}.{secret}", token::PREFIX));
+            assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric()) && id.len() <= 32);
+        }
     }
     if let Ok(review) = serde_json::from_slice(bytes)
         && let Ok(account) = token_review::account(&review, token_review::AUDIENCE)

@@ -91,6 +91,7 @@ fn anything_that_a_ca_is_sent() {
         pem.as_bytes(),
         certificate.der(),
         b"Basic x\nBearer mtls-join.0123456789ab.00\n",
+        b"mtls-join.0123456789ab.00",
         br#"{"status":{"authenticated":true,"audiences":["istio-ca"],"user":{"username":"system:serviceaccount:a:b","groups":["system:serviceaccounts"],"extra":{}}}}"#,
     ];
     assert!(csr::public_key(&pem).is_ok() && parse_svid(&[certificate.der().clone()]).is_ok());

@@ -1,6 +1,7 @@
 //! A CA for many nodes: its root is replaced under load, and it may be away for a while.
 #![forbid(unsafe_code)]
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,9 +10,11 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, converse, ping};
 use mtls_tests::daemon::Daemon;
 use mtls_tests::demo::SLEEP;
+use mtls_tests::process::{Process, sibling};
 use mtls_tests::wait::{patience, until};
 use mtls_tests::world::To;
 use mtls_tests::{Ca, Pod, World};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const PORT: u16 = 9000;
@@ -120,6 +123,47 @@ fn a_root_is_replaced_in_three_steps_and_no_request_fails() -> Result<()> {
         let failed: Vec<&Value> = lines.iter().filter(|line| line["outcome"] != "ok").collect();
         ensure!(failed.is_empty(), "{failed:?}");
     }
+    Ok(())
+}
+
+/// `ca root rotate`, which goes on by itself.
+fn rotate(ca: &Ca) -> Result<Process> {
+    let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+    command.args(["ca", "root", "rotate", "--dir"]).arg(&ca.directory);
+    Process::start("ca root rotate", command)
+}
+
+#[test]
+fn one_command_replaces_the_root_and_goes_on_where_it_was_ended() -> Result<()> {
+    let (world, ca) = world(Duration::from_secs(8))?;
+    let client = world.pod("sleep-full");
+    let old = ca.command(&["root", "show"])?;
+    let (end, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| load(client, &end, &count));
+        let rotated = (|| -> Result<()> {
+            let mut first = rotate(&ca)?;
+            let waits = |line: &str| line.starts_with("waits ").then_some(());
+            first.stdout.find_after(0, SOON, "that it waits", waits)?;
+            first.signal(Signal::SIGINT)?;
+            ensure!(!first.wait(SOON)?.success(), "it was not at its end");
+            let phases = ca.command(&["root", "show", "--phases"])?;
+            ensure!(phases.contains("signs next"), "{phases}");
+
+            let mut second = rotate(&ca)?;
+            let status = second.wait(SOON)?;
+            ensure!(status.success(), "{status}: {:?}", second.stderr.all());
+            let goes_on = |line: &str| line.contains("it goes on").then_some(());
+            second.stdout.find_after(0, SOON, "that it goes on", goes_on)?;
+            let before = serials(&world)?;
+            observed(&world, 1, &before)
+        })();
+        end.store(true, Ordering::Relaxed);
+        let loaded = loading.join().map_err(|_| anyhow::anyhow!("the load panicked"))?;
+        rotated.and(loaded)
+    })?;
+    let new = ca.command(&["root", "show"])?;
+    ensure!(new != old && new.matches("BEGIN CERTIFICATE").count() == 1, "{new}");
     Ok(())
 }
 

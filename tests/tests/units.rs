@@ -48,6 +48,14 @@ fn workloads_are_ordered_after_the_daemon_and_the_daemon_after_the_ca() -> Resul
     Ok(())
 }
 
+/// As many files as it takes connections.
+#[test]
+fn the_ca_may_open_a_file_for_every_connection() -> Result<()> {
+    let limit = values(&shipped("mtls-ca.service")?, "Service", "LimitNOFILE")?;
+    ensure!(limit.len() == 1 && limit[0].parse::<u32>()? > 2 * 4096, "{limit:?}");
+    Ok(())
+}
+
 /// Options that would take from the daemon what it lives by.
 #[test]
 fn no_option_takes_its_mounts_or_its_network() -> Result<()> {

@@ -6,6 +6,7 @@ use rustls_pki_types::pem::{PemObject, SectionKind};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION,
+    OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA,
 };
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
@@ -29,6 +30,8 @@ pub enum CsrError {
         "the key in the CSR is {0}; ECDSA P-256 and P-384 and RSA of 2048 to 4096 bits are accepted"
     )]
     Key(String),
+    #[error("the CSR is signed with SHA-1")]
+    Sha1,
     #[error("the CSR is not signed with the key that it names")]
     Signature,
 }
@@ -47,6 +50,10 @@ pub fn public_key(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
     };
     let key = &csr.certification_request_info.subject_pki;
     check_kind(key)?;
+    // Otherwise our library would take it.
+    if [OID_PKCS1_SHA1WITHRSA, OID_SHA1_WITH_RSA].contains(&csr.signature_algorithm.algorithm) {
+        return Err(CsrError::Sha1);
+    }
     csr.verify_signature().map_err(|_| CsrError::Signature)?;
     SubjectPublicKeyInfo::from_der(key.raw).map_err(|error| CsrError::Key(error.to_string()))
 }

@@ -32,6 +32,26 @@ fn other_keys_are_refused() {
     assert!(matches!(public_key(&csr(&p521)), Err(CsrError::Key(_))));
 }
 
+/// What our own library would not make.
+fn openssl(arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new("openssl");
+    command.args(["req", "-new", "-nodes", "-subj", "/CN=x", "-keyout", "/dev/null"]);
+    let output = command.args(arguments).output().expect("openssl is installed");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn weak_keys_and_weak_signatures_are_refused() {
+    public_key(&openssl(&["-newkey", "rsa:2048"])).expect("one that is long enough");
+    let short = public_key(&openssl(&["-newkey", "rsa:1024"])).unwrap_err();
+    assert_eq!(short, CsrError::Key("RSA of 1024 bits".to_owned()));
+    let sha1 = public_key(&openssl(&["-newkey", "rsa:2048", "-sha1"])).unwrap_err();
+    assert_eq!(sha1, CsrError::Sha1);
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-sha1"];
+    assert!(public_key(&openssl(&curve)).is_err());
+}
+
 #[test]
 fn a_key_that_the_sender_does_not_hold_is_refused() {
     let [own, other] = [(); 2].map(|()| KeyPair::generate().unwrap());

@@ -3,26 +3,36 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::allow::{self, AccountName, Pods};
 use super::audit::{Audit, Entry};
 use super::authenticate::{Authenticator, Caller, Credentials, Purpose, join, node};
 use super::nodes::{self, Node, Nodes};
+use super::rate::Rates;
 use super::revoke::{self, Held};
 use super::signing::{Signing, Source, pem_of};
 use super::state::Watched;
-use super::{Refusal, StateDir, csr, issued, roots, seconds, token};
+use super::{Refusal, StateDir, csr, domain, issued, roots, seconds, token};
 use crate::identity::KeyType;
 use crate::identity::ca::sealed::SealingKey;
 use crate::identity::ca::{CaError, Signed, Subject};
 use crate::identity::{NodeName, SpiffeId, TrustDomain};
 
-/// Requests that wait for a processor; one more is told to come back.
-const WAITING: usize = 4096;
+/// Requests of callers who are known, waiting for a processor; one more is told to come back.
+pub(super) const WAITING: u32 = 4096;
+
+/// Requests with a token that nobody has looked at: they take no place from those who are known.
+pub(super) const STRANGERS: u32 = 2048;
+/// So many of those are looked at at a time: it takes files, or an API server.
+const LOOKED_AT: usize = 64;
+
+/// How long a request waits for its turn: whoever asked has an answer soon after, and nothing is signed
+/// for somebody who was told that the CA is busy.
+const QUEUE: Duration = Duration::from_secs(25);
 
 /// How long a signed revocation list is handed out before it is signed again.
 const SIGN_AGAIN: Duration = Duration::from_secs(2);
@@ -53,9 +63,17 @@ pub struct Ca {
     nodes: Watched<Nodes>,
     revoked: Watched<Held>,
     list: Mutex<Option<SignedList>>,
+    pub(super) rates: Rates,
     processors: Semaphore,
-    waiting: Semaphore,
+    pub(super) waiting: Semaphore,
+    pub(super) strangers: Semaphore,
+    looked_at: Semaphore,
+    /// All that is answered and written down at the moment; its permits are those that are not.
+    unfinished: Semaphore,
 }
+
+/// More than can be under way: for [`Ca::finished`] to take at once.
+const ALL: u32 = 1 << 20;
 
 /// What a request asks for.
 #[derive(Debug, Clone, Default)]
@@ -91,6 +109,7 @@ impl Ca {
     /// Makes the first root if there is none.
     pub fn open(settings: Settings, audit: Audit, now: SystemTime) -> Result<Self, CaError> {
         let directory = Arc::new(StateDir::open(&settings.directory)?);
+        domain::keep(&directory, &settings.trust_domain)?;
         let source = match &settings.plugged_in {
             Some(folder) => Source::PluggedIn(folder.clone()),
             None => Source::Own,
@@ -101,6 +120,7 @@ impl Ca {
         }
         issued::compact(&directory, now)?;
         let signing = load(&settings, &source, &directory, now)?;
+        show_anchors(&source, &directory, &signing)?;
         let authenticators: Vec<Box<dyn Authenticator>> = vec![
             Box::new(node::NodeSvid(settings.trust_domain.clone())),
             Box::new(join::JoinTokens(directory.clone())),
@@ -117,7 +137,11 @@ impl Ca {
             revoked: Watched::new(revoke::FILE),
             list: Mutex::new(None),
             processors: Semaphore::new(processors),
-            waiting: Semaphore::new(WAITING),
+            rates: Rates::default(),
+            waiting: Semaphore::new(WAITING as usize),
+            strangers: Semaphore::new(STRANGERS as usize),
+            looked_at: Semaphore::new(LOOKED_AT),
+            unfinished: Semaphore::new(ALL as usize),
             settings,
         })
     }
@@ -151,6 +175,9 @@ impl Ca {
         }
         let signing = load(&self.settings, &self.source, &self.directory, now)?;
         let changed = signing.anchors_pem != self.signing.load().anchors_pem;
+        if changed {
+            show_anchors(&self.source, &self.directory, &signing)?;
+        }
         self.signing.store(Arc::new(signing));
         if changed {
             tracing::info!("the CA's roots changed");
@@ -167,6 +194,7 @@ impl Ca {
         credentials: Credentials,
         request: Request,
     ) -> Result<Vec<String>, Refusal> {
+        let _unfinished = self.unfinished.acquire().await.map_err(|_| Refusal::Busy)?;
         let mut entry = Entry { peer: Some(credentials.peer), ..Entry::default() };
         let result = self.decide(&credentials, request, &mut entry).await;
         let written = match &result {
@@ -180,20 +208,25 @@ impl Ca {
         result
     }
 
+    /// Resolves when nothing is being answered.
+    pub async fn finished(&self) {
+        // Fails only when the semaphore is closed: never.
+        self.unfinished.acquire_many(ALL).await.ok();
+    }
+
     async fn decide(
         self: &Arc<Self>,
         credentials: &Credentials,
         request: Request,
         entry: &mut Entry,
     ) -> Result<Vec<String>, Refusal> {
-        let _waiting = self.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
         entry.identity = request.impersonated.as_ref().map(|id| id.chars().take(256).collect());
         let caller = self.authenticate(credentials, Purpose::Certificate, entry).await?;
-        let lifetime = self.lifetime(request.lifetime)?;
-        let _processor = self.processors.acquire().await.map_err(|_| Refusal::Busy)?;
+        let _waiting = self.waiting.try_acquire().map_err(|_| Refusal::Busy)?;
+        let _processor = place(&self.processors).await?;
         let (ca, now, mut noted) = (self.clone(), credentials.now, entry.clone());
         let work = move || {
-            let result = ca.issue(caller, &request, lifetime, now, &mut noted);
+            let result = ca.issue(caller, &request, now, &mut noted);
             (result, noted)
         };
         let done = tokio::task::spawn_blocking(work).await;
@@ -210,9 +243,14 @@ impl Ca {
         purpose: Purpose,
         entry: &mut Entry,
     ) -> Result<Caller, Refusal> {
+        let _looked_at = self.looked_at(credentials).await?;
         let mut failures = Vec::new();
         for authenticator in &self.authenticators {
             match authenticator.authenticate(credentials, purpose).await {
+                Some(Ok(Caller::Node { name, .. })) if !self.still_trusts(credentials) => {
+                    let why = format!("the root above the SVID of node {name} is trusted no more");
+                    failures.push(format!("{}: {why}", authenticator.name()));
+                }
                 Some(Ok(caller)) => {
                     entry.method = Some(authenticator.name());
                     entry.caller = Some(caller.name());
@@ -229,6 +267,26 @@ impl Ca {
             });
         }
         Err(Refusal::Unauthenticated(failures.join("; ")))
+    }
+
+    /// A place among those whose token has to be looked at. A client certificate has been verified:
+    /// whoever shows nothing else needs none.
+    async fn looked_at(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)>, Refusal> {
+        if credentials.bearer_token().is_err() {
+            return Ok(None);
+        }
+        let waiting = self.strangers.try_acquire().map_err(|_| Refusal::Busy)?;
+        Ok(Some((waiting, place(&self.looked_at).await?)))
+    }
+
+    /// Whether the client's certificate would verify in a handshake of now: a connection outlives the
+    /// roots that it began with.
+    fn still_trusts(&self, credentials: &Credentials) -> bool {
+        let client = credentials.client.as_ref();
+        client.is_some_and(|client| self.signing.load().trusts(&client.chain, credentials.now))
     }
 
     fn lifetime(&self, asked: i64) -> Result<Duration, Refusal> {
@@ -289,14 +347,26 @@ impl Ca {
         &self,
         caller: Caller,
         request: &Request,
-        lifetime: Duration,
         now: SystemTime,
         entry: &mut Entry,
     ) -> Result<Vec<String>, Refusal> {
+        // A join token is good for one certificate anyhow.
+        let counted = match &caller {
+            Caller::Joining { .. } => None,
+            caller => Some(caller.name()),
+        };
         let grant = self.grant(caller, request)?;
         entry.identity = Some(grant.id.to_string());
+        // First: whoever is revoked hears nothing else, and has nothing signed.
+        self.refuse_revoked(&grant)?;
+        let lifetime = self.lifetime(request.lifetime)?;
         let key = csr::public_key(&request.csr)
             .map_err(|error| Refusal::BadRequest(error.to_string()))?;
+        if let Some(caller) = counted
+            && !self.rates.take(&caller, Instant::now())
+        {
+            return Err(Refusal::TooMany { caller });
+        }
         let signing = self.signing.load_full();
         let subject = Subject { id: &grant.id, dns_names: &[] };
         let signed = signing.authority.sign(&key, subject, lifetime, now)?;
@@ -320,21 +390,7 @@ impl Ca {
         now: SystemTime,
     ) -> Result<(), Refusal> {
         let turn = self.directory.turn()?;
-        let revoked = self.revoked.get(&self.directory)?;
-        let refuse = |what: String| Err(Refusal::NotAllowed(format!("{what} is revoked")));
-        if revoked.names_identity(grant.id.as_str()) {
-            return refuse(grant.id.to_string());
-        }
-        if let Some(node) = &grant.node
-            && revoked.names_node(node)
-        {
-            return refuse(format!("node {node}"));
-        }
-        if let Some(serial) = &grant.shown
-            && revoked.names_serial(serial)
-        {
-            return refuse(format!("the caller's certificate {serial}"));
-        }
+        self.refuse_revoked(grant)?;
         if let Some(id) = &grant.token {
             let token = token::use_up(&turn, id, now)?
                 .map_err(|error| Refusal::Unauthenticated(error.to_string()))?;
@@ -354,6 +410,25 @@ impl Ca {
         if matches!(self.source, Source::Own) {
             let lives = signed.not_after.duration_since(now).unwrap_or_default();
             roots::note_lifetime(&turn, lives)?;
+        }
+        Ok(())
+    }
+
+    fn refuse_revoked(&self, grant: &Grant) -> Result<(), Refusal> {
+        let revoked = self.revoked.get(&self.directory)?;
+        let refuse = |what: String| Err(Refusal::NotAllowed(format!("{what} is revoked")));
+        if revoked.names_identity(grant.id.as_str()) {
+            return refuse(grant.id.to_string());
+        }
+        if let Some(node) = &grant.node
+            && revoked.names_node(node)
+        {
+            return refuse(format!("node {node}"));
+        }
+        if let Some(serial) = &grant.shown
+            && revoked.names_serial(serial)
+        {
+            return refuse(format!("the caller's certificate {serial}"));
         }
         Ok(())
     }
@@ -394,6 +469,11 @@ impl Ca {
     }
 }
 
+async fn place(of: &Semaphore) -> Result<SemaphorePermit<'_>, Refusal> {
+    let taken = tokio::time::timeout(QUEUE, of.acquire()).await;
+    taken.map_err(|_| Refusal::Busy)?.map_err(|_| Refusal::Busy)
+}
+
 fn load(
     settings: &Settings,
     source: &Source,
@@ -403,4 +483,13 @@ fn load(
     let Settings { sealing, trust_domain, dns_names, default_lifetime, .. } = settings;
     let sealing = sealing.as_ref();
     Signing::load(source, directory, sealing, trust_domain, dns_names, *default_lifetime, now)
+}
+
+/// Writes down what is trusted above somebody else's root, for `ca root show`, or that it is no more.
+fn show_anchors(source: &Source, directory: &StateDir, signing: &Signing) -> Result<(), CaError> {
+    let turn = directory.turn()?;
+    match source {
+        Source::PluggedIn(_) => turn.write_text(roots::PLUGGED_IN, &signing.anchors_pem),
+        Source::Own => turn.remove(roots::PLUGGED_IN),
+    }
 }

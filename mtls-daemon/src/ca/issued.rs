@@ -1,6 +1,7 @@
 //! What was issued and has not expired: so that revoking a node reaches all that it obtained.
 
-use std::time::SystemTime;
+use std::io::{BufRead, BufReader};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,10 @@ use crate::identity::ca::CaError;
 use crate::identity::ca::files;
 
 pub const FILE: &str = "issued.jsonl";
+
+/// Whose clock is behind takes a certificate for valid after its end: what is revoked stays on the
+/// list for so long.
+pub const CLOCKS: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issued {
@@ -29,21 +34,87 @@ pub fn add(turn: &Turn<'_>, issued: &Issued) -> Result<(), CaError> {
     turn.append(FILE, &line)
 }
 
-/// Those that are still valid. A line that a crash cut off is left out.
-pub fn valid(directory: &StateDir, now: SystemTime) -> Result<Vec<Issued>, CaError> {
-    let Some(text) = files::read_private(&directory.path(FILE))? else { return Ok(Vec::new()) };
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Issued>(line).ok());
-    Ok(lines.filter(|issued| issued.not_after > seconds(now)).collect())
+impl Issued {
+    /// Until when somebody may take the certificate for valid.
+    pub fn until(&self) -> u64 {
+        self.not_after.saturating_add(CLOCKS.as_secs())
+    }
+}
+
+/// Those that somebody may take for valid, and that are `wanted`. A line that a crash cut off is left
+/// out. Line by line: the file may be larger than memory.
+pub fn valid(
+    directory: &StateDir,
+    now: SystemTime,
+    wanted: impl Fn(&Issued) -> bool,
+) -> Result<Vec<Issued>, CaError> {
+    let path = directory.path(FILE);
+    let Some(file) = files::open_private(&path)? else { return Ok(Vec::new()) };
+    let (mut lines, mut line, mut found) = (BufReader::new(file), Vec::new(), Vec::new());
+    while lines.read_until(b'\n', &mut line).map_err(files::io_error("read", &path))? > 0 {
+        if let Ok(issued) = serde_json::from_slice::<Issued>(&line)
+            && issued.until() > seconds(now)
+            && wanted(&issued)
+        {
+            found.push(issued);
+        }
+        line.clear();
+    }
+    Ok(found)
 }
 
 /// Forgets what has expired.
 pub fn compact(directory: &StateDir, now: SystemTime) -> Result<(), CaError> {
     let turn = directory.turn()?;
     let mut text = String::new();
-    for issued in valid(directory, now)? {
+    for issued in valid(directory, now, |_| true)? {
         let line = serde_json::to_string(&issued);
         text += &line.map_err(|error| CaError::Sign(error.to_string()))?;
         text.push('\n');
     }
     turn.write_text(FILE, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn issued(serial: &str, not_after: u64) -> Issued {
+        let id = "spiffe://cluster.local/ns/a/sa/b".to_owned();
+        Issued { serial: serial.to_owned(), issuer: "aa".to_owned(), id, node: None, not_after }
+    }
+
+    fn directory() -> (tempfile::TempDir, StateDir) {
+        let place = tempfile::tempdir().unwrap();
+        let directory = StateDir::open(&place.path().join("ca")).unwrap();
+        (place, directory)
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_takes_no_other_with_it() {
+        let (_place, directory) = directory();
+        let now = SystemTime::now();
+        let later = seconds(now) + 100;
+        add(&directory.turn().unwrap(), &issued("1", later)).unwrap();
+        let mut file = std::fs::File::options().append(true).open(directory.path(FILE)).unwrap();
+        file.write_all(br#"{"serial":"2","issu"#).unwrap();
+        add(&directory.turn().unwrap(), &issued("3", later)).unwrap();
+        let serials: Vec<_> =
+            valid(&directory, now, |_| true).unwrap().into_iter().map(|it| it.serial).collect();
+        assert_eq!(serials, ["1", "3"]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_whole_is_not_there_at_all() {
+        let (_place, directory) = directory();
+        let now = SystemTime::now();
+        let later = seconds(now) + 100;
+        std::os::unix::fs::symlink("/dev/full", directory.path(FILE)).unwrap();
+        assert!(add(&directory.turn().unwrap(), &issued("1", later)).is_err());
+        std::fs::remove_file(directory.path(FILE)).unwrap();
+        add(&directory.turn().unwrap(), &issued("2", later)).unwrap();
+        assert_eq!(valid(&directory, now, |_| true).unwrap().len(), 1);
+    }
 }

@@ -1,7 +1,7 @@
 //! The CA server: `mtls-daemon ca`. It signs for nodes and workloads that prove who they are, speaks
 //! Istio's certificate service, and tells nodes what is revoked.
 //!
-//! A request's way: [`server`] accepts it, [`service`] reads it, [`authenticate`] says who asks,
+//! A request's way: [`server`] accepts its [`connection`], [`service`] reads it, [`authenticate`] says who asks,
 //! [`allow`] for whom that one may ask, [`issue`] signs, [`audit`] writes it down. What the CA
 //! remembers lies in files of one directory ([`state`]), which the command line's other verbs change
 //! under the same lock: the server reads them anew when they change.
@@ -10,10 +10,13 @@ pub mod allow;
 pub mod audit;
 pub mod authenticate;
 pub mod bearer;
+pub mod connection;
 pub mod csr;
+pub mod domain;
 pub mod issue;
 pub mod issued;
 pub mod nodes;
+pub mod rate;
 pub mod refusal;
 pub mod revoke;
 pub mod roots;

@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use super::rate;
 use crate::identity::ca::CaError;
 
 /// Whoever is not allowed to ask learns no more than that: not which check failed, nor what exists.
@@ -20,6 +21,13 @@ pub enum Refusal {
     BadRequest(String),
     #[error("too many requests are waiting")]
     Busy,
+    /// One caller, many certificates.
+    #[error(
+        "{caller} asks for too many certificates: {} at once and {} a second are granted",
+        rate::BURST,
+        rate::PER_SECOND
+    )]
+    TooMany { caller: String },
     /// The CA's own trouble.
     #[error("the CA failed: {0}")]
     Internal(String),
@@ -33,6 +41,10 @@ impl Refusal {
             }
             Self::BadRequest(why) => Status::new(Code::InvalidArgument, why),
             Self::Busy => Status::new(Code::ResourceExhausted, "the CA is busy: ask again later"),
+            Self::TooMany { .. } => Status::new(
+                Code::ResourceExhausted,
+                "too many certificates were asked for: ask again later",
+            ),
             Self::Internal(_) => Status::new(Code::Internal, "the CA failed: see its log"),
         }
     }

@@ -1,9 +1,11 @@
 //! Revoking, and taking it back.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::nodes::{self, Nodes};
 use super::state::StateDir;
 use super::{issued, seconds};
 use crate::identity::ca::CaError;
@@ -57,53 +59,83 @@ impl Held {
     }
 }
 
-/// How many entries there are more than before. Revoking twice adds nothing.
+/// What revoking did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// How many there are more than before.
+    pub entries: usize,
+    /// The CA has heard of it. Otherwise its name may be misspelt.
+    pub known: bool,
+}
+
+/// Revoking twice adds nothing.
 pub fn add(
     directory: &StateDir,
     target: &Target,
     reason: &str,
     now: SystemTime,
-) -> Result<usize, CaError> {
+) -> Result<Added, CaError> {
     // Issuing writes its record and looks at this list in one turn: a certificate is either in the
     // record that is read here, or its issuing sees what is written here.
     let turn = directory.turn()?;
     let mut held: Held = turn.read(FILE)?;
-    let issued = issued::valid(directory, now)?;
+    // By name: a node may have obtained very many.
+    let mut listed: HashSet<String> = held.entries.iter().map(|it| name(&it.what)).collect();
     let before = held.entries.len();
     let mut put = |what: What, until| {
-        if !held.entries.iter().any(|it| it.what == what) {
+        if listed.insert(name(&what)) {
             held.entries.push(Revoked { what, at: seconds(now), reason: reason.to_owned(), until });
         }
     };
-    let certificate = |it: &issued::Issued| What::Certificate {
-        serial: it.serial.clone(),
-        issuer: Some(it.issuer.clone()),
+    let certificate = |it: issued::Issued| {
+        let until = Some(it.until());
+        (What::Certificate { serial: it.serial, issuer: Some(it.issuer) }, until)
     };
-    match target {
+    let known = match target {
         Target::Serial(serial) => {
             let serial = normal_serial(serial);
-            match issued.iter().find(|it| it.serial == serial) {
-                Some(known) => put(certificate(known), Some(known.not_after)),
+            let mut issued = issued::valid(directory, now, |it| it.serial == serial)?;
+            let (what, until) = match issued.pop() {
+                Some(known) => certificate(known),
                 // Another CA's, or from before the record: any issuer's, for good.
-                None => put(What::Certificate { serial, issuer: None }, None),
-            }
+                None => (What::Certificate { serial, issuer: None }, None),
+            };
+            put(what, until);
+            until.is_some()
         }
-        Target::Identity(id) => put(What::Identity(id.clone()), None),
+        Target::Identity(id) => {
+            put(What::Identity(id.clone()), None);
+            true
+        }
         Target::Node(node) => {
             put(What::Node(node.clone()), None);
-            for known in issued.iter().filter(|it| it.node.as_ref() == Some(node)) {
-                put(certificate(known), Some(known.not_after));
+            let issued = issued::valid(directory, now, |it| it.node.as_ref() == Some(node))?;
+            let obtained = !issued.is_empty();
+            for (what, until) in issued.into_iter().map(certificate) {
+                put(what, until);
             }
+            obtained || turn.read::<Nodes>(nodes::FILE)?.0.contains_key(node)
         }
-    }
-    let added = held.entries.len() - before;
-    if added > 0 {
+    };
+    let entries = held.entries.len() - before;
+    if entries > 0 {
         held.number += 1;
         let now = seconds(now);
         held.entries.retain(|it| it.until.is_none_or(|until| until > now));
         turn.write(FILE, &held)?;
     }
-    Ok(added)
+    Ok(Added { entries, known })
+}
+
+/// Tells one entry from another.
+fn name(what: &What) -> String {
+    match what {
+        What::Certificate { serial, issuer } => {
+            format!("certificate {serial} of {}", issuer.as_deref().unwrap_or("anybody"))
+        }
+        What::Identity(id) => format!("identity {id}"),
+        What::Node(node) => format!("node {node}"),
+    }
 }
 
 /// Takes entries back; how many. A node's certificates stay revoked one by one: it gets new ones.
@@ -156,11 +188,12 @@ mod tests {
         let later = seconds(now) + 100;
         issue(&directory, "1", Some(&one), later);
         issue(&directory, "2", Some(&two), later);
-        issue(&directory, "3", Some(&one), seconds(now) - 1);
+        issue(&directory, "3", Some(&one), seconds(now) - 601);
         issue(&directory, "4", None, later);
         let target = Target::Node(one.clone());
-        assert_eq!(add(&directory, &target, "lost", now).unwrap(), 2);
-        assert_eq!(add(&directory, &target, "lost", now).unwrap(), 0, "again");
+        let added = |entries| Added { entries, known: true };
+        assert_eq!(add(&directory, &target, "lost", now).unwrap(), added(2));
+        assert_eq!(add(&directory, &target, "lost", now).unwrap(), added(0), "again");
         let held: Held = directory.read(FILE).unwrap();
         assert_eq!(held.number, 1);
         assert!(held.names_node(&one) && !held.names_node(&two));
@@ -168,9 +201,12 @@ mod tests {
         assert_eq!(named, [true, false, false, false]);
 
         let domain = TrustDomain::parse("cluster.local").unwrap();
-        let at_the_end = now + std::time::Duration::from_secs(200);
-        assert_eq!(held.list(&domain, now).entries.len(), 2);
-        assert_eq!(held.list(&domain, at_the_end).entries.len(), 1, "it expired by itself");
+        let after = |seconds| {
+            let now = now + std::time::Duration::from_secs(seconds);
+            held.list(&domain, now).entries.len()
+        };
+        assert_eq!((after(0), after(200)), (2, 2), "somebody's clock is behind");
+        assert_eq!(after(701), 1, "it expired by itself");
     }
 
     #[test]
@@ -178,7 +214,7 @@ mod tests {
         let (_place, directory) = directory();
         let now = SystemTime::now();
         let serial = Target::Serial("0A:0B".to_owned());
-        assert_eq!(add(&directory, &serial, "", now).unwrap(), 1);
+        assert_eq!(add(&directory, &serial, "", now).unwrap().entries, 1);
         assert_eq!(undo(&directory, &Target::Identity("a0b".to_owned())).unwrap(), 0);
         assert_eq!(undo(&directory, &serial).unwrap(), 1);
         let held: Held = directory.read(FILE).unwrap();
@@ -189,11 +225,46 @@ mod tests {
     fn what_expired_is_forgotten() {
         let (_place, directory) = directory();
         let now = SystemTime::now();
-        issue(&directory, "1", None, seconds(now) - 1);
+        issue(&directory, "1", None, seconds(now) - 601);
         issue(&directory, "2", None, seconds(now) + 9);
         issued::compact(&directory, now).unwrap();
         let text = std::fs::read_to_string(directory.path(issued::FILE)).unwrap();
         assert_eq!(text.lines().count(), 1);
-        assert_eq!(issued::valid(&directory, now).unwrap()[0].serial, "2");
+        assert_eq!(issued::valid(&directory, now, |_| true).unwrap()[0].serial, "2");
+    }
+
+    #[test]
+    fn what_the_ca_never_heard_of_is_told_from_what_it_knows() {
+        let (_place, directory) = directory();
+        let now = SystemTime::now();
+        let [one, two] = ["vm-1", "vm-2"].map(|name| NodeName::parse(name).unwrap());
+        issue(&directory, "a1", Some(&one), seconds(now) + 100);
+        let known = |target| add(&directory, &target, "", now).unwrap();
+        assert_eq!(known(Target::Serial("00:A1".to_owned())), Added { entries: 1, known: true });
+        assert_eq!(known(Target::Serial("a2".to_owned())), Added { entries: 1, known: false });
+        assert!(known(Target::Node(one)).known);
+        assert_eq!(known(Target::Node(two)), Added { entries: 1, known: false });
+    }
+
+    #[test]
+    fn a_node_that_obtained_very_much_is_revoked_soon() {
+        let (_place, directory) = directory();
+        let now = SystemTime::now();
+        let node = NodeName::parse("vm-1").unwrap();
+        let lines: String = (0..100_000)
+            .map(|number| {
+                let until = seconds(now) + 100;
+                format!(
+                    "{{\"serial\":\"{number:x}\",\"issuer\":\"aa\",\"id\":\"x\",\"node\":\"vm-1\",\
+                     \"not_after\":{until}}}\n"
+                )
+            })
+            .collect();
+        directory.turn().unwrap().write_text(issued::FILE, &lines).unwrap();
+        let began = std::time::Instant::now();
+        let added = add(&directory, &Target::Node(node), "", now).unwrap();
+        assert_eq!(added.entries, 100_001);
+        // Comparing each with each takes minutes.
+        assert!(began.elapsed() < std::time::Duration::from_secs(30), "{:?}", began.elapsed());
     }
 }

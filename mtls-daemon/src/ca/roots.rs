@@ -24,6 +24,12 @@ use crate::identity::ca::{Authority, CaError};
 
 pub const FILE: &str = "roots.json";
 
+/// The trust anchors above a plugged-in certificate, for `ca root show`: there while it signs.
+pub const PLUGGED_IN: &str = "plugged-in.pem";
+
+/// Whoever serves takes over a step within a second, and clocks are a little apart.
+const SLACK: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Roots {
@@ -54,6 +60,13 @@ pub enum Phase {
     Old,
 }
 
+/// What comes after `prepare`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Switch,
+    Retire,
+}
+
 /// What is needed to sign.
 pub struct Loaded {
     pub authority: Authority,
@@ -72,6 +85,18 @@ pub enum StepError {
          for {left} more; --force if all clients are nodes of mtls-daemon, which hear within seconds"
     )]
     TooEarly { ago: String, left: String },
+    #[error(
+        "the keys of this CA are encrypted at rest, and the new one is to be as well: name the file \
+         that `ca run` has, with --key-encryption-file"
+    )]
+    NotSealed,
+    #[error(
+        "the keys of this CA are not encrypted: start `ca run` with --key-encryption-file first, which \
+         then encrypts them"
+    )]
+    SealedAlone,
+    #[error("the keys of this CA are encrypted with another file than this --key-encryption-file")]
+    OtherSealing,
 }
 
 fn certificate_file(name: &str) -> String {
@@ -120,9 +145,13 @@ fn add(
     sealing: Option<&SealingKey>,
     now: SystemTime,
 ) -> Result<String, CaError> {
-    let (authority, pem) = Authority::generate(trust_domain, key_type, now)?;
     roots.made += 1;
     let name = format!("root-{}", roots.made);
+    // The first is named as Istio names its own; those after it say which they are.
+    let date = humantime::format_rfc3339_seconds(now).to_string();
+    let common_name = format!("{name} {}", date.get(..10).unwrap_or(&date));
+    let common_name = (roots.made > 1).then_some(common_name.as_str());
+    let (authority, pem) = Authority::generate_named(trust_domain, common_name, key_type, now)?;
     let key = authority.key_pem();
     let key = match sealing {
         Some(sealing) => Zeroizing::new(sealing.seal(key.as_bytes())?),
@@ -184,7 +213,12 @@ pub fn load(
     let key = files::read_private(&directory.path(&file))?
         .ok_or_else(|| unusable(&file, "it is missing".to_owned()))?;
     let key = match (sealed::is_sealed(&key), sealing) {
-        (false, _) => key,
+        (false, None) => key,
+        (false, Some(_)) => {
+            let why =
+                "it is not encrypted, and all keys are to be: `ca run` encrypts it when it starts";
+            return Err(unusable(&file, why.to_owned()));
+        }
         (true, Some(sealing)) => sealing.open(&key).ok_or_else(|| {
             unusable(&file, "another key-encryption file sealed it, or it was changed".to_owned())
         })?,
@@ -223,9 +257,35 @@ pub fn prepare(
         1 => {}
         _ => return Err(StepError::Order("a rotation is under way: finish it first")),
     }
+    if directory.path(PLUGGED_IN).exists() {
+        return Err(StepError::Order("the CA signs below somebody else's root: --cacerts"));
+    }
+    sealed_alike(directory, &roots, sealing)?;
     let name = add(&turn, &mut roots, Phase::Next, trust_domain, key_type, sealing, now)?;
     turn.write(FILE, &roots)?;
     Ok(name)
+}
+
+/// A new key is kept as those are that are there: the server opens all of them with one file.
+fn sealed_alike(
+    directory: &StateDir,
+    roots: &Roots,
+    sealing: Option<&SealingKey>,
+) -> Result<(), StepError> {
+    for root in &roots.roots {
+        let Some(key) = files::read_private(&directory.path(&key_file(&root.name)))? else {
+            continue;
+        };
+        match (sealed::is_sealed(&key), sealing) {
+            (true, None) => return Err(StepError::NotSealed),
+            (false, Some(_)) => return Err(StepError::SealedAlone),
+            (true, Some(sealing)) if sealing.open(&key).is_none() => {
+                return Err(StepError::OtherSealing);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Step two. The name of the root that signs from now on.
@@ -264,25 +324,37 @@ pub fn retire(directory: &StateDir, force: bool, now: SystemTime) -> Result<Stri
     roots.since = seconds(now);
     turn.write(FILE, &roots)?;
     for file in [key_file(&root.name), certificate_file(&root.name)] {
-        let path = directory.path(&file);
-        std::fs::remove_file(&path).map_err(files::io_error("remove", &path)).or_else(|error| {
-            match &error {
-                CaError::Io { error: io, .. } if io.kind() == std::io::ErrorKind::NotFound => {
-                    Ok(())
-                }
-                _ => Err(error),
-            }
-        })?;
+        turn.remove(&file)?;
     }
     Ok(root.name)
 }
 
 impl Roots {
+    /// How long the next step has to wait still.
+    pub fn waits(&self, now: SystemTime) -> Duration {
+        // Nothing was signed: nobody has to hear.
+        if self.longest_lifetime == 0 {
+            return Duration::ZERO;
+        }
+        let ago = seconds(now).saturating_sub(self.since);
+        Duration::from_secs((self.longest_lifetime + SLACK.as_secs()).saturating_sub(ago))
+    }
+
+    /// The step that comes next in a rotation that is under way.
+    pub fn under_way(&self) -> Option<Step> {
+        let has = |phase| self.roots.iter().any(|root| root.phase == phase);
+        match (has(Phase::Next), has(Phase::Old)) {
+            (true, _) => Some(Step::Switch),
+            (false, true) => Some(Step::Retire),
+            (false, false) => None,
+        }
+    }
+
     /// Whether every certificate from before the latest step has expired, and with it every client's
     /// last word of it.
     fn everybody_has_heard(&self, force: bool, now: SystemTime) -> Result<(), StepError> {
         let ago = seconds(now).saturating_sub(self.since);
-        let left = self.longest_lifetime.saturating_sub(ago);
+        let left = self.waits(now).as_secs();
         if force || left == 0 {
             return Ok(());
         }

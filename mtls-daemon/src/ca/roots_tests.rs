@@ -102,9 +102,60 @@ fn a_step_waits_until_clients_have_renewed() {
     make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
     note_lifetime(&directory.turn().unwrap(), Duration::from_secs(3600)).unwrap();
     prepare(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
-    let soon = now + Duration::from_secs(1800);
+    let soon = now + Duration::from_secs(1805);
     let error = switch(&directory, false, soon).unwrap_err().to_string();
-    assert!(error.contains("30m ago") && error.contains("30m more"), "{error}");
-    switch(&directory, false, now + Duration::from_secs(3600)).unwrap();
+    assert!(error.contains("30m 5s ago") && error.contains("30m more"), "{error}");
+    let end = now + Duration::from_secs(3600);
+    assert!(switch(&directory, false, end).is_err(), "whoever serves hears a moment later");
+    switch(&directory, false, end + SLACK).unwrap();
     retire(&directory, true, now).expect("forced");
+}
+
+#[test]
+fn a_new_key_is_kept_as_the_others_are() {
+    let (place, directory) = directory();
+    let now = SystemTime::now();
+    let (key, other) = (sealing(&place, "kek", 1), sealing(&place, "other", 2));
+    let prepare = |sealing| prepare(&directory, &domain(), KeyType::EcdsaP256, sealing, now);
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
+    assert!(matches!(prepare(Some(&key)), Err(StepError::SealedAlone)));
+    make(&directory, &domain(), KeyType::EcdsaP256, Some(&key), now).unwrap();
+    let error = prepare(None).unwrap_err();
+    assert!(error.to_string().contains("--key-encryption-file"), "{error}");
+    assert!(matches!(prepare(Some(&other)), Err(StepError::OtherSealing)));
+    assert!(!directory.path("root-2.key").exists(), "nothing is left of the refused ones");
+    prepare(Some(&key)).unwrap();
+    let text = std::fs::read_to_string(directory.path("root-2.key")).unwrap();
+    assert!(sealed::is_sealed(&text), "{text}");
+}
+
+#[test]
+fn a_key_in_the_clear_does_not_sign_where_keys_are_encrypted() {
+    let (place, directory) = directory();
+    let now = SystemTime::now();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
+    let key = sealing(&place, "kek", 1);
+    let error = load(&directory, Some(&key), now).err().expect("refused").to_string();
+    assert!(error.contains("root-1.key") && error.contains("not encrypted"), "{error}");
+}
+
+#[test]
+fn roots_have_names_that_tell_them_apart() {
+    let (_place, directory) = directory();
+    let now = SystemTime::now();
+    make(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
+    prepare(&directory, &domain(), KeyType::EcdsaP256, None, now).unwrap();
+    let subjects: Vec<String> = anchors(&directory)
+        .unwrap()
+        .iter()
+        .map(|root| {
+            use x509_parser::prelude::FromDer;
+            let (_, root) = x509_parser::certificate::X509Certificate::from_der(root).unwrap();
+            root.subject().to_string()
+        })
+        .collect();
+    assert_eq!(subjects[0], "O=cluster.local");
+    assert!(subjects[1].starts_with("O=cluster.local, CN=root-2 20"), "{subjects:?}");
+    let loaded = load(&directory, None, now).unwrap();
+    assert_eq!(loaded.authority.organization(), Some("cluster.local"));
 }

@@ -1,49 +1,35 @@
-//! The port: TLS, then HTTP/2, then the services.
+//! The port, and what has to be done from time to time.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use hyper::body::Incoming;
-use hyper::http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tonic::body::Body;
-use tonic::server::NamedService;
-use tower_service::Service;
 
+use super::connection::{self, Times};
 use super::issue::Ca;
 use super::issued;
-use super::service::{Connection, Services};
-use crate::grpc::istio_v1_auth::istio_certificate_service_server::IstioCertificateServiceServer;
-use crate::grpc::mtls_ca_v1::node_service_server::NodeServiceServer;
-use crate::tls::HandshakeError;
 
-const HANDSHAKE: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 4096;
-const STREAMS: u32 = 1024;
-/// A CSR and a token; what is larger is nobody's.
-const LONGEST_MESSAGE: usize = 64 * 1024;
-const LONGEST_HEADERS: u32 = 32 * 1024;
-/// A client that is gone without a word is found out.
-const PING: Duration = Duration::from_secs(30);
 /// How soon a change in the CA's files takes effect.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// How often what has expired is forgotten.
-const COMPACT: Duration = Duration::from_secs(3600);
+/// How often what has expired is forgotten, and the end of the CA's own certificates is looked for.
+const HOUR: Duration = Duration::from_secs(3600);
 
-type Istio = IstioCertificateServiceServer<Services>;
-type Node = NodeServiceServer<Services>;
+/// How long the end waits for what is under way.
+const FINISH: Duration = Duration::from_secs(10);
 
-/// Serves until `stop` resolves.
-pub async fn serve(ca: Arc<Ca>, listener: TcpListener, stop: impl Future<Output = ()>) {
+/// Serves until `stop` resolves; what was asked by then is answered, and written down.
+pub async fn serve(
+    ca: Arc<Ca>,
+    listener: TcpListener,
+    times: Times,
+    stop: impl Future<Output = ()>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (stopping, stopped) = watch::channel(false);
     // With this function ends whatever it serves.
     let mut connections = JoinSet::new();
     let accepting = async {
@@ -53,9 +39,10 @@ pub async fn serve(ca: Arc<Ca>, listener: TcpListener, stop: impl Future<Output 
             let Ok(place) = places.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    let ca = ca.clone();
+                    let (ca, stopped) = (ca.clone(), stopped.clone());
                     connections.spawn(async move {
-                        if let Err(error) = connection(ca, stream, peer).await {
+                        let served = connection::serve(ca, stream, peer, times, stopped).await;
+                        if let Err(error) = served {
                             tracing::info!(%peer, %error, "a connection ended");
                         }
                         drop(place);
@@ -73,21 +60,31 @@ pub async fn serve(ca: Arc<Ca>, listener: TcpListener, stop: impl Future<Output 
         () = refresh(&ca) => {}
         () = stop => {}
     }
+    drop(listener);
+    stopping.send_replace(true);
+    let finish = async {
+        while connections.join_next().await.is_some() {}
+        // Also what was asked by those who did not wait for the answer.
+        ca.finished().await;
+    };
+    if tokio::time::timeout(FINISH, finish).await.is_err() {
+        tracing::warn!("requests are still under way after {FINISH:?}: they are left");
+    }
 }
 
 async fn refresh(ca: &Arc<Ca>) {
     let mut failed = None;
-    let mut compacted = Instant::now();
+    let mut looked: Option<Instant> = None;
     loop {
-        tokio::time::sleep(REFRESH).await;
-        let compact = compacted.elapsed() > COMPACT;
-        if compact {
-            compacted = Instant::now();
+        let hourly = looked.is_none_or(|at| at.elapsed() > HOUR);
+        if hourly {
+            looked = Some(Instant::now());
         }
         let ca = ca.clone();
         let refresh = move || {
             let now = SystemTime::now();
-            if compact {
+            if hourly {
+                say_endings(&ca, now);
                 issued::compact(ca.directory(), now)?;
             }
             ca.refresh(now)
@@ -105,56 +102,17 @@ async fn refresh(ca: &Arc<Ca>) {
             tracing::error!(%error, "the CA goes on with the roots that it has");
         }
         failed = error;
+        tokio::time::sleep(REFRESH).await;
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum ConnectionError {
-    #[error("no handshake within {HANDSHAKE:?}")]
-    Slow,
-    #[error(transparent)]
-    Handshake(#[from] HandshakeError),
-    #[error(transparent)]
-    Http(#[from] hyper::Error),
-}
-
-async fn connection(
-    ca: Arc<Ca>,
-    stream: TcpStream,
-    peer: SocketAddr,
-) -> Result<(), ConnectionError> {
-    stream.set_nodelay(true).ok();
-    let server = ca.signing().server.clone();
-    let accepted = tokio::time::timeout(HANDSHAKE, server.accept(stream)).await;
-    let (stream, client) = accepted.map_err(|_| ConnectionError::Slow)??;
-    let connection = Connection { peer, client };
-    let services = Services(ca);
-    let istio = Istio::new(services.clone()).max_decoding_message_size(LONGEST_MESSAGE);
-    let node = Node::new(services).max_decoding_message_size(LONGEST_MESSAGE);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(connection.clone());
-        let (mut istio, mut node) = (istio.clone(), node.clone());
-        async move { Ok::<_, Infallible>(route(request, &mut istio, &mut node).await) }
-    });
-    http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(LONGEST_HEADERS)
-        .keep_alive_interval(PING)
-        .serve_connection(TokioIo::new(stream), service)
-        .await?;
-    Ok(())
-}
-
-async fn route(request: Request<Incoming>, istio: &mut Istio, node: &mut Node) -> Response<Body> {
-    let service = request.uri().path().split('/').nth(1).unwrap_or_default();
-    let answered = if service == Istio::NAME {
-        istio.call(request).await
-    } else if service == Node::NAME {
-        node.call(request).await
-    } else {
-        return tonic::Status::unimplemented("no such service").into_http();
-    };
-    // Infallible.
-    answered.unwrap_or_else(|never| match never {})
+/// Nobody looks at a certificate of ten years: its end would come as an outage.
+fn say_endings(ca: &Ca, now: SystemTime) {
+    for ending in ca.signing().endings(now) {
+        if ending.ended {
+            tracing::error!("{ending}: what hangs from it is trusted no more");
+        } else {
+            tracing::warn!("{ending}: make a new one in time (`ca root rotate`)");
+        }
+    }
 }

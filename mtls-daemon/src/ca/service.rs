@@ -17,8 +17,8 @@ use crate::grpc::mtls_ca_v1::node_service_server::NodeService;
 use crate::grpc::mtls_ca_v1::{PollRequest, PollResponse};
 use crate::tls::authority::CertifiedClient;
 
-/// Longer than any queue of requests that is let in.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Longer than any request waits for its turns.
+const ANSWER: Duration = Duration::from_secs(60);
 
 const IMPERSONATED: &str = "ImpersonatedIdentity";
 
@@ -71,12 +71,16 @@ impl IstioCertificateService for Services {
             lifetime: validity_duration,
             impersonated: impersonated(metadata.as_ref()),
         };
-        let answer = tokio::time::timeout(ANSWER, self.0.create(credentials, asked)).await;
-        let refusal = match answer {
-            Ok(Ok(cert_chain)) => {
+        // A task of its own: a client that goes away takes its answer with it, and not what is written
+        // down about it.
+        let ca = self.0.clone();
+        let created = tokio::spawn(async move { ca.create(credentials, asked).await });
+        let refusal = match tokio::time::timeout(ANSWER, created).await {
+            Ok(Ok(Ok(cert_chain))) => {
                 return Ok(Response::new(IstioCertificateResponse { cert_chain }));
             }
-            Ok(Err(refusal)) => refusal,
+            Ok(Ok(Err(refusal))) => refusal,
+            Ok(Err(error)) => Refusal::Internal(error.to_string()),
             Err(_) => Refusal::Busy,
         };
         Err(refusal.status())

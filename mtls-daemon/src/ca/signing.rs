@@ -39,6 +39,8 @@ pub struct Signing {
     pub anchors: Vec<CertificateDer<'static>>,
     /// All trust anchors as PEM.
     pub anchors_pem: String,
+    /// The same, for whoever shows a certificate.
+    bundle: Bundle,
     pub server: AuthorityServer,
     /// When the server's own certificate has to be made anew.
     pub renew: SystemTime,
@@ -102,6 +104,7 @@ impl Signing {
             authority,
             anchors,
             anchors_pem,
+            bundle,
             server,
             renew,
             issuer,
@@ -115,10 +118,53 @@ impl Signing {
         now < self.renew && source.stamps(directory).is_ok_and(|stamps| stamps == self.stamps)
     }
 
+    /// Whether a client's chain verifies with the anchors of now.
+    pub fn trusts(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> bool {
+        verify_svid(chain, std::slice::from_ref(&self.bundle), None, now).is_ok()
+    }
+
+    /// What of the certificates that everything hangs from ends soon, or has ended.
+    pub fn endings(&self, now: SystemTime) -> Vec<Ending> {
+        let signer = self.authority.certificate();
+        let others = self.anchors.iter().filter(|it| *it != signer);
+        let named = std::iter::once(("the certificate that signs", signer))
+            .chain(others.map(|it| ("a root", it)));
+        named.filter_map(|(what, it)| Ending::of(what, it, now)).collect()
+    }
+
     /// A signature over a revocation list.
     pub fn sign_list(&self, list: &[u8]) -> Result<Vec<u8>, CaError> {
         let signed = self.statement_key.sign(&[SIGNED_PREFIX, list].concat());
         signed.map_err(|error| CaError::Sign(error.to_string()))
+    }
+}
+
+/// A certificate of the CA's own whose end is near, or past.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ending {
+    what: &'static str,
+    not_after: SystemTime,
+    pub ended: bool,
+}
+
+impl Ending {
+    /// A tenth of its life, or less, is left: of a root of ten years, the last one.
+    fn of(what: &'static str, certificate: &CertificateDer<'_>, now: SystemTime) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let validity = parsed.validity();
+        let not_before: SystemTime = validity.not_before.to_datetime().into();
+        let not_after: SystemTime = validity.not_after.to_datetime().into();
+        let life = not_after.duration_since(not_before).unwrap_or_default();
+        let left = not_after.duration_since(now).unwrap_or_default();
+        (left <= life / 10).then_some(Self { what, not_after, ended: left.is_zero() })
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verb = if self.ended { "ended" } else { "ends" };
+        let at = humantime::format_rfc3339_seconds(self.not_after);
+        write!(f, "{} {verb} at {at}", self.what)
     }
 }
 
@@ -156,4 +202,25 @@ pub fn authority_key_id(certificate: &CertificateDer<'_>) -> String {
 pub fn pem_of(certificate: &CertificateDer<'_>) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.to_vec()), config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    #[test]
+    fn the_end_of_a_root_is_said_a_tenth_of_its_life_before() {
+        let domain = TrustDomain::parse("cluster.local").unwrap();
+        let made = SystemTime::UNIX_EPOCH + 50 * YEAR;
+        let (root, _) = Authority::generate(&domain, KeyType::default(), made).unwrap();
+        let said = |now| Ending::of("a root", root.certificate(), now);
+        assert_eq!(said(made), None);
+        assert_eq!(said(made + 8 * YEAR), None);
+        let soon = said(made + 9 * YEAR + YEAR / 100).expect("its last year");
+        assert!(!soon.ended && soon.to_string().starts_with("a root ends at 20"), "{soon}");
+        let past = said(made + 10 * YEAR).expect("its end");
+        assert!(past.ended && past.to_string().contains("ended"), "{past}");
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 use crate::identity::ca::CaError;
 use crate::identity::ca::files::{self, FILE_MODE};
@@ -44,6 +45,11 @@ impl StateDir {
         Ok(Turn { directory: self, _lock: lock, _turn: turn })
     }
 
+    /// None if the file is not there.
+    pub fn read_text(&self, name: &str) -> Result<Option<Zeroizing<String>>, CaError> {
+        files::read_private(&self.path(name))
+    }
+
     /// The default if the file is not there.
     pub fn read<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, CaError> {
         let path = self.path(name);
@@ -68,12 +74,36 @@ impl Turn<'_> {
         files::write_private(&self.directory.path(name), text.as_bytes())
     }
 
+    /// It may not be there.
+    pub fn remove(&self, name: &str) -> Result<(), CaError> {
+        let path = self.directory.path(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(files::io_error("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// One line more. It outlives this process at once; a power failure may take the last ones.
     pub fn append(&self, name: &str, line: &str) -> Result<(), CaError> {
         let path = self.directory.path(name);
-        let opened = OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(&path);
+        let opened =
+            OpenOptions::new().create(true).read(true).append(true).mode(FILE_MODE).open(&path);
         let mut file = opened.map_err(files::io_error("open", &path))?;
-        file.write_all(format!("{line}\n").as_bytes()).map_err(files::io_error("write", &path))
+        let before = file.metadata().map_err(files::io_error("look at", &path))?.len();
+        // A line that a crash cut off takes no other one with it.
+        let mut last = [b'\n'];
+        if before > 0 {
+            file.read_exact_at(&mut last, before - 1).map_err(files::io_error("read", &path))?;
+        }
+        let fresh = if last == [b'\n'] { "" } else { "\n" };
+        let written = file.write_all(format!("{fresh}{line}\n").as_bytes());
+        written.map_err(|error| {
+            // A full disk: half a line is nobody's.
+            file.set_len(before).ok();
+            files::io_error("write", &path)(error)
+        })
     }
 }
 

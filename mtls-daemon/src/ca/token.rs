@@ -129,6 +129,17 @@ pub fn revoke(directory: &StateDir, id: &str) -> Result<bool, CaError> {
     Ok(found)
 }
 
+/// Its name and its secret.
+pub fn parse(text: &str) -> Result<(&str, &str), TokenError> {
+    let rest = text.strip_prefix(PREFIX).ok_or(TokenError::Form)?;
+    let (id, secret) = rest.split_once('.').ok_or(TokenError::Form)?;
+    // Ours have 12 hex digits; anything longer has no business in a log.
+    if id.is_empty() || id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(TokenError::Form);
+    }
+    Ok((id, secret))
+}
+
 /// Whether the text is a token that may be used now; counts a wrong secret. Its name and what it is
 /// for.
 pub fn check(
@@ -136,12 +147,13 @@ pub fn check(
     text: &str,
     now: SystemTime,
 ) -> Result<Result<(String, Token), TokenError>, CaError> {
-    let Some((id, secret)) = text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')) else {
-        return Ok(Err(TokenError::Form));
+    let (id, secret) = match parse(text) {
+        Ok(parts) => parts,
+        Err(error) => return Ok(Err(error)),
     };
-    // Ours have 12 hex digits; anything longer has no business in a log.
-    if id.len() > 32 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Ok(Err(TokenError::Form));
+    // Whoever invents names makes nobody wait: the lock is for those that are there.
+    if !directory.read::<Tokens>(FILE)?.0.contains_key(id) {
+        return Ok(Err(TokenError::Unknown(id.to_owned())));
     }
     let turn = directory.turn()?;
     let mut tokens: Tokens = turn.read(FILE)?;

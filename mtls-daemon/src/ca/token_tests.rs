@@ -73,3 +73,14 @@ fn what_has_no_tokens_form_is_refused() {
     let long = format!("mtls-join.{}.x", "a".repeat(1000));
     assert!(matches!(check(&directory, &long, SystemTime::now()).unwrap(), Err(TokenError::Form)));
 }
+
+#[test]
+fn an_invented_name_does_not_wait_for_the_lock() {
+    let (_place, directory) = directory();
+    let (id, _) = made(&directory);
+    let _turn = directory.turn().unwrap();
+    let text = format!("{PREFIX}0123456789ab.00");
+    let found = check(&directory, &text, SystemTime::now()).unwrap().unwrap_err();
+    assert_eq!(found, TokenError::Unknown("0123456789ab".to_owned()));
+    assert_ne!(id, "0123456789ab");
+}

@@ -38,6 +38,8 @@ pub struct CertifiedClient {
     pub peer: AuthenticatedPeer,
     /// In [`revocations::normal_serial`]'s form.
     pub serial: String,
+    /// As it was shown, leaf first: a root may be replaced while the connection is open.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 impl AuthorityServer {
@@ -71,10 +73,12 @@ impl AuthorityServer {
     ) -> Result<(AcceptedStream, Option<CertifiedClient>), HandshakeError> {
         let shake = TlsAcceptor::from(self.0.clone()).accept(stream);
         let (stream, peer) = handshake::run_with_any(shake).await?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let client = match (peer, shown) {
-            (Some(peer), Some(leaf)) => Some(CertifiedClient { peer, serial: serial(leaf)? }),
-            (None, None) => None,
+        let client = match (peer, stream.get_ref().1.peer_certificates()) {
+            (Some(peer), Some(shown @ [leaf, ..])) => {
+                let chain = shown.iter().cloned().map(CertificateDer::into_owned).collect();
+                Some(CertifiedClient { peer, serial: serial(leaf)?, chain })
+            }
+            (None, None | Some([])) => None,
             _ => return Err(HandshakeError::Own("a certificate that nobody verified".into())),
         };
         Ok((stream, client))

@@ -55,6 +55,10 @@ pub enum ReviewError {
     NotAuthenticated,
     #[error("the token is for another audience than {0}")]
     Audience(String),
+    #[error(
+        "the API server did not say that the token is for {0}, as one that knows audiences does"
+    )]
+    NoAudience(String),
     #[error("the token is no service account's")]
     NoServiceAccount,
     #[error("the token's user {0:?} has not the form of a service account's")]
@@ -139,8 +143,16 @@ impl Authenticator for TokenReviews {
             Err(_) => return None,
         };
         let review = self.reviewer.review(token, &[&self.audience]).await;
-        let account = review
-            .and_then(|review| account(&review, &self.audience).map_err(|error| error.to_string()));
+        let account = review.and_then(|review| {
+            // An API server that knows nothing of audiences leaves them out: the token is then good
+            // for itself, and not for us.
+            if review.pointer("/status/audiences").is_none_or(Value::is_null)
+                && review.pointer("/status/authenticated") == Some(&Value::Bool(true))
+            {
+                return Err(ReviewError::NoAudience(self.audience.clone()).to_string());
+            }
+            account(&review, &self.audience).map_err(|error| error.to_string())
+        });
         Some(account.map(Caller::Account))
     }
 }

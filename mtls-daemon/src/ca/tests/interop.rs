@@ -96,6 +96,8 @@ async fn a_lifetime_is_bounded_and_has_a_default() {
     let asked = Asked { seconds: 91 * 24 * 3600, ..Asked::own() };
     let status = running.ask(Some("shop/web"), asked).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
+    let line = running.audit.last();
+    assert_eq!(line["identity"], "spiffe://cluster.local/ns/shop/sa/web", "{line}");
 }
 
 #[tokio::test]
@@ -156,6 +158,21 @@ async fn a_plugged_in_intermediate_shows_its_chain() {
         let root = std::fs::read_to_string(folder.join("root-cert.pem")).unwrap();
         assert_eq!(certificates(&answer[2]), certificates(&root));
         openssl_verifies(running.place.path(), &answer);
+        // What `ca root show` prints, as long as that is what signs.
+        let place = &running.place;
+        let shown = place.path().join("ca").join(roots::PLUGGED_IN);
+        assert_eq!(certificates(&std::fs::read_to_string(&shown).unwrap()), certificates(&root));
+        let prepared = roots::prepare(
+            running.ca.directory(),
+            &domain(),
+            KeyType::default(),
+            None,
+            SystemTime::now(),
+        );
+        assert!(prepared.is_err());
+        let own = super::settings(place.path());
+        Ca::open(own, Audit::to(Lines::default()), SystemTime::now()).unwrap();
+        assert!(!shown.exists());
     }
 }
 

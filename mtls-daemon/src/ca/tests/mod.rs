@@ -3,6 +3,7 @@
 mod abuse;
 mod conformance;
 mod interop;
+mod lasting;
 mod node_faults;
 mod nodes;
 mod parsers;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -21,12 +23,14 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status, async_trait};
 
 use super::allow::{AccountName, Pod, Pods};
 use super::audit::Audit;
 use super::authenticate::token_review::{self, Reviewer, TokenReviews};
+use super::connection::Times;
 use super::*;
 use crate::grpc::Channel;
 use crate::grpc::istio_v1_auth::IstioCertificateRequest;
@@ -69,17 +73,35 @@ impl Lines {
 }
 
 /// An API server: the token is the name of the account.
-struct Cluster;
+#[derive(Clone, Default)]
+struct Cluster(Arc<Gate>);
+
+/// Where a review of a token `slow…` waits until it is let go.
+struct Gate {
+    waiting: AtomicUsize,
+    open: Semaphore,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { waiting: AtomicUsize::new(0), open: Semaphore::new(0) }
+    }
+}
 
 #[async_trait]
 impl Reviewer for Cluster {
     async fn review(&self, token: &str, audiences: &[&str]) -> Result<serde_json::Value, String> {
         assert_eq!(audiences, [token_review::AUDIENCE]);
+        if token.starts_with("slow") {
+            self.0.waiting.fetch_add(1, Ordering::SeqCst);
+            self.0.open.acquire().await.unwrap().forget();
+        }
         let Some((namespace, account)) = token.split_once('/') else {
             return Ok(json!({ "status": { "authenticated": false } }));
         };
         Ok(json!({ "status": {
             "authenticated": true,
+            "audiences": if namespace == "old" { serde_json::Value::Null } else { json!(audiences) },
             "user": {
                 "username": format!("system:serviceaccount:{namespace}:{account}"),
                 "groups": ["system:serviceaccounts"],
@@ -114,6 +136,9 @@ struct Running {
     address: SocketAddr,
     audit: Lines,
     task: JoinHandle<()>,
+    /// As SIGTERM.
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    gate: Arc<Gate>,
 }
 
 impl Drop for Running {
@@ -145,16 +170,28 @@ impl Running {
     }
 
     async fn with(place: tempfile::TempDir, settings: Settings) -> Self {
+        Self::timed(place, settings, Times::default()).await
+    }
+
+    async fn timed(place: tempfile::TempDir, settings: Settings, times: Times) -> Self {
         let audit = Lines::default();
         let ca = Ca::open(settings, Audit::to(audit.clone()), SystemTime::now()).unwrap();
-        let reviews =
-            TokenReviews { reviewer: Arc::new(Cluster), audience: token_review::AUDIENCE.into() };
-        let ca = Arc::new(ca.with_authenticator(reviews).with_pods(Arc::new(Cluster)));
+        let cluster = Cluster::default();
+        let gate = cluster.0.clone();
+        let audience = token_review::AUDIENCE.to_owned();
+        let reviews = TokenReviews { reviewer: Arc::new(cluster.clone()), audience };
+        let ca = Arc::new(ca.with_authenticator(reviews).with_pods(Arc::new(cluster)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = server::serve(ca.clone(), listener, std::future::pending());
-        let task = tokio::spawn(serving);
-        Self { place, ca, address, audit, task }
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stopped = async move {
+            // Dropped: it is not to end by itself.
+            if stopped.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let task = tokio::spawn(server::serve(ca.clone(), listener, times, stopped));
+        Self { place, ca, address, audit, task, stop: Some(stop), gate }
     }
 
     /// The file that nodes get as --ca-root.

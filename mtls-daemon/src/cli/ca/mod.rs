@@ -1,6 +1,7 @@
 //! `mtls-daemon ca`
 
 mod node;
+mod owner;
 mod revoke;
 mod root;
 mod run;
@@ -12,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 
 use super::{Exit, Failed};
-use crate::ca::StateDir;
+use crate::ca::{StateDir, domain};
 use crate::identity::ca::CaError;
 use crate::identity::ca::sealed::SealingKey;
 use crate::identity::{KeyType, SpiffeId, TrustDomain};
@@ -32,7 +33,7 @@ pub(super) enum CaVerb {
     /// Revoke a certificate, an identity or a node, or show what is revoked
     #[command(after_help = super::exit::HELP)]
     Revoke(revoke::RevokeArgs),
-    /// Replace the CA's root in three steps, without a failed connection
+    /// Replace the CA's root, at once or in three steps, without a failed connection
     #[command(subcommand)]
     Root(root::RootVerb),
 }
@@ -56,6 +57,36 @@ pub(super) struct TrustDomainArgs {
         value_parser = trust_domain
     )]
     trust_domain: TrustDomain,
+}
+
+/// Of a verb other than `run`: the CA's directory knows it.
+#[derive(Debug, Clone, Args)]
+pub(super) struct KeptTrustDomainArgs {
+    /// Trust domain of the CA [default: the one that `ca run` keeps in the directory]
+    #[arg(long, env = "MTLS_TRUST_DOMAIN", value_name = "TD", value_parser = trust_domain)]
+    trust_domain: Option<TrustDomain>,
+}
+
+impl KeptTrustDomainArgs {
+    /// The directory's; another one is refused.
+    fn of(&self, directory: &StateDir) -> Result<TrustDomain, Failed> {
+        match (&self.trust_domain, domain::kept(directory).map_err(failed)?) {
+            (None, Some(kept)) => Ok(kept),
+            (Some(given), Some(kept)) => {
+                domain::same(directory, &kept, given).map_err(failed)?;
+                Ok(kept)
+            }
+            (Some(given), None) => Ok(given.clone()),
+            (None, None) => {
+                let error = anyhow::anyhow!(
+                    "{} does not know its trust domain yet: start `ca run` once, or name it with \
+                     --trust-domain",
+                    directory.path("").display()
+                );
+                Err(Failed::new(Exit::Config, error))
+            }
+        }
+    }
 }
 
 /// How a root is made.
@@ -96,7 +127,8 @@ pub(super) fn ca(verb: CaVerb) -> Result<(), Failed> {
 }
 
 impl DirectoryArgs {
-    /// The directory of a CA that ran at least once: a slip of the pen makes no new one.
+    /// The directory of a CA that ran at least once: a slip of the pen makes no new one. From here on
+    /// this process is its owner's.
     fn open(&self) -> Result<StateDir, Failed> {
         if !self.dir.is_dir() {
             let error = anyhow::anyhow!(
@@ -105,12 +137,16 @@ impl DirectoryArgs {
             );
             return Err(Failed::new(Exit::Config, error));
         }
+        owner::become_owner(&self.dir)?;
         StateDir::open(&self.dir).map_err(failed)
     }
 }
 
 fn failed(error: CaError) -> Failed {
-    anyhow::Error::from(error).into()
+    match error {
+        CaError::OtherTrustDomain { .. } => Failed::new(Exit::Config, error),
+        error => anyhow::Error::from(error).into(),
+    }
 }
 
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {

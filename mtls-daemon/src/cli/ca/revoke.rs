@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use anyhow::anyhow;
 use clap::{ArgGroup, Args};
 
-use super::{DirectoryArgs, TrustDomainArgs, date, failed, workload};
-use crate::ca::revoke::{self, Held, Target};
+use super::{DirectoryArgs, KeptTrustDomainArgs, date, failed, workload};
+use crate::ca::revoke::{self, Added, Held, Target};
 use crate::cli::table::table;
 use crate::cli::{Exit, Failed, print};
 use crate::identity::NodeName;
@@ -36,14 +36,19 @@ pub(in crate::cli) struct RevokeArgs {
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with_all = ["list", "undo"])]
     reason: String,
     #[command(flatten)]
-    trust_domain: TrustDomainArgs,
+    trust_domain: KeptTrustDomainArgs,
     #[command(flatten)]
     directory: DirectoryArgs,
 }
 
 pub(super) fn revoke(args: RevokeArgs) -> Result<(), Failed> {
     let directory = args.directory.open()?;
-    let target = match (args.serial, args.identity, args.revoked_node) {
+    // A flag that cannot be is refused, also where it is not needed.
+    let domain = match (&args.identity, &args.trust_domain.trust_domain) {
+        (None, None) => None,
+        _ => Some(args.trust_domain.of(&directory)?),
+    };
+    let target = match (args.serial, args.identity.zip(domain), args.revoked_node) {
         (Some(serial), ..) => {
             let hex = |c: char| c.is_ascii_hexdigit() || c == ':';
             if serial.is_empty() || !serial.trim_start_matches("0x").chars().all(hex) {
@@ -52,9 +57,7 @@ pub(super) fn revoke(args: RevokeArgs) -> Result<(), Failed> {
             }
             Target::Serial(serial)
         }
-        (_, Some(id), _) => {
-            Target::Identity(workload(&id, &args.trust_domain.trust_domain)?.to_string())
-        }
+        (_, Some((id, domain)), _) => Target::Identity(workload(&id, &domain)?.to_string()),
         (_, _, Some(node)) => Target::Node(node),
         (None, None, None) => {
             let held: Held = directory.read(revoke::FILE).map_err(failed)?;
@@ -68,7 +71,18 @@ pub(super) fn revoke(args: RevokeArgs) -> Result<(), Failed> {
         };
     }
     let added = revoke::add(&directory, &target, &args.reason, SystemTime::now());
-    print(&format!("{} new entries\n", added.map_err(failed)?))
+    let Added { entries, known } = added.map_err(failed)?;
+    if !known {
+        let what = match &target {
+            Target::Serial(serial) => format!("this CA has no record of a certificate {serial}"),
+            Target::Identity(id) => format!("this CA has no record of {id}"),
+            Target::Node(node) => {
+                format!("no node {node} has joined this CA: `ca nodes` lists them")
+            }
+        };
+        eprintln!("warning: {what}; it is revoked all the same");
+    }
+    print(&format!("{entries} new entries\n"))
 }
 
 fn shown(held: &Held) -> String {

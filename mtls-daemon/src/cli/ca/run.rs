@@ -10,9 +10,11 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use tokio::net::TcpListener;
 
+use super::owner::must_be_owner;
 use super::{DirectoryArgs, RootKeyArgs, TrustDomainArgs, duration, failed};
 use crate::ca::allow::AccountName;
 use crate::ca::audit::Audit;
+use crate::ca::connection::Times;
 use crate::ca::{Ca, Settings, server};
 use crate::cli::{Exit, Failed};
 use crate::drain::Signals;
@@ -117,6 +119,8 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
         let error = anyhow!("--default-lifetime is longer than --max-lifetime");
         return Err(Failed::new(Exit::Config, error));
     }
+    must_be_owner(&args.directory.dir)?;
+    crate::app::raise_descriptor_limit();
     let sealing = args.key.sealing()?;
     let audit = match args.audit_log.to_str() {
         Some("stdout") => Audit::stdout(),
@@ -155,6 +159,25 @@ async fn serve(settings: Settings, audit: Audit, listen: SocketAddr) -> Result<(
         let signal = signals.next().await;
         tracing::info!("{signal}: the CA ends");
     };
-    server::serve(Arc::new(ca), listener, stop).await;
+    server::serve(Arc::new(ca), listener, Times::default(), stop).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[test]
+    fn istios_clients_find_the_name_that_they_verify() {
+        let line = Line::try_parse_from(["run"]).unwrap();
+        assert_eq!(line.run.dns_name, ["istiod.istio-system.svc"]);
+    }
 }

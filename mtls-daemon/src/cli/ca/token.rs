@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
 
-use super::{DirectoryArgs, TrustDomainArgs, date, duration, failed, workload};
+use super::{DirectoryArgs, KeptTrustDomainArgs, date, duration, failed, workload};
 use crate::ca::token::{self, Tokens};
 use crate::cli::table::table;
 use crate::cli::{Failed, print};
@@ -34,7 +34,7 @@ pub(in crate::cli) struct CreateArgs {
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     expires_in: Duration,
     #[command(flatten)]
-    trust_domain: TrustDomainArgs,
+    trust_domain: KeptTrustDomainArgs,
     #[command(flatten)]
     directory: DirectoryArgs,
 }
@@ -62,10 +62,10 @@ pub(super) fn token(verb: TokenVerb) -> Result<(), Failed> {
 }
 
 fn create(args: CreateArgs) -> Result<(), Failed> {
-    let domain = &args.trust_domain.trust_domain;
-    let identities: Result<Vec<_>, _> =
-        args.identities.iter().map(|text| workload(text, domain)).collect();
     let directory = args.directory.open()?;
+    let domain = args.trust_domain.of(&directory)?;
+    let identities: Result<Vec<_>, _> =
+        args.identities.iter().map(|text| workload(text, &domain)).collect();
     let now = SystemTime::now();
     let made = token::create(&directory, args.node, identities?, args.expires_in, now);
     let (_, text) = made.map_err(failed)?;

@@ -58,9 +58,23 @@ impl Authority {
         key_type: KeyType,
         now: SystemTime,
     ) -> Result<(Self, String), CaError> {
+        Self::generate_named(trust_domain, None, key_type, now)
+    }
+
+    /// With a name beside the trust domain's: during a rotation it has two roots, and nobody should
+    /// take one for the other.
+    pub fn generate_named(
+        trust_domain: &TrustDomain,
+        name: Option<&str>,
+        key_type: KeyType,
+        now: SystemTime,
+    ) -> Result<(Self, String), CaError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+        if let Some(name) = name {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = whole_seconds(now - BACKDATE);

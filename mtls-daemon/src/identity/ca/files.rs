@@ -17,8 +17,8 @@ pub(crate) const FILE_MODE: u32 = 0o600;
 /// What is done under the lock takes milliseconds; whoever holds it longer is stuck.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
-/// More than any list of a large mesh.
-const LONGEST: u64 = 64 << 20;
+/// More than any list of a large mesh. What is longer is an error, never cut.
+const LONGEST: u64 = 256 << 20;
 
 pub(crate) fn make_directory(directory: &Path) -> Result<(), CaError> {
     let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
@@ -54,33 +54,52 @@ pub(crate) fn lock(path: &Path) -> Result<File, CaError> {
 
 /// None if it is not there.
 pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
+    let Some(file) = open_private(path)? else { return Ok(None) };
+    Ok(Some(text(path, &file, LONGEST)?))
+}
+
+/// For what is read piece by piece. None if it is not there.
+pub(crate) fn open_private(path: &Path) -> Result<Option<File>, CaError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("open", path)(error)),
     };
     check_private(path, &file, FILE_MODE)?;
-    // Room for any key from the start: a string that grows leaves pieces of it behind.
-    let mut text = Zeroizing::new(String::with_capacity(64 * 1024));
-    file.take(LONGEST).read_to_string(&mut text).map_err(io_error("read", path))?;
-    Ok(Some(text))
+    Ok(Some(file))
+}
+
+fn text(path: &Path, file: &File, most: u64) -> Result<Zeroizing<String>, CaError> {
+    let mut bytes = bytes(path, file, most)?;
+    let text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(|error| {
+        let error = error.utf8_error();
+        io_error("read", path)(io::Error::new(io::ErrorKind::InvalidData, error))
+    })?;
+    Ok(Zeroizing::new(text))
+}
+
+fn bytes(path: &Path, file: &File, most: u64) -> Result<Zeroizing<Vec<u8>>, CaError> {
+    let too_long = || CaError::TooLong { path: path.to_owned(), most };
+    if file.metadata().map_err(io_error("look at", path))?.len() > most {
+        return Err(too_long());
+    }
+    // Room for any key from the start: a buffer that grows leaves pieces of it behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(64 * 1024));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
 }
 
 /// A file that must be there, whatever is in it.
 pub(crate) fn read_private_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, CaError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     check_private(path, &file, FILE_MODE)?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(64 * 1024));
-    file.take(LONGEST).read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    Ok(bytes)
+    bytes(path, &file, LONGEST)
 }
 
 /// A file that something else looks after (a mounted secret), which must be there.
 pub(crate) fn read_mounted(path: &Path) -> Result<Zeroizing<String>, CaError> {
     let file = File::open(path).map_err(io_error("open", path))?;
-    let mut text = Zeroizing::new(String::with_capacity(64 * 1024));
-    file.take(LONGEST).read_to_string(&mut text).map_err(io_error("read", path))?;
-    Ok(text)
+    text(path, &file, LONGEST)
 }
 
 /// Asks the open file, not the path: nobody can exchange it in between.
@@ -99,6 +118,9 @@ fn check_private(path: &Path, file: &File, mode: u32) -> Result<(), CaError> {
 
 /// Writes what is to be `path`, under its temporary name: all of it is on disk when this returns.
 pub(crate) fn write_beside(path: &Path, content: &[u8]) -> Result<(), CaError> {
+    if content.len() as u64 > LONGEST {
+        return Err(CaError::TooLong { path: path.to_owned(), most: LONGEST });
+    }
     let beside = temporary(path);
     // Left over from a crash; we hold the lock, so nobody is writing it now.
     match fs::remove_file(&beside) {
@@ -141,4 +163,25 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 pub(crate) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CaError {
     let path = path.to_owned();
     move |error| CaError::Io { what, path, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_an_error_and_never_cut() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("list");
+        write_private(&path, b"0123456789").unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(bytes(&path, &file, 10).unwrap().as_slice(), b"0123456789");
+        let file = File::open(&path).unwrap();
+        let error = bytes(&path, &file, 9).unwrap_err();
+        assert!(matches!(error, CaError::TooLong { most: 9, .. }), "{error}");
+        // A hole: it takes no room on the disk.
+        File::options().write(true).open(&path).unwrap().set_len(LONGEST + 1).unwrap();
+        let error = read_private(&path).unwrap_err();
+        assert!(error.to_string().contains("more than"), "{error}");
+    }
 }

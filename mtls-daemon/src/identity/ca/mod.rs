@@ -61,6 +61,13 @@ pub enum CaError {
     SealingKey { path: PathBuf, why: &'static str },
     #[error("{} cannot be used: {why}", path.display())]
     File { path: PathBuf, why: String },
+    #[error(
+        "the CA in {} is for the trust domain {kept}, and {asked} is asked for",
+        directory.display()
+    )]
+    OtherTrustDomain { directory: PathBuf, kept: String, asked: String },
+    #[error("{} has or would have more than {most} bytes: nothing of it is used", path.display())]
+    TooLong { path: PathBuf, most: u64 },
     #[error("{id} is not this CA's to issue: it serves the trust domain {trust_domain}")]
     ForeignTrustDomain { id: String, trust_domain: String },
     #[error("{0} names a trust domain and no workload: it gets no SVID")]

@@ -1,14 +1,16 @@
 //! The CA inside the daemon: nothing else to install, and several daemons may share its directory.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::{SourceError, SvidSource};
 use crate::identity::ca::{self, Authority, CaError};
 use crate::identity::{Bundle, KeyType, SpiffeId, Svid, TrustDomain};
 
-/// Below this the operator hears of the root's end at every start.
+/// Below this the operator hears of the root's end, at every start and every day.
 const ROOT_ENDS_SOON: Duration = Duration::from_secs(90 * 24 * 3600);
+const DAY: u64 = 24 * 3600;
 
 /// Signs SVIDs of one trust domain with a root kept in a directory.
 pub struct EmbeddedCa {
@@ -16,6 +18,24 @@ pub struct EmbeddedCa {
     trust_domain: TrustDomain,
     key_type: KeyType,
     lifetime: Duration,
+    warned: Warned,
+}
+
+/// When the root's end was said last, in seconds since 1970.
+#[derive(Default)]
+struct Warned(AtomicU64);
+
+impl Warned {
+    /// Whether it is to be said now: a daemon may run for longer than the root has left.
+    fn due(&self, not_after: SystemTime, now: SystemTime) -> bool {
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let last = self.0.load(Ordering::Relaxed);
+        if not_after >= now + ROOT_ENDS_SOON || seconds < last.saturating_add(DAY) {
+            return false;
+        }
+        self.0.store(seconds, Ordering::Relaxed);
+        true
+    }
 }
 
 impl EmbeddedCa {
@@ -41,11 +61,22 @@ impl EmbeddedCa {
                 "the CA was made for another trust domain: whoever shares it can issue for both"
             );
         }
-        if authority.not_after() < SystemTime::now() + ROOT_ENDS_SOON {
-            let end = humantime::format_rfc3339_seconds(authority.not_after());
-            tracing::warn!(directory = %directory.display(), %end, "the CA's root expires soon");
+        let ca = Self { authority, trust_domain, key_type, lifetime, warned: Warned::default() };
+        ca.warn(SystemTime::now());
+        Ok(ca)
+    }
+
+    fn warn(&self, now: SystemTime) {
+        let not_after = self.authority.not_after();
+        if !self.warned.due(not_after, now) {
+            return;
         }
-        Ok(Self { authority, trust_domain, key_type, lifetime })
+        let end = humantime::format_rfc3339_seconds(not_after);
+        if now < not_after {
+            tracing::warn!(trust_domain = %self.trust_domain, %end, "the CA's root expires soon");
+        } else {
+            tracing::error!(trust_domain = %self.trust_domain, %end, "the CA's root has expired");
+        }
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -59,7 +90,10 @@ impl SvidSource for EmbeddedCa {
             let (id, trust_domain) = (id.to_string(), self.trust_domain.to_string());
             return Err(CaError::ForeignTrustDomain { id, trust_domain }.into());
         }
-        Ok(self.authority.issue(id, self.key_type, self.lifetime, SystemTime::now())?)
+        let now = SystemTime::now();
+        // Every SVID is renewed within its life: often enough to be told.
+        self.warn(now);
+        Ok(self.authority.issue(id, self.key_type, self.lifetime, now)?)
     }
 
     fn bundle(&self) -> Result<Bundle, SourceError> {
@@ -71,5 +105,23 @@ impl SvidSource for EmbeddedCa {
 
     fn name(&self) -> &'static str {
         "embedded CA"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_roots_end_is_said_every_day_of_its_last_months() {
+        let day = Duration::from_secs(DAY);
+        let now = SystemTime::now();
+        let end = now + 100 * day;
+        let warned = Warned::default();
+        assert!(!warned.due(end, now), "it is far off");
+        assert!(warned.due(end, now + 11 * day));
+        assert!(!warned.due(end, now + 11 * day + day / 2), "once a day");
+        assert!(warned.due(end, now + 12 * day));
+        assert!(warned.due(end, now + 101 * day), "and when it has ended");
     }
 }

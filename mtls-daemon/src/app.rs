@@ -420,6 +420,7 @@ impl App {
             workloads: node.status().into_iter().map(report::workload).collect(),
             policies: report::policies(&self.shared.snapshot.load()),
             svids: self.store.status().into_iter().map(report::svid).collect(),
+            trust: report::trust(self.store.trust(), &self.config.mesh.trust_domain),
             federation: self.federation.status().into_iter().map(report::federated).collect(),
             revocation: report::revocation(&self.shared.checks, SystemTime::now()),
             kernel: admin::status::KernelStatus {

@@ -69,6 +69,12 @@ pub enum ConfigError {
          --revocation required, lists in files (--crl-file)"
     )]
     NoRevocationList(&'static str),
+    #[error(
+        "--ca-poll {} is not shorter than --revocation-max-age {}: between two polls everybody would be \
+         refused; give a shorter --ca-poll or a longer --revocation-max-age",
+        humantime::format_duration(*poll), humantime::format_duration(*most)
+    )]
+    PollTooSlow { poll: Duration, most: Duration },
     #[error("{0}")]
     LogLevel(String),
     #[error("{0} times --mesh-range; at most {MOST_RANGES}: give larger ranges")]

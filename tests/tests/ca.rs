@@ -1,7 +1,6 @@
 //! A CA for many nodes: its root is replaced under load, and it may be away for a while.
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -35,11 +34,12 @@ fn world(lifetime: Duration) -> Result<(World, Ca)> {
     Ok((world, ca))
 }
 
-/// How many roots the node trusts, as it keeps them for its next start.
+/// How many roots the node's identities trust, every one of them each.
 fn trusted(daemon: &Daemon) -> Result<usize> {
-    let file = daemon.spec.state.join("ca-roots.json");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    Ok(text.matches("BEGIN CERTIFICATE").count())
+    let trust = &daemon.status()?["trust"];
+    let roots = trust["roots"].as_array().context("roots")?;
+    ensure!(roots.iter().all(|root| root["identities"] == trust["identities"]), "{trust}");
+    Ok(roots.len())
 }
 
 fn serials(world: &World) -> Result<Vec<String>> {
@@ -198,6 +198,18 @@ fn a_ca_that_is_away_breaks_nothing_until_certificates_end_and_is_said_before() 
     let line = world.a().logged(mark, "the refusal", |line| line["outcome"] == "no_identity")?;
     ensure!(line["detail"].as_str().is_some_and(|it| it.contains(SLEEP)), "{line}");
     ensure!(world.a().metric("mtls_svid_expiry_seconds", &[SLEEP])? <= 0.0, "it has ended");
+
+    let own = format!("spiffe://cluster.local/node/{}", world.a().spec.name);
+    world.a().said(0, "the node's own", |line| {
+        line.contains("the node's own SVID expires soon") && line.contains(&own)
+    })?;
+    let shown = world.a().status()?["svids"]
+        .as_array()
+        .context("svids")?
+        .iter()
+        .any(|svid| svid["identity"] == own.as_str() && svid["last_error"].is_string());
+    ensure!(shown, "a row for {own}");
+    world.a().metric("mtls_svid_expiry_seconds", &[&own])?;
 
     // The nodes' own certificates, which live as long here, are to end as well.
     thread::sleep(patience(lifetime).saturating_sub(away.elapsed()) + Duration::from_secs(1));

@@ -23,6 +23,8 @@ pub struct Status {
     #[serde(default)]
     pub policies: Vec<PolicyStatus>,
     pub svids: Vec<SvidStatus>,
+    #[serde(default)]
+    pub trust: TrustStatus,
     /// Other trust domains that are configured, or that the source of SVIDs trusts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub federation: Vec<FederatedStatus>,
@@ -145,6 +147,29 @@ pub struct SvidStatus {
     pub last_error: Option<String>,
 }
 
+/// Whom the node's identities believe as CAs of their own trust domain: shows how far a new root has
+/// come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TrustStatus {
+    pub trust_domain: String,
+    /// Of this node, that have an SVID.
+    pub identities: usize,
+    pub roots: Vec<RootStatus>,
+    /// Why a restarted daemon would not know them.
+    pub problem: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootStatus {
+    /// Distinguished name.
+    pub subject: String,
+    /// Of the certificate in DER: its fingerprint, in lower-case hex.
+    pub sha256: String,
+    pub not_after: Option<String>,
+    /// How many identities believe it.
+    pub identities: usize,
+}
+
 /// One other trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FederatedStatus {
@@ -171,7 +196,7 @@ pub struct RevocationStatus {
     pub list: Option<RevocationListStatus>,
     /// Those in `--crl-file`.
     pub files: Vec<CrlStatus>,
-    /// What is wrong with these files; what was read before stays in force.
+    /// What is wrong with the list, or with these files.
     pub problems: Vec<String>,
 }
 

@@ -41,6 +41,7 @@ fn status() -> Status {
             next_renewal: Some(timestamp(SystemTime::UNIX_EPOCH + LONG / 2)),
             last_error: None,
         }],
+        trust: crate::admin::status::TrustStatus::default(),
         federation: Vec::new(),
         revocation: RevocationStatus::default(),
         kernel: KernelStatus {

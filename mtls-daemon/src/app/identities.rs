@@ -28,7 +28,8 @@ impl Follow {
         match self {
             Self::Nothing => {}
             Self::Ca(server, interval) => {
-                server.follow(interval, move || store.renew_all()).await;
+                let back = store.clone();
+                server.follow(interval, move || store.renew_all(), move || back.retry()).await;
             }
             Self::Files(files) => files.follow(move |ids| store.changed(ids)).await,
             Self::Agent(agent) => {

@@ -5,8 +5,10 @@ use std::time::SystemTime;
 
 use crate::admin::status::{
     CrlStatus, FederatedStatus, PolicyStatus, RefusedStatus, RevocationListStatus,
-    RevocationStatus, SvidStatus, WorkloadState, WorkloadStatus, timestamp as shown,
+    RevocationStatus, RootStatus, SvidStatus, TrustStatus, WorkloadState, WorkloadStatus,
+    timestamp as shown,
 };
+use crate::identity::TrustDomain;
 use crate::mesh::{Place, Snapshot};
 use crate::node;
 use crate::policy::authz::InForce;
@@ -112,6 +114,21 @@ fn refusal(error: &ConfigError, instead: &str) -> RefusedStatus {
     }
 }
 
+pub fn trust(trust: crate::identity::trust::TrustStatus, domain: &TrustDomain) -> TrustStatus {
+    let root = |root: crate::identity::trust::RootStatus| RootStatus {
+        subject: root.subject,
+        sha256: root.sha256,
+        not_after: root.not_after.map(shown),
+        identities: root.identities,
+    };
+    TrustStatus {
+        trust_domain: domain.to_string(),
+        identities: trust.identities,
+        roots: trust.roots.into_iter().map(root).collect(),
+        problem: trust.trouble,
+    }
+}
+
 pub fn federated(domain: crate::identity::federation::FederatedStatus) -> FederatedStatus {
     FederatedStatus {
         trust_domain: domain.trust_domain.to_string(),
@@ -142,12 +159,14 @@ pub fn revocation(checks: &Checks, now: SystemTime) -> RevocationStatus {
         seconds_left: seconds_between(now, facts.next_update),
     };
     let crls = checks.crls();
+    let of_files = crls.map(|it| it.problems()).unwrap_or_default();
+    let of_files = of_files.iter().map(|it| format!("{it}; what was read before stays in force"));
     RevocationStatus {
         required: checks.list().is_required(),
         max_age_seconds: rules.max_age.map(|age| age.as_secs()),
         list,
         files: crls.map(|it| it.facts().into_iter().map(file).collect()).unwrap_or_default(),
-        problems: crls.map(|it| it.problems()).unwrap_or_default(),
+        problems: checks.list().troubles().into_iter().chain(of_files).collect(),
     }
 }
 

@@ -99,8 +99,9 @@ struct Grant {
 pub struct SignedList {
     pub list: Vec<u8>,
     pub signature: Vec<u8>,
+    /// With whose key: what else there is by now does not fit the signature.
+    pub signing: Arc<Signing>,
     number: u64,
-    issuer: String,
     signed: SystemTime,
 }
 
@@ -449,7 +450,7 @@ impl Ca {
         let mut cached = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(list) = &*cached
             && list.number == held.number
-            && list.issuer == signing.issuer
+            && Arc::ptr_eq(&list.signing, &signing)
             && now.duration_since(list.signed).is_ok_and(|age| age < SIGN_AGAIN)
         {
             return Ok(list.clone());
@@ -460,7 +461,7 @@ impl Ca {
             signature: signing.sign_list(&list)?,
             list,
             number: held.number,
-            issuer: signing.issuer.clone(),
+            signing,
             signed: now,
         };
         *cached = Some(signed.clone());

@@ -100,12 +100,11 @@ impl NodeService for Services {
         let now = credentials.now;
         let polled = tokio::task::spawn_blocking(move || {
             ca.check_caller(&caller)?;
-            let list = ca.signed_list(now)?;
-            Ok((list, ca.signing()))
+            Ok(ca.signed_list(now)?)
         });
         let polled = polled.await.map_err(|error| Refusal::Internal(error.to_string()));
-        let (list, signing) =
-            polled.and_then(|it| it).map_err(|refusal| refused(&credentials, &refusal))?;
+        let list = polled.and_then(|it| it).map_err(|refusal| refused(&credentials, &refusal))?;
+        let signing = &list.signing;
         Ok(Response::new(PollResponse {
             revocations: list.list,
             signature: list.signature,

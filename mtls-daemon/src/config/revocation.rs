@@ -31,7 +31,7 @@ pub struct RevocationArgs {
     pub revocation: RevocationMode,
 
     /// Refuse everybody, and end open connections, when the CA's list is older than this, or was never
-    /// had [default: an absent CA breaks nothing]
+    /// had, whatever lists in files say; longer than --ca-poll [default: an absent CA breaks nothing]
     #[arg(
         long,
         env = "MTLS_REVOCATION_MAX_AGE",
@@ -72,6 +72,12 @@ impl RevocationArgs {
         }
         if without && required && self.crl_file.is_none() {
             return Err(ConfigError::NoRevocationList("--revocation required"));
+        }
+        if let (Some(most), IdentitySource::IstioCa { poll, .. }) =
+            (self.revocation_max_age, source)
+            && *poll >= most
+        {
+            return Err(ConfigError::PollTooSlow { poll: *poll, most });
         }
         let (max_age, aliases) = (self.revocation_max_age, aliases.to_vec());
         let rules = Rules { required, max_age, aliases };

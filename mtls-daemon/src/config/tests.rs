@@ -166,4 +166,8 @@ fn revocation_can_be_required_where_somebody_says_what_is_revoked() {
     };
     assert_eq!((rules.required, rules.max_age), (true, Some(Duration::from_secs(600))));
     assert_eq!(rules.aliases.len(), 1, "the list speaks of them as well");
+    let slow = ["--ca-poll", "10m"];
+    let parts = ["--ca-poll 10m", "--revocation-max-age 10m"];
+    refused(&[&server[..], &max_age, &slow].concat(), &parts);
+    assert!(settings(&[&server[..], &slow].concat()).is_ok(), "without a limit it may be slow");
 }

@@ -14,6 +14,7 @@ pub mod spiffe_bundle;
 pub mod spiffe_id;
 pub mod store;
 pub mod svid;
+pub mod trust;
 pub mod trust_domain;
 
 pub use bundle::Bundle;

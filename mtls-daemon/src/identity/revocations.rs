@@ -4,19 +4,23 @@
 //! pure and without a lock: every handshake makes it, and open connections make it again when
 //! [`Revocations::changed`] says so.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{NodeName, SpiffeId, TrustDomain};
 
 /// What a list's bytes are signed behind, so that no other signed text can pass for one.
 pub const SIGNED_PREFIX: &[u8] = b"mtls-daemon revocation list, version 1\n";
+
+/// By how much the CA's clock may be ahead of ours.
+const AHEAD: Duration = Duration::from_secs(5 * 60);
 
 /// What the CA signs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +98,43 @@ pub enum NotBelieved {
     TooOld { age: Duration, most: Duration },
 }
 
+/// Why a list does not take the place of the one in force.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepBack {
+    #[error("it has number {number} and is older than ours, which has {ours}")]
+    Older { number: u64, ours: u64 },
+    #[error("it has number {0} as ours has, and other entries")]
+    Another(u64),
+}
+
+/// What can be wrong beside the list that is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The one of an earlier run cannot be used.
+    Restored,
+    /// What the CA says now is not taken.
+    Refused,
+    /// It is in force, and a restarted daemon will not have it.
+    Unkept,
+    /// The CA has no lists any more.
+    Unserved,
+}
+
+impl What {
+    /// Two entries with the same name the same.
+    fn digest(&self) -> [u8; 32] {
+        let text = match self {
+            Self::Certificate { serial, issuer } => {
+                let issuer = issuer.as_deref().unwrap_or("any");
+                format!("certificate {} {issuer}", normal_serial(serial))
+            }
+            Self::Identity(id) => format!("identity {id}"),
+            Self::Node(name) => format!("node {name}"),
+        };
+        Sha256::digest(text).into()
+    }
+}
+
 impl NotBelieved {
     /// Somebody took it back. Otherwise that cannot be told, and may be so.
     pub fn is_revoked(&self) -> bool {
@@ -120,7 +161,8 @@ pub struct Compiled {
     trust_domain: Box<str>,
     number: u64,
     issued: SystemTime,
-    entries: usize,
+    /// By a digest of what they name: until when.
+    entries: HashMap<[u8; 32], Option<u64>>,
     /// By serial number: usually one issuer each.
     certificates: HashMap<Box<str>, Vec<Listed>>,
     identities: HashMap<Box<str>, Arc<str>>,
@@ -152,7 +194,8 @@ impl Compiled {
             }
         }
         let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(list.issued);
-        let (number, entries) = (list.number, list.entries.len());
+        let entries = list.entries.iter().map(|it| (it.what.digest(), it.until)).collect();
+        let number = list.number;
         let trust_domain = trust_domain.as_str().into();
         Self { trust_domain, number, issued, entries, certificates, identities }
     }
@@ -197,12 +240,35 @@ impl Compiled {
     }
 
     /// Whether `next` may take this one's place: a higher number, or this very list signed anew.
-    pub fn may_be_followed_by(&self, next: &Self) -> bool {
-        (next.number, next.issued) >= (self.number, self.issued)
+    ///
+    /// # Errors
+    /// It would be a step back.
+    pub fn check_next(&self, next: &Self, now: SystemTime) -> Result<(), StepBack> {
+        // A signature from the future, from before the CA's clock was put right, counts as of now.
+        let issued = self.issued.min(now);
+        if (next.number, next.issued) < (self.number, issued) {
+            return Err(StepBack::Older { number: next.number, ours: self.number });
+        }
+        if next.number == self.number && !(self.holds(next) && next.holds(self)) {
+            return Err(StepBack::Another(self.number));
+        }
+        Ok(())
+    }
+
+    /// Whether it has all entries of `other` but what had expired when it was signed.
+    fn holds(&self, other: &Self) -> bool {
+        let issued = self.issued.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let expired = |until: &Option<u64>| until.is_some_and(|until| until <= issued.as_secs());
+        other.entries.iter().all(|(what, until)| self.entries.contains_key(what) || expired(until))
+    }
+
+    /// By a clock that is far ahead: it would never become too old.
+    pub fn is_from_the_future(&self, now: SystemTime) -> bool {
+        self.issued > now + AHEAD
     }
 
     pub fn entries(&self) -> usize {
-        self.entries
+        self.entries.len()
     }
 
     pub fn issued(&self) -> SystemTime {
@@ -220,7 +286,8 @@ impl Compiled {
 pub struct Rules {
     /// Whom no list speaks of is refused.
     pub required: bool,
-    /// An older list, or none, refuses everybody. Without it an absent CA breaks nothing.
+    /// A list of the CA's that is older, or none, refuses everybody, whatever lists in files say.
+    /// Without it an absent CA breaks nothing.
     pub max_age: Option<Duration>,
     /// Further names of the list's trust domain.
     pub aliases: Vec<TrustDomain>,
@@ -233,13 +300,15 @@ pub struct Revocations {
     rules: Rules,
     /// Whether the list was too old when that was last looked at.
     stale: AtomicBool,
+    troubles: Mutex<BTreeMap<Trouble, String>>,
     changed: watch::Sender<u64>,
 }
 
 impl Revocations {
     pub fn new(rules: Rules) -> Arc<Self> {
         let (current, changed) = (ArcSwapOption::empty(), watch::Sender::new(0));
-        Arc::new(Self { current, rules, stale: AtomicBool::new(false), changed })
+        let (stale, troubles) = (AtomicBool::new(false), Mutex::default());
+        Arc::new(Self { current, rules, stale, troubles, changed })
     }
 
     pub fn rules(&self) -> &Rules {
@@ -249,27 +318,32 @@ impl Revocations {
     /// Whether there is a list that speaks of the certificate's trust domain, and does not name it.
     ///
     /// # Errors
-    /// The list names it, or is too old.
+    /// The list names it, or is too old, or there is none and it has to be of some age.
     pub fn covers(
         &self,
         certificate: Certificate<'_>,
         now: SystemTime,
     ) -> Result<bool, NotBelieved> {
         let current = self.current.load();
-        let Some(list) = current.as_ref() else { return Ok(false) };
+        let Some(list) = current.as_ref() else {
+            return match self.rules.max_age {
+                Some(_) => Err(self.unknown(certificate.id)),
+                None => Ok(false),
+            };
+        };
         self.check_age(list, now)?;
         list.check(certificate)?;
-        let domain = certificate.id.trust_domain();
-        if domain == &*list.trust_domain {
-            return Ok(true);
+        let (domain, path) = (certificate.id.trust_domain(), certificate.id.path());
+        let aliases = self.rules.aliases.iter().map(TrustDomain::as_str);
+        let names = std::iter::once(&*list.trust_domain).chain(aliases);
+        if !names.clone().any(|name| name == domain) {
+            return Ok(false);
         }
-        if self.rules.aliases.iter().any(|alias| alias.as_str() == domain) {
-            // The list has it under the name that the CA knows.
-            let known = format!("spiffe://{}{}", list.trust_domain, certificate.id.path());
-            list.identity(&known, certificate.id.as_str())?;
-            return Ok(true);
+        // The list may have it under another name of the trust domain, also under one of before.
+        for name in names.filter(|name| *name != domain) {
+            list.identity(&format!("spiffe://{name}{path}"), certificate.id.as_str())?;
         }
-        Ok(false)
+        Ok(true)
     }
 
     /// The same of a CA's certificate that stands between `below` and a root.
@@ -325,6 +399,21 @@ impl Revocations {
         if self.stale.swap(stale, Ordering::Relaxed) != stale {
             self.judge_again();
         }
+    }
+
+    /// What is wrong with it now; None: nothing. True: that is news.
+    pub fn trouble(&self, of: Trouble, text: Option<String>) -> bool {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            None => troubles.remove(&of).is_some(),
+            Some(text) => troubles.insert(of, text.clone()).is_none_or(|before| before != text),
+        }
+    }
+
+    /// For `status`.
+    pub fn troubles(&self) -> Vec<String> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.values().cloned().collect()
     }
 
     /// Something that is asked beside the list has changed.

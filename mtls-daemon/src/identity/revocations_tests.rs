@@ -66,7 +66,8 @@ fn a_list_covers_its_trust_domain_until_it_is_too_old() {
     assert!(!lenient.is_required());
     let strict =
         Revocations::new(Rules { max_age: Some(Duration::from_secs(60)), ..Rules::default() });
-    assert_eq!(strict.covers(of(&web), at(1000)), Ok(false));
+    let error = strict.covers(of(&web), at(1000)).unwrap_err();
+    assert!(matches!(error, NotBelieved::NoList(_)), "also where lists in files speak: {error}");
     assert!(strict.is_required());
     strict.replace(list(1, 1000, Vec::new()));
     assert_eq!(strict.covers(of(&web), at(1060)), Ok(true));
@@ -97,4 +98,56 @@ fn serials_have_one_form() {
     {
         assert_eq!(normal_serial(given), normal, "{given}");
     }
+}
+
+#[test]
+fn a_list_is_followed_by_itself_and_by_later_ones() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    let until = |serial: &str, until| Revoked { until: Some(until), ..by_serial(serial, None) };
+    let ours = list(5, 100, vec![by_serial("aa", Some("11")), until("bb", 150)]);
+    let next = |number, issued, entries| ours.check_next(&list(number, issued, entries), now);
+    let same = || vec![by_serial("00:AA", Some("11")), until("bb", 150)];
+    assert_eq!(next(5, 101, same()), Ok(()), "signed again");
+    assert_eq!(next(5, 150, same()[..1].to_vec()), Ok(()), "bb has expired");
+    assert_eq!(next(6, 50, Vec::new()), Ok(()), "whatever is in it");
+    let older = |number| Err(StepBack::Older { number, ours: 5 });
+    assert_eq!(next(5, 99, same()), older(5));
+    assert_eq!(next(4, 200, same()), older(4));
+    // As from a backup of before, in which the number was used for something else.
+    for another in [
+        vec![until("bb", 150)],
+        same()[..1].to_vec(),
+        [same(), vec![by_serial("cc", None)]].concat(),
+        vec![by_serial("aa", None), until("bb", 150)],
+    ] {
+        assert_eq!(next(5, 101, another), Err(StepBack::Another(5)));
+    }
+    // A signature from the future gives way to one of now.
+    let ahead = list(5, 5000, same());
+    assert_eq!(ahead.check_next(&list(5, 1001, same()), now), Ok(()));
+    assert!(ahead.is_from_the_future(now) && !list(5, 1200, same()).is_from_the_future(now));
+}
+
+#[test]
+fn an_identity_is_revoked_under_every_name_of_the_trust_domain() {
+    let aliases = ["old.example", "older.example"].map(|it| TrustDomain::parse(it).unwrap());
+    let held = Revocations::new(Rules { aliases: aliases.to_vec(), ..Rules::default() });
+    let paths = ["ns/a/sa/own", "ns/a/sa/old", "ns/a/sa/foreign"];
+    let named = ["cluster.local", "old.example", "other.example"].into_iter().zip(paths);
+    let entries =
+        named.map(|(domain, path)| entry(What::Identity(format!("spiffe://{domain}/{path}"))));
+    held.replace(list(1, 1, entries.collect()));
+    let ask = |domain: &str, path: &str| {
+        let id = id(&format!("spiffe://{domain}/{path}"));
+        held.covers(Certificate { serial: "1", issuer: None, id: &id }, SystemTime::now())
+    };
+    for domain in ["cluster.local", "old.example", "older.example"] {
+        for path in &paths[..2] {
+            let error = ask(domain, path).unwrap_err().to_string();
+            assert!(error.contains(&format!("spiffe://{domain}/{path} was revoked")), "{error}");
+        }
+        assert_eq!(ask(domain, paths[2]), Ok(true), "another trust domain's");
+    }
+    assert!(ask("other.example", paths[2]).is_err());
+    assert_eq!(ask("other.example", paths[0]), Ok(false));
 }

@@ -1,12 +1,14 @@
 //! One identity's SVID: read by every connection, replaced by rotation.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use rustls_pki_types::CertificateDer;
 use serde::{Serialize, Serializer};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::SpiffeId;
 use crate::tls::TlsIdentity;
@@ -24,6 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// As ztunnel: long enough for a broken issuer to breathe, far below any SVID's half life.
 const LONGEST_RETRY: Duration = Duration::from_secs(150);
+/// At least so long between two attempts, however many connections wait for the SVID.
+const IN_DEMAND: Duration = Duration::from_secs(1);
 
 /// One identity's current SVID, replaced in place by rotation. Read without a lock.
 pub struct IdentitySlot {
@@ -31,11 +35,17 @@ pub struct IdentitySlot {
     current: ArcSwapOption<TlsIdentity>,
     renewal: Mutex<Renewal>,
     changed: watch::Sender<()>,
+    /// Connections that cannot go on without an SVID.
+    waiters: AtomicUsize,
+    /// Wakes the store.
+    wake: Arc<Notify>,
 }
 
 /// What rotation alone reads and writes.
 struct Renewal {
     next: Next,
+    /// When the latest attempt began.
+    begun: Option<Instant>,
     failures: u32,
     last_error: Option<String>,
     /// The attempt under way may have missed what the next one has to bring.
@@ -45,15 +55,32 @@ struct Renewal {
     life: Duration,
     /// What has been said of the end of the SVID that is there.
     warned: Warned,
+    /// The CAs of the own trust domain that came with it.
+    roots: Roots,
     /// Nobody wants this identity any more: what is still being issued for it is thrown away.
     retired: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Warned {
+pub(super) type Roots = Arc<[CertificateDer<'static>]>;
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Warned {
+    #[default]
     Nothing,
     EndsSoon,
     HasEnded,
+}
+
+impl Warned {
+    /// What has to be said, after this, of an SVID with `left` of its `life`.
+    pub(super) fn next(self, left: Duration, life: Duration) -> Option<Self> {
+        let due = match left {
+            Duration::ZERO => Self::HasEnded,
+            left if left < life / LATE => Self::EndsSoon,
+            _ => return None,
+        };
+        (self < due).then_some(due)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -71,6 +98,8 @@ pub(super) struct Issued {
     pub(super) identity: Arc<TlsIdentity>,
     /// Asking again brings another.
     pub(super) made: bool,
+    /// The CAs of the own trust domain.
+    pub(super) roots: Roots,
 }
 
 /// How urgent a slot's next attempt is. Sorts the most urgent first.
@@ -78,6 +107,8 @@ pub(super) struct Issued {
 pub(super) struct Due {
     /// Zero: now.
     pub(super) wait: Duration,
+    /// No connection waits for it.
+    idle: bool,
     /// A workload without an SVID cannot talk; one that renews has half a lifetime.
     has_svid: bool,
     expires: Option<SystemTime>,
@@ -105,14 +136,16 @@ pub struct SvidStatus {
 }
 
 impl IdentitySlot {
-    pub(super) fn new(id: SpiffeId) -> Self {
+    pub(super) fn new(id: SpiffeId, wake: Arc<Notify>) -> Self {
         let renewal = Renewal {
             next: Next::RetryAt(Instant::now()),
+            begun: None,
             failures: 0,
             last_error: None,
             again: false,
             life: Duration::ZERO,
             warned: Warned::Nothing,
+            roots: Arc::default(),
             retired: false,
         };
         Self {
@@ -120,6 +153,8 @@ impl IdentitySlot {
             current: ArcSwapOption::empty(),
             renewal: Mutex::new(renewal),
             changed: watch::Sender::new(()),
+            waiters: AtomicUsize::new(0),
+            wake,
         }
     }
 
@@ -134,10 +169,14 @@ impl IdentitySlot {
         (current.not_after() > SystemTime::now()).then(|| current.clone())
     }
 
-    /// As [`Self::current`], waiting at most `timeout` for the first SVID. None at once if the
-    /// store no longer keeps this identity.
+    /// As [`Self::current`], waiting at most `timeout` for the first SVID, which is asked for before
+    /// what nobody waits for. None at once if the store no longer keeps this identity.
     pub async fn wait(&self, timeout: Duration) -> Option<Arc<TlsIdentity>> {
         let mut changed = self.changed.subscribe();
+        if let Some(current) = self.current() {
+            return Some(current);
+        }
+        let _waiter = Waiter::of(self);
         let issued = async {
             loop {
                 if let Some(current) = self.current() {
@@ -151,6 +190,23 @@ impl IdentitySlot {
         tokio::time::timeout(timeout, issued).await.ok().flatten()
     }
 
+    /// Of the latest attempt, if that failed.
+    pub fn last_error(&self) -> Option<String> {
+        self.renewal().last_error.clone()
+    }
+
+    /// Somebody waits: what a broken issuer is spared is cut short.
+    fn hurry(&self) {
+        let mut renewal = self.renewal();
+        if let Next::RetryAt(at) = renewal.next {
+            let now = Instant::now();
+            let may = renewal.begun.map_or(now, |begun| now.max(begun + IN_DEMAND));
+            renewal.next = Next::RetryAt(at.min(may));
+        }
+        drop(renewal);
+        self.wake.notify_one();
+    }
+
     /// None: an attempt is under way.
     pub(super) fn due(&self, now: Instant, wall: SystemTime) -> Option<Due> {
         let wait = match self.renewal().next {
@@ -159,7 +215,8 @@ impl IdentitySlot {
             Next::RetryAt(at) => at.saturating_duration_since(now),
         };
         let expires = self.current().map(|current| current.not_after());
-        Some(Due { wait, has_svid: expires.is_some(), expires })
+        let idle = self.waiters.load(Ordering::Relaxed) == 0;
+        Some(Due { wait, idle, has_svid: expires.is_some(), expires })
     }
 
     /// Takes the next attempt. False: somebody else has.
@@ -168,6 +225,7 @@ impl IdentitySlot {
         let free = !matches!(renewal.next, Next::Working) && !renewal.retired;
         if free {
             renewal.next = Next::Working;
+            renewal.begun = Some(Instant::now());
         }
         free
     }
@@ -175,13 +233,20 @@ impl IdentitySlot {
     /// Asks for a new SVID although this one is good: within `soon`, not all slots together.
     pub(super) fn renew(&self, soon: Duration) {
         let mut renewal = self.renewal();
+        let soon = Instant::now() + soon.mul_f64(fastrand::f64());
         match renewal.next {
             Next::Working => renewal.again = true,
-            // What is missing is already asked for as soon as it may.
-            Next::RetryAt(_) => {}
-            Next::RenewAt(_) => {
-                renewal.next = Next::RetryAt(Instant::now() + soon.mul_f64(fastrand::f64()));
-            }
+            // After failures that may be a long time.
+            Next::RetryAt(at) => renewal.next = Next::RetryAt(at.min(soon)),
+            Next::RenewAt(_) => renewal.next = Next::RetryAt(soon),
+        }
+    }
+
+    /// The issuer is back: what failed is asked for at once.
+    pub(super) fn retry(&self) {
+        let mut renewal = self.renewal();
+        if let Next::RetryAt(at) = renewal.next {
+            renewal.next = Next::RetryAt(at.min(Instant::now()));
         }
     }
 
@@ -213,13 +278,21 @@ impl IdentitySlot {
                 renewal.failures = 0;
                 renewal.last_error = None;
                 renewal.warned = Warned::Nothing;
+                renewal.roots = issued.roots;
                 // Under the lock: `retire` must not come in between and be undone.
                 self.current.store(Some(issued.identity));
             }
             Err(error) => {
-                let wait = if again { Duration::ZERO } else { retry_after(renewal.failures) };
+                let not_after = self.current().map(|current| current.not_after());
+                let left = not_after.and_then(|it| it.duration_since(SystemTime::now()).ok());
+                let most = match self.waiters.load(Ordering::Relaxed) {
+                    0 => longest_retry(left),
+                    _ => longest_retry(left).min(IN_DEMAND),
+                };
+                let retry = retry_after(renewal.failures, most);
+                let wait = if again { Duration::ZERO } else { retry.wait };
                 renewal.next = Next::RetryAt(Instant::now() + wait);
-                renewal.failures = renewal.failures.saturating_add(1);
+                renewal.failures = retry.failures;
                 renewal.last_error = Some(error);
             }
         }
@@ -242,12 +315,8 @@ impl IdentitySlot {
         let Some(svid) = current.as_ref() else { return };
         let left = svid.not_after().duration_since(now).unwrap_or_default();
         let mut renewal = self.renewal();
-        let due = match left {
-            Duration::ZERO => Warned::HasEnded,
-            left if left < renewal.life / LATE => Warned::EndsSoon,
-            _ => return,
-        };
-        if renewal.retired || renewal.warned >= due {
+        let Some(due) = renewal.warned.next(left, renewal.life) else { return };
+        if renewal.retired {
             return;
         }
         renewal.warned = due;
@@ -289,9 +358,31 @@ impl IdentitySlot {
         }
     }
 
+    /// What the SVID that is there is verified against.
+    pub(super) fn roots(&self) -> Roots {
+        self.renewal().roots.clone()
+    }
+
     fn renewal(&self) -> MutexGuard<'_, Renewal> {
         // Nothing panics while it is held, and every state it can be left in is a valid one.
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counted for as long as it is there.
+struct Waiter<'a>(&'a IdentitySlot);
+
+impl<'a> Waiter<'a> {
+    fn of(slot: &'a IdentitySlot) -> Self {
+        slot.waiters.fetch_add(1, Ordering::Relaxed);
+        slot.hurry();
+        Self(slot)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -319,10 +410,25 @@ fn renewal_time(issued: &Issued, now: SystemTime) -> SystemTime {
     if issued.made { half } else { half.max(now + LOOK_AGAIN).min(not_after.max(now)) }
 }
 
-/// Doubles with every failure, up to the cap; a tenth of jitter keeps nodes apart.
-fn retry_after(failures: u32) -> Duration {
-    let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LONGEST_RETRY);
-    wait.mul_f64(1.0 - 0.1 * fastrand::f64())
+/// What follows a failure.
+pub(super) struct Retry {
+    pub(super) wait: Duration,
+    /// To be given with the next one.
+    pub(super) failures: u32,
+}
+
+/// Doubles with every failure, up to `most`; a tenth of jitter keeps nodes apart. A wait that is cut
+/// short is no step towards longer ones.
+pub(super) fn retry_after(failures: u32, most: Duration) -> Retry {
+    let whole = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LONGEST_RETRY);
+    let wait = whole.min(most).mul_f64(1.0 - 0.1 * fastrand::f64());
+    let failures = if whole <= most { failures.saturating_add(1) } else { failures };
+    Retry { wait, failures }
+}
+
+/// At most a quarter of what is left of the SVID; without one there is nothing to be saved.
+pub(super) fn longest_retry(left: Option<Duration>) -> Duration {
+    left.map_or(LONGEST_RETRY, |left| (left / 4).clamp(FIRST_RETRY, LONGEST_RETRY))
 }
 
 fn rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -331,3 +437,7 @@ fn rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S:
         None => serializer.serialize_none(),
     }
 }
+
+#[cfg(test)]
+#[path = "slot_tests.rs"]
+mod tests;

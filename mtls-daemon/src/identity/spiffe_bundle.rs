@@ -15,6 +15,9 @@ use super::{Bundle, TrustDomain};
 /// How often a bundle is looked at that gives no hint of its own.
 pub const DEFAULT_REFRESH: Duration = Duration::from_secs(300);
 
+/// Kinds of public keys (`kty`) that JWK knows.
+const KINDS: [&str; 3] = ["EC", "RSA", "OKP"];
+
 /// One version of a trust domain's bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpiffeBundle {
@@ -53,6 +56,8 @@ struct Document {
 
 #[derive(Deserialize)]
 struct Key {
+    #[serde(default)]
+    kty: Value,
     #[serde(default, rename = "use")]
     usage: Value,
     #[serde(default)]
@@ -68,6 +73,10 @@ impl SpiffeBundle {
         let mut anchors = Vec::new();
         let mut jwt_authorities = 0;
         for (index, key) in document.keys.iter().enumerate() {
+            // Of a kind of key that is not known, nothing else is (RFC 7517 §5).
+            if !key.kty.as_str().is_some_and(|kty| KINDS.contains(&kty)) {
+                continue;
+            }
             match key.usage.as_str() {
                 Some("x509-svid") => anchors.extend(certificate(key, index + 1)?),
                 // Without an ID no token can name it.

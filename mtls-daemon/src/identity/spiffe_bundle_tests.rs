@@ -58,13 +58,17 @@ fn no_keys_trust_nothing_and_a_missing_list_is_an_error() {
 #[test]
 fn what_is_of_no_use_here_is_passed_over() {
     let (one, two) = (certificate(), certificate());
+    let three = data_encoding::BASE64.encode(&certificate());
     let bundle = parse(&json!({"keys": [
         {"kty": "EC"},
         {"use": "wit-svid", "kty": "EC", "x5c": 3},
         {"use": 1},
         {"use": "jwt-svid", "kty": "EC"},
         {"use": "x509-svid", "kty": "EC"},
-        {"use": "x509-svid", "kty": "of tomorrow", "x5c": []},
+        {"use": "x509-svid", "kty": "of tomorrow", "x5c": [three]},
+        {"use": "x509-svid", "kty": 1, "x5c": [three]},
+        {"use": "x509-svid", "x5c": [three]},
+        {"use": "x509-svid", "x5c": "of a kind that is not known"},
         x509(&[&one, &two]),
     ]}))
     .unwrap();
@@ -75,7 +79,7 @@ fn what_is_of_no_use_here_is_passed_over() {
 #[test]
 fn a_broken_entry_or_number_refuses_the_document() {
     let one = certificate();
-    let broken = |x5c: Value| json!({"keys": [x509(&[&one]), {"use": "x509-svid", "x5c": x5c}]});
+    let broken = |x5c: Value| json!({"keys": [x509(&[&one]), {"use": "x509-svid", "kty": "EC", "x5c": x5c}]});
     let mut longer = one.to_vec();
     longer.push(0);
     for (x5c, why) in [
@@ -133,7 +137,7 @@ proptest! {
     ) {
         let _ = SpiffeBundle::parse(domain(), text.as_bytes());
         let _ = Bundle::from_pem(domain(), text.as_bytes());
-        let document = json!({"keys": [{"use": usage, "x5c": x5c}], "spiffe_sequence": sequence});
+        let document = json!({"keys": [{"use": usage, "kty": "EC", "x5c": x5c}], "spiffe_sequence": sequence});
         if let Ok(bundle) = parse(&document) {
             prop_assert_eq!(bundle.sequence, u64::try_from(sequence).ok());
         }

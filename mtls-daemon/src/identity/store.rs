@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::slot::Issued;
 use super::source::{Reason, SourceError, SvidSource};
+use super::trust::TrustStatus;
 use super::{Bundle, IdentitySlot, SpiffeId, SvidStatus, TrustDomain};
 use crate::tls::{HandshakeError, HandshakeSettings, TlsIdentity};
 
@@ -33,8 +34,8 @@ pub struct SvidStore {
     aliases: Vec<TrustDomain>,
     handshakes: HandshakeSettings,
     slots: ArcSwap<Slots>,
-    /// There is something new to issue.
-    wake: Notify,
+    /// There is something new to issue, or somebody waits for it.
+    wake: Arc<Notify>,
     issued_ok: AtomicU64,
     failed: [AtomicU64; Reason::ALL.len()],
 }
@@ -73,7 +74,7 @@ impl SvidStore {
             aliases,
             handshakes,
             slots: ArcSwap::default(),
-            wake: Notify::new(),
+            wake: Arc::default(),
             issued_ok: AtomicU64::new(0),
             failed: Default::default(),
         })
@@ -84,7 +85,7 @@ impl SvidStore {
         if let Some(slot) = self.slots.load().get(id) {
             return slot.clone();
         }
-        let new = Arc::new(IdentitySlot::new(id.clone()));
+        let new = Arc::new(IdentitySlot::new(id.clone(), self.wake.clone()));
         let mut slot = new.clone();
         self.slots.rcu(|slots| {
             let mut slots = Slots::clone(slots);
@@ -113,6 +114,14 @@ impl SvidStore {
     pub fn renew_all(&self) {
         for slot in self.slots.load().values() {
             slot.renew(RENEW_ALL);
+        }
+        self.wake.notify_one();
+    }
+
+    /// The issuer was away and is back: what failed meanwhile is asked for at once.
+    pub fn retry(&self) {
+        for slot in self.slots.load().values() {
+            slot.retry();
         }
         self.wake.notify_one();
     }
@@ -154,10 +163,18 @@ impl SvidStore {
         }
     }
 
-    /// Every identity's state, by name.
+    /// Every identity's state, by name; the node's own is the last.
     pub fn status(&self) -> Vec<SvidStatus> {
         let source = self.source.name();
-        self.slots.load().values().map(|slot| slot.status(source)).collect()
+        let slots = self.slots.load();
+        slots.values().map(|slot| slot.status(source)).chain(self.source.own()).collect()
+    }
+
+    /// Whom this node's identities believe as CAs of their own trust domain.
+    pub fn trust(&self) -> TrustStatus {
+        let slots = self.slots.load();
+        let with_svid = slots.values().filter(|slot| slot.current().is_some());
+        TrustStatus::of(with_svid.map(|slot| slot.roots()), self.source.trouble())
     }
 
     /// Identities that cannot be used now: not issued yet, or expired.
@@ -196,6 +213,7 @@ impl SvidStore {
         for slot in slots.values() {
             slot.warn_of_expiry(wall);
         }
+        self.source.warn_of_expiry(wall);
         for (due, slot) in waiting {
             if !due.wait.is_zero() {
                 next = next.min(due.wait);
@@ -256,6 +274,7 @@ fn issue(
     id: &SpiffeId,
 ) -> Result<Issued, Failed> {
     let (svid, bundle) = source.obtain(id)?;
+    let roots = bundle.anchors.clone().into();
     let bundles = with_aliases(bundle, aliases);
     let identity = TlsIdentity::with(&svid, &bundles, handshakes)
         .map_err(|error| Failed::invalid(error.to_string()))?;
@@ -263,7 +282,7 @@ fn issue(
         let text = "the issuer gave an SVID that has expired already".to_owned();
         return Err(Failed::invalid(text));
     }
-    Ok(Issued { identity, made: source.makes() })
+    Ok(Issued { identity, made: source.makes(), roots })
 }
 
 fn with_aliases(bundle: Bundle, aliases: &[TrustDomain]) -> Vec<Bundle> {

@@ -144,6 +144,45 @@ async fn an_identity_that_nobody_wants_loses_its_key() {
     running.abort();
 }
 
+/// A slot in a long backoff, as an issuer leaves it that is broken for minutes.
+fn broken(store: &Arc<SvidStore>, source: &Source, account: &str) -> Arc<IdentitySlot> {
+    source.broken.store(true, Ordering::SeqCst);
+    let slot = store.slot(&id(account));
+    for _ in 0..12 {
+        assert!(slot.begin());
+        slot.finish(Err("the CA is on holiday".to_owned()));
+    }
+    source.broken.store(false, Ordering::SeqCst);
+    slot
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_is_not_left_to_a_backoff() {
+    let (source, _order) = source(Duration::from_secs(3600));
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
+    let (web, idle) = (broken(&store, &source, "web"), broken(&store, &source, "idle"));
+    assert_eq!(web.last_error().as_deref(), Some("the CA is on holiday"));
+    let running = tokio::spawn(store.clone().run());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(web.current().is_none(), "nobody wants it");
+    assert!(web.wait(SOON).await.is_some());
+    assert!(idle.current().is_none());
+    store.retry();
+    until("the other", || idle.current().is_some()).await;
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_failure_says_why_there_is_no_svid() {
+    let (source, _order) = source(Duration::from_secs(3600));
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
+    let failure =
+        |slot: &IdentitySlot| crate::proxy::failure::Failure::no_identity(slot).to_string();
+    assert!(failure(&store.slot(&id("web"))).contains("has not answered yet"));
+    let said = failure(&broken(&store, &source, "db"));
+    assert!(said.contains("sa/db") && said.contains("the CA is on holiday"), "{said}");
+}
+
 #[test]
 fn what_is_missing_goes_before_what_is_only_due() {
     let (source, order) = source(Duration::from_secs(4));

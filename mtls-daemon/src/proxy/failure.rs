@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::identity::IdentitySlot;
 use crate::policy::authz::Verdict;
 use crate::tls::{HandshakeError, OriginationError};
 
@@ -65,8 +66,8 @@ pub enum Failure {
     NotResolved(String, String),
     #[error("cannot connect to {address}: {error}")]
     UpstreamConnect { address: SocketAddr, error: std::io::Error },
-    #[error("no SVID for {0} yet: see `mtls-daemon status` for the issuer's last error")]
-    NoIdentity(String),
+    #[error("no SVID for {identity} yet: {}", issuer(error.as_deref()))]
+    NoIdentity { identity: String, error: Option<String> },
     #[error("no endpoint of {0} is ready")]
     NoEndpoint(String),
     #[error("{0} has no port {1}")]
@@ -101,7 +102,19 @@ pub enum Failure {
     Internal(String),
 }
 
+fn issuer(error: Option<&str>) -> String {
+    match error {
+        Some(error) => format!("the issuer's last error: {error}"),
+        None => "the issuer has not answered yet; see `mtls-daemon status`".to_owned(),
+    }
+}
+
 impl Failure {
+    /// Nothing to show, with what is known of why.
+    pub fn no_identity(slot: &IdentitySlot) -> Self {
+        Self::NoIdentity { identity: slot.id().to_string(), error: slot.last_error() }
+    }
+
     /// Stable reason code for logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
@@ -140,7 +153,7 @@ impl Failure {
             Self::RulesDisagree { .. } => "rules_disagree",
             Self::NotResolved(..) => "name_not_resolved",
             Self::UpstreamConnect { .. } => "upstream_connect_failed",
-            Self::NoIdentity(_) => "no_identity",
+            Self::NoIdentity { .. } => "no_identity",
             Self::NoEndpoint(_) => "no_endpoint",
             Self::NoSuchServicePort(..) => "no_such_service_port",
             Self::NotExported(..) => "not_exported",
@@ -186,7 +199,7 @@ impl Failure {
             }
             Self::NoLongerBelieved { upstream: true, .. } => Fault::Server,
             Self::NoLongerBelieved { upstream: false, .. } => Fault::Client,
-            Self::NoIdentity(_)
+            Self::NoIdentity { .. }
             | Self::SourceBind(_)
             | Self::Drained
             | Self::TooOld

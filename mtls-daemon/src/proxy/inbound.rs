@@ -261,7 +261,7 @@ impl Inbound<'_> {
                 .identity
                 .wait(timeouts.identity)
                 .await
-                .ok_or_else(|| Failure::NoIdentity(self.current.workload.id.to_string()))?,
+                .ok_or_else(|| Failure::no_identity(&self.current.identity))?,
         };
         flow.destination_id = Some(self.current.workload.id.clone());
         let begun = Instant::now();

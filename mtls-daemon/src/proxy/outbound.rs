@@ -206,7 +206,7 @@ async fn open(
             .identity
             .wait(timeouts.identity)
             .await
-            .ok_or_else(|| Failure::NoIdentity(current.workload.id.to_string()))?,
+            .ok_or_else(|| Failure::no_identity(&current.identity))?,
     };
     let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
     let begun = Instant::now();

@@ -72,7 +72,7 @@ impl Flag {
             Failure::UpstreamHandshake { .. }
             | Failure::Origination { .. }
             | Failure::UpstreamConnect { .. }
-            | Failure::NoIdentity(_)
+            | Failure::NoIdentity { .. }
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
             Failure::UpstreamReset(_) | Failure::NoAnswer | Failure::Truncated => {

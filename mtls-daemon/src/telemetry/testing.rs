@@ -213,7 +213,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (originated(OriginationError::Handshake(peer())), "upstream_tls_failed", "server"),
         (originated(OriginationError::Handshake(own())), "upstream_tls_failed", "us"),
         (Failure::UpstreamConnect { address, error: io() }, "upstream_connect_failed", "server"),
-        (Failure::NoIdentity("full/client".into()), "no_identity", "us"),
+        (Failure::NoIdentity { identity: "full/client".into(), error: None }, "no_identity", "us"),
         (Failure::NoEndpoint("web.test".into()), "no_endpoint", "server"),
         (Failure::NoSuchServicePort("web.test".into(), 81), "no_such_service_port", "server"),
         (Failure::RuleRefused("DestinationRule a/b is refused".into()), "rule_refused", "policy"),

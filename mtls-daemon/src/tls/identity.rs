@@ -227,7 +227,7 @@ impl fmt::Debug for TlsIdentity {
     }
 }
 
-fn issuer(chain: &[CertificateDer<'_>]) -> String {
+pub(super) fn issuer(chain: &[CertificateDer<'_>]) -> String {
     let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
     leaf.map(|(_, leaf)| subject::rfc2253(leaf.issuer())).unwrap_or_default()
 }

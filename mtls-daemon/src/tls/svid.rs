@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use webpki::KeyUsage;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::refusal::Refusal;
 use super::svid_rules::{self, Leaf};
 use super::verify::{Anchors, SvidVerifier};
-use super::{Checks, HandshakeError, identity};
+use super::{Checks, HandshakeError, identity, subject};
 use crate::identity::{Bundle, SpiffeId};
 
 /// What a chain that keeps the rules says.
@@ -67,6 +68,17 @@ pub fn verify_svid(
         verifier.verify(leaf, intermediates, now, usage, accepted)?;
     }
     Ok(svid_rules::leaf(leaf)?.into())
+}
+
+/// The distinguished name of a leaf's signer, as RFC 2253 writes it.
+pub fn issuer(chain: &[CertificateDer<'_>]) -> String {
+    identity::issuer(chain)
+}
+
+/// The distinguished name of a certificate's owner.
+pub fn subject(certificate: &CertificateDer<'_>) -> String {
+    let parsed = X509Certificate::from_der(certificate);
+    parsed.map(|(_, it)| subject::rfc2253(it.subject())).unwrap_or_default()
 }
 
 /// Whether every CA in the bundle is one that chains can end in. What takes bundles from elsewhere

@@ -4,6 +4,7 @@ mod abuse;
 mod conformance;
 mod interop;
 mod lasting;
+mod node_faults;
 mod nodes;
 mod parsers;
 

@@ -10,7 +10,7 @@ use crate::identity::source::istio_ca::{Credential, IstioCa, Settings as NodeSet
 use crate::identity::{NodeName, Revocations, SvidStore};
 use crate::tls::TlsIdentity;
 
-const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+pub(super) const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const DB: &str = "spiffe://cluster.local/ns/shop/sa/db";
 
 fn node_name() -> NodeName {
@@ -18,7 +18,7 @@ fn node_name() -> NodeName {
 }
 
 /// A file with a token for the node, which may run `WEB`.
-fn join_token(running: &Running) -> PathBuf {
+pub(super) fn join_token(running: &Running) -> PathBuf {
     let hour = Duration::from_secs(3600);
     let directory = running.ca.directory();
     let made = token::create(directory, node_name(), [id(WEB)], hour, SystemTime::now());
@@ -43,22 +43,33 @@ fn node_settings(running: &Running, credential: Credential, lifetime: u64) -> No
     }
 }
 
-struct Agent {
-    source: Arc<IstioCa>,
-    revocations: Arc<Revocations>,
+pub(super) struct Agent {
+    pub source: Arc<IstioCa>,
+    pub revocations: Arc<Revocations>,
 }
 
-fn agent(running: &Running, join_token: Option<PathBuf>, lifetime: u64) -> Agent {
+pub(super) fn agent(running: &Running, join_token: Option<PathBuf>, lifetime: u64) -> Agent {
+    agent_at(running, running.address, join_token, lifetime)
+}
+
+/// One that finds its CA somewhere else.
+pub(super) fn agent_at(
+    running: &Running,
+    address: SocketAddr,
+    join_token: Option<PathBuf>,
+    lifetime: u64,
+) -> Agent {
     let credential = Credential::Node { name: node_name(), join_token };
     let revocations = Revocations::new(Rules::default());
     let settings = node_settings(running, credential, lifetime);
+    let settings = NodeSettings { address: address.to_string(), ..settings };
     let source = Arc::new(IstioCa::new(settings, revocations.clone()).unwrap());
     Agent { source, revocations }
 }
 
 impl Agent {
     /// As the store asks: from a thread for blocking work.
-    async fn issue(&self, text: &str) -> Result<Svid, String> {
+    pub(super) async fn issue(&self, text: &str) -> Result<Svid, String> {
         let (source, id) = (self.source.clone(), id(text));
         let asked = tokio::task::spawn_blocking(move || source.issue(&id)).await.unwrap();
         asked.map_err(|error| error.to_string())
@@ -267,7 +278,7 @@ async fn roots_are_replaced_without_a_failed_handshake() {
     let issuing = tokio::spawn(store.clone().run());
     let following = {
         let (source, store) = (node.source.clone(), store.clone());
-        tokio::spawn(source.follow(Duration::from_millis(200), move || store.renew_all()))
+        tokio::spawn(source.follow(Duration::from_millis(200), move || store.renew_all(), || {}))
     };
     slot.wait(Duration::from_secs(10)).await.expect("an SVID");
 

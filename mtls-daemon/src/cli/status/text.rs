@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::admin::Status;
 use crate::admin::status::{
-    FederatedStatus, PolicyStatus, RevocationStatus, SvidStatus, WorkloadStatus,
+    FederatedStatus, PolicyStatus, RevocationStatus, SvidStatus, TrustStatus, WorkloadStatus,
 };
 use crate::cli::table::table;
 
@@ -17,6 +17,10 @@ pub(super) fn render(status: &Status, now: SystemTime) -> String {
     out.push_str(&section("workloads", workloads(&status.workloads)));
     out.push('\n');
     out.push_str(&section("identities", svids(&status.svids, now)));
+    if let Some(trust) = trust(&status.trust, now) {
+        out.push('\n');
+        out.push_str(&trust);
+    }
     if let Some(federation) = federation(&status.federation, now) {
         out.push('\n');
         out.push_str(&federation);
@@ -79,7 +83,7 @@ fn revocation(out: &mut String, status: &RevocationStatus) -> std::fmt::Result {
         writeln!(out, "revocations: {file}, list of {issuer}, entries {entries}, {end}")?;
     }
     for problem in problems {
-        writeln!(out, "  NOT IN FORCE, what was read before is: {}", indent(problem))?;
+        writeln!(out, "  PROBLEM: {}", indent(problem))?;
     }
     Ok(())
 }
@@ -159,6 +163,29 @@ fn svids(svids: &[SvidStatus], now: SystemTime) -> Option<String> {
         .collect();
     let header = ["IDENTITY", "EXPIRES IN", "RENEWS IN", "SERIAL", "SOURCE", "LAST ERROR"];
     (!rows.is_empty()).then(|| table(header, &rows))
+}
+
+/// The CAs of the own trust domain. While a root is replaced, nodes' identities come to it one by one.
+fn trust(trust: &TrustStatus, now: SystemTime) -> Option<String> {
+    let rows: Vec<_> = trust
+        .roots
+        .iter()
+        .map(|root| {
+            [
+                root.subject.clone(),
+                root.sha256.chars().take(16).collect(),
+                root.not_after.as_deref().map_or_else(String::new, |it| left(it, now)),
+                format!("{} of {} identities", root.identities, trust.identities),
+            ]
+        })
+        .collect();
+    let header = ["TRUSTED ROOT", "SHA-256", "EXPIRES IN", "BELIEVED BY"];
+    let mut out = (!rows.is_empty()).then(|| table(header, &rows));
+    if let Some(problem) = &trust.problem {
+        let problem = format!("  PROBLEM: {}\n", indent(problem));
+        out = Some(out.unwrap_or_default() + &problem);
+    }
+    out
 }
 
 fn federation(domains: &[FederatedStatus], now: SystemTime) -> Option<String> {
@@ -242,7 +269,7 @@ mod tests {
 
     use super::*;
     use crate::admin::status::{
-        ConfigStatus, ConnectionsStatus, CrlStatus, KernelStatus, RevocationListStatus,
+        ConfigStatus, ConnectionsStatus, CrlStatus, KernelStatus, RevocationListStatus, RootStatus,
         WorkloadState, timestamp,
     };
 
@@ -266,6 +293,7 @@ mod tests {
             workloads: Vec::new(),
             policies: Vec::new(),
             svids: Vec::new(),
+            trust: TrustStatus::default(),
             federation: Vec::new(),
             revocation: RevocationStatus::default(),
             kernel: KernelStatus::default(),
@@ -340,10 +368,29 @@ mod tests {
         let text = render(&status, now());
         assert!(text.contains("/crl/a.pem, list of O=test, entries 1, next due in 1h\n"), "{text}");
         assert!(text.contains("EXPIRED 5s ago, its issuer's certificates are refused\n"), "{text}");
-        assert!(
-            text.contains("  NOT IN FORCE, what was read before is: /crl/b.pem: is no"),
-            "{text}"
-        );
+        assert!(text.contains("  PROBLEM: /crl/b.pem: is no well-formed PEM\n"), "{text}");
+    }
+
+    #[test]
+    fn the_trusted_roots_are_shown_with_who_believes_them() {
+        let mut status = status();
+        let root = |name: &str, identities| RootStatus {
+            subject: format!("O={name}"),
+            sha256: "0123456789abcdef".repeat(4),
+            not_after: Some(timestamp(now() + Duration::from_secs(3600))),
+            identities,
+        };
+        status.trust.identities = 3;
+        status.trust.roots = vec![root("old", 3), root("new", 1)];
+        status.trust.problem = Some("no space left".into());
+        let text = render(&status, now());
+        let expected = "
+TRUSTED ROOT  SHA-256           EXPIRES IN  BELIEVED BY
+O=old         0123456789abcdef  1h          3 of 3 identities
+O=new         0123456789abcdef  1h          1 of 3 identities
+  PROBLEM: no space left
+";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

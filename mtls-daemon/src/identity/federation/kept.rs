@@ -12,7 +12,7 @@ use crate::identity::ca::files;
 use crate::identity::{SpiffeBundle, TrustDomain};
 
 /// How often the time of an unchanged one is written.
-const CONFIRM: Duration = Duration::from_secs(60);
+pub(super) const CONFIRM: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Kept {

@@ -11,7 +11,7 @@ mod origin;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::spiffe_bundle::DEFAULT_REFRESH;
 use super::{Bundle, SpiffeBundle, TrustDomain};
@@ -59,6 +59,15 @@ struct Known {
     /// When it was last read or fetched.
     confirmed: Option<SystemTime>,
     last_error: Option<String>,
+    unkept: Option<Unkept>,
+}
+
+/// A bundle that is in force and could not be written.
+#[derive(Debug)]
+struct Unkept {
+    document: Vec<u8>,
+    why: String,
+    tried: Instant,
 }
 
 /// One other trust domain, for `status`.
@@ -137,7 +146,10 @@ impl Federation {
             authorities: known.bundle.as_ref().map_or(0, |it| it.bundle.anchors.len()),
             sequence: known.bundle.as_ref().and_then(|it| it.sequence),
             confirmed: known.confirmed,
-            last_error: known.last_error.clone(),
+            last_error: known
+                .last_error
+                .clone()
+                .or_else(|| known.unkept.as_ref().map(|it| it.why.clone())),
         });
         let delivered = state.delivered.iter().map(|bundle| FederatedStatus {
             trust_domain: bundle.trust_domain.clone(),
@@ -153,8 +165,13 @@ impl Federation {
     /// What reading or fetching brought. An error leaves what is there.
     fn took(&self, domain: &TrustDomain, result: Result<Option<Vec<u8>>, String>) {
         let now = SystemTime::now();
+        let mut to_keep = None;
         let result = result.and_then(|document| match document {
-            Some(document) => self.accept(domain, &document, now),
+            Some(document) => {
+                let news = self.accept(domain, &document, now)?;
+                to_keep = Some((document, news));
+                Ok(())
+            }
             None => self.withdraw(domain),
         });
         let mut state = self.state();
@@ -171,9 +188,61 @@ impl Federation {
         known.last_error = error;
         drop(state);
         self.publish();
+        // In force first: a disk that is full does not bring back what was taken away.
+        if let Some((document, news)) = to_keep {
+            self.keep(domain, document, news);
+        }
     }
 
-    fn accept(&self, domain: &TrustDomain, document: &[u8], now: SystemTime) -> Result<(), String> {
+    /// Writes what is in force.
+    fn keep(&self, domain: &TrustDomain, document: Vec<u8>, news: bool) {
+        let (kept, again) = {
+            let state = self.state();
+            let Some(known) = state.configured.get(domain) else { return };
+            let (Some(bundle), Some(confirmed)) = (known.bundle.clone(), known.confirmed) else {
+                return;
+            };
+            (Kept { bundle, confirmed }, known.unkept.is_some())
+        };
+        let error = kept.write(&self.settings.state_dir, &document, news || again).err();
+        let unkept = error.map(|error| {
+            let file = kept::path(&self.settings.state_dir, domain);
+            let why = format!(
+                "it is in force and cannot be kept in {} for a restart: {error}",
+                file.display()
+            );
+            Unkept { document, why, tried: Instant::now() }
+        });
+        if let Some(Unkept { why, .. }) = &unkept
+            && !again
+        {
+            tracing::error!(trust_domain = %domain, "the bundle of another trust domain: {why}");
+        }
+        if let Some(known) = self.state().configured.get_mut(domain) {
+            known.unkept = unkept;
+        }
+    }
+
+    /// Once a minute, what could not be written. Blocks.
+    fn keep_again(&self, domain: &TrustDomain) {
+        let document = {
+            let state = self.state();
+            let unkept = state.configured.get(domain).and_then(|known| known.unkept.as_ref());
+            let due = unkept.filter(|it| it.tried.elapsed() >= kept::CONFIRM);
+            due.map(|it| it.document.clone())
+        };
+        if let Some(document) = document {
+            self.keep(domain, document, true);
+        }
+    }
+
+    /// True: it is another one.
+    fn accept(
+        &self,
+        domain: &TrustDomain,
+        document: &[u8],
+        now: SystemTime,
+    ) -> Result<bool, String> {
         let new = origin::parse(domain, document)?;
         check_bundle(&new.bundle).map_err(|error| error.to_string())?;
         let file = kept::path(&self.settings.state_dir, domain);
@@ -191,10 +260,6 @@ impl Federation {
             ));
         }
         let news = before.as_ref().is_none_or(|before| *before != new);
-        // On disk first: after a crash the older one must not be in force again.
-        Kept { bundle: new.clone(), confirmed: now }
-            .write(&self.settings.state_dir, document, news)
-            .map_err(|error| format!("cannot be kept in {}: {error}", file.display()))?;
         if news {
             let authorities = new.bundle.anchors.len();
             tracing::info!(trust_domain = %domain, authorities, sequence = new.sequence,
@@ -203,14 +268,14 @@ impl Federation {
         if let Some(known) = self.state().configured.get_mut(domain) {
             (known.bundle, known.confirmed) = (Some(new), Some(now));
         }
-        Ok(())
+        Ok(news)
     }
 
     /// Its file is gone: so is the trust. Nothing is kept of it, and a new one may begin anew.
     fn withdraw(&self, domain: &TrustDomain) -> Result<(), String> {
         kept::remove(&self.settings.state_dir, domain);
         if let Some(known) = self.state().configured.get_mut(domain) {
-            (known.bundle, known.confirmed) = (None, None);
+            (known.bundle, known.confirmed, known.unkept) = (None, None, None);
         }
         Err("the file is not there: nobody of this trust domain is believed".to_owned())
     }

@@ -129,6 +129,7 @@ impl Federation {
         loop {
             let now = stamp(&path);
             if handled == Some(now) {
+                self.keep_again(domain);
                 sleep(LOOK).await;
                 continue;
             }

@@ -208,6 +208,38 @@ async fn identities_follow_without_being_issued_again() {
     running.abort();
 }
 
+#[tokio::test]
+async fn what_is_taken_away_is_gone_although_the_disk_is_full() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("bundle.json");
+    let (first, second) = (authority(&other()), authority(&other()));
+    let settings = || settings(place.path(), Origin::File(file.clone()));
+    fs::write(&file, document(&[&first, &second], Some(1), 0)).unwrap();
+    let federation = federated(settings());
+    let kept = || Kept::read(place.path(), &other()).unwrap().bundle.bundle.anchors.len();
+    assert_eq!((one(&federation).authorities, kept()), (2, 2));
+    // In the way of the file that is to be written.
+    let block = place.path().join("federation/other.example.json.new");
+    fs::create_dir(&block).unwrap();
+    fs::write(&file, document(&[], Some(2), 0)).unwrap();
+    federation.took(&other(), origin::read_file(&file));
+    assert_eq!(one(&federation).authorities, 0);
+    assert!(federation.state().published[0].anchors.is_empty(), "verifiers know");
+    let said = one(&federation).last_error.unwrap();
+    assert!(
+        said.contains("in force and cannot be kept") && said.contains("other.example"),
+        "{said}"
+    );
+    assert_eq!(kept(), 2);
+    fs::remove_dir(&block).unwrap();
+    federation.keep_again(&other());
+    assert_eq!(kept(), 2, "not at every look");
+    let back = Instant::now().checked_sub(kept::CONFIRM).unwrap();
+    federation.state().configured.get_mut(&other()).unwrap().unkept.as_mut().unwrap().tried = back;
+    federation.keep_again(&other());
+    assert_eq!((kept(), one(&federation).last_error), (0, None));
+}
+
 #[test]
 fn urls_and_nothing_else() {
     for good in ["https://a.example/b", "https://a.example", "https://[::1]:8443/x?y=z"] {

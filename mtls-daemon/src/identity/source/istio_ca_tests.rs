@@ -31,7 +31,7 @@ fn authority() -> Authority {
 fn an_answer_for_our_key_and_identity_is_taken() {
     let (ca, key) = (authority(), KeyPair::generate().unwrap());
     let elements = answered(&ca, &key, &web());
-    let answer = read_answer(&web(), &domain(), key, &elements).unwrap();
+    let answer = read_answer(&web(), &domain(), Wiped(key), &elements).unwrap();
     assert_eq!(answer.svid.id, web());
     assert_eq!(answer.svid.chain.len(), 1);
     assert_eq!(answer.roots, elements[1]);
@@ -44,7 +44,7 @@ fn an_answer_that_is_not_what_was_asked_for_is_refused() {
     let refused = |change: &dyn Fn(&KeyPair) -> Vec<String>| {
         let key = KeyPair::generate().unwrap();
         let elements = change(&key);
-        read_answer(&web(), &domain(), key, &elements).err().expect("must be refused")
+        read_answer(&web(), &domain(), Wiped(key), &elements).err().expect("must be refused")
     };
     let another = KeyPair::generate().unwrap();
     let error = refused(&|_| answered(&ca, &another, &web()));
@@ -59,4 +59,14 @@ fn an_answer_that_is_not_what_was_asked_for_is_refused() {
         refused(&|_| elements.clone());
     }
     refused(&|key| answered(&ca, key, &web())[..1].to_vec());
+}
+
+/// Also where nobody answers: the guard is what goes.
+#[test]
+fn a_key_that_is_not_used_is_wiped() {
+    let (mut key, _) = key_and_csr(&web(), KeyType::default()).unwrap();
+    assert!(key.0.serialize_der().iter().any(|byte| *byte != 0));
+    key.wipe();
+    assert!(key.0.serialize_der().iter().all(|byte| *byte == 0));
+    assert!(std::mem::needs_drop::<Wiped>());
 }

@@ -7,9 +7,10 @@ pub mod istio_ca;
 pub mod spiffe;
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use super::ca::CaError;
-use super::{Bundle, SpiffeId, Svid};
+use super::{Bundle, SpiffeId, Svid, SvidStatus};
 
 /// Makes SVIDs. Blocking: called off the data path.
 pub trait SvidSource: Send + Sync + 'static {
@@ -30,6 +31,16 @@ pub trait SvidSource: Send + Sync + 'static {
     }
     /// Identities other than these are not wanted any more.
     fn retain(&self, _ids: &BTreeSet<SpiffeId>) {}
+    /// An SVID beside those of workloads: the node's own, which the CA knows it by.
+    fn own(&self) -> Option<SvidStatus> {
+        None
+    }
+    /// Says that such a one nears its end.
+    fn warn_of_expiry(&self, _now: SystemTime) {}
+    /// What is wrong with what the source has to keep.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
     /// As `status` prints it.
     fn name(&self) -> &'static str;
 }

@@ -86,7 +86,11 @@ impl Checks {
 
     /// What is still missing before anybody can be believed.
     pub fn awaited(&self) -> Option<String> {
-        let missing = self.crls.is_none() && self.list.current().is_none();
+        let none = self.list.current().is_none();
+        if none && self.list.rules().max_age.is_some() {
+            return Some("the CA's revocation list".to_owned());
+        }
+        let missing = self.crls.is_none() && none;
         (self.list.is_required() && missing).then(|| "a revocation list".to_owned())
     }
 

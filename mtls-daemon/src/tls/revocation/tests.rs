@@ -353,3 +353,26 @@ fn the_cas_list_names_leaves_signers_and_identities_and_covers_its_trust_domain(
     put(Some(What::Identity(WEB.to_owned())));
     assert!(ask().unwrap_err().contains("was revoked"));
 }
+
+/// `--revocation-max-age` is about the CA's list: files are no reason to do without it.
+#[test]
+fn files_do_not_stand_in_for_a_list_that_must_be_of_some_age() {
+    let (place, root) = (Place::new(), Ca::root("root"));
+    let chain = [root.leaf(&[7])];
+    let file = place.put("root.pem", root.crl(1, Duration::ZERO, &[&[9]]).pem);
+    let checks = |max_age| {
+        let rules = Rules { required: true, max_age, ..Rules::default() };
+        Checks::with_files(Revocations::new(rules), &file).unwrap()
+    };
+    let without = checks(None);
+    assert_eq!((verify(&without, &[&root], &chain), without.awaited()), (Ok(()), None));
+    let with = checks(Some(HOUR));
+    let error = verify(&with, &[&root], &chain).unwrap_err();
+    assert!(error.contains("no revocation list"), "{error}");
+    assert_eq!(with.awaited().as_deref(), Some("the CA's revocation list"));
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let trust_domain = "cluster.local".to_owned();
+    let list = RevocationList { trust_domain, number: 1, issued: seconds, entries: Vec::new() };
+    with.list().replace(Compiled::new(&list, &domain()));
+    assert_eq!((verify(&with, &[&root], &chain), with.awaited()), (Ok(()), None));
+}

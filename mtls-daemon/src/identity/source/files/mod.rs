@@ -105,10 +105,20 @@ impl Files {
             .map_err(|why| at(bundle)(why.to_string()))?;
         check_bundle(&anchors).map_err(|why| at(bundle)(why.to_string()))?;
         // The certificate before the key: a key is not read for what cannot be used.
-        parse_svid(&chain).map_err(|why| unusable(&why))?;
+        let facts = parse_svid(&chain).map_err(|why| unusable(&why))?;
         let bundles = std::slice::from_ref(&anchors);
-        let facts = verify_svid(&chain, bundles, Some(std::slice::from_ref(id)), SystemTime::now())
-            .map_err(|why| unusable(&format!("{why} (its roots: {})", bundle.display())))?;
+        let facts = match anchors.anchors.is_empty() {
+            // Not an error, which would leave the roots of before in use (policy.md 6.3).
+            true => {
+                tracing::error!(identity = %id, file = %bundle.display(),
+                    "the file of roots is empty: this identity believes nobody");
+                facts
+            }
+            false => {
+                verify_svid(&chain, bundles, Some(std::slice::from_ref(id)), SystemTime::now())
+                    .map_err(|why| unusable(&format!("{why} (its roots: {})", bundle.display())))?
+            }
+        };
         let secret = read::secret(&set.key).map_err(at(&set.key))?;
         self.warn_if_open(&set.key, secret.mode);
         let key = key::from_pem(&secret.bytes, &chain[0]).map_err(at(&set.key))?;
@@ -190,7 +200,9 @@ impl SvidSource for Files {
             // Half of a change is no error yet.
             let moving =
                 || before.is_younger_than(SETTLE) || before != layout::stamp(&self.directory);
-            if result.is_ok() || attempt == ATTEMPTS || !moving() {
+            // A file that is empty may be about to be written.
+            let whole = result.as_ref().is_ok_and(|(_, bundle)| !bundle.anchors.is_empty());
+            if whole || attempt == ATTEMPTS || !moving() {
                 return Ok(result?);
             }
             attempt += 1;

@@ -139,7 +139,6 @@ fn what_is_wrong_is_named_with_its_file() {
         ("tls.crt", &good.certificate[..good.certificate.len() / 2], "PEM"),
         ("tls.crt", "", "PEM"),
         ("ca.crt", "nothing", "PEM"),
-        ("ca.crt", "", "empty"),
     ] {
         let error = broken(&|| write(file, text));
         assert!(error.contains(file) && error.contains(why), "{file}: {why}: {error}");
@@ -317,6 +316,45 @@ async fn files_in_place_and_an_identity_that_comes_later() {
     assert_eq!(store.issued_ok(), issued);
     until("an error", || store.status()[0].last_error.is_some()).await;
     assert!(store.status()[0].last_error.as_deref().unwrap().contains("expired"));
+    following.abort();
+    running.abort();
+}
+
+#[tokio::test]
+async fn roots_that_were_all_taken_away_are_believed_no_more() {
+    let (place, ca) = (tempfile::tempdir().unwrap(), authority());
+    let web = texts(&ca, "web");
+    web.write(&place.path().join("web"), SECRET);
+    let client = ca
+        .issue(&id("client"), KeyType::default(), Duration::from_secs(3600), SystemTime::now())
+        .unwrap();
+    let source = Arc::new(files(place.path()));
+    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
+    let slot = store.slot(&id("web"));
+    let running = tokio::spawn(store.clone().run());
+    let looking = store.clone();
+    let following = tokio::spawn(source.follow(move |ids| looking.changed(ids)));
+    let refusal = |identity: Arc<crate::tls::TlsIdentity>| {
+        identity.would_believe(&client.chain).err().map(|error| error.to_string())
+    };
+    let first = slot.wait(Duration::from_secs(20)).await.unwrap();
+    assert_eq!(refusal(first), None);
+
+    fs::write(place.path().join("web/ca.crt"), "\n").unwrap();
+    until("the empty bundle", || {
+        refusal(slot.current().unwrap()).is_some_and(|why| why.contains("is empty"))
+    })
+    .await;
+    assert!(store.trust().roots.is_empty());
+    fs::write(place.path().join("web/ca.crt"), &web.roots).unwrap();
+    until("the roots again", || refusal(slot.current().unwrap()).is_none()).await;
+    // Half of a file is none.
+    fs::write(place.path().join("web/ca.crt"), &web.roots[..web.roots.len() / 2]).unwrap();
+    until("an error", || store.status()[0].last_error.is_some()).await;
+    assert_eq!(refusal(slot.current().unwrap()), None, "the last good one stays");
+    let trust = store.trust();
+    assert_eq!((trust.identities, trust.roots.len(), trust.roots[0].identities), (1, 1, 1));
+    assert!(trust.roots[0].subject.contains("cluster.local"), "{trust:?}");
     following.abort();
     running.abort();
 }

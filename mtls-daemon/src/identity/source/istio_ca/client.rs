@@ -25,6 +25,8 @@ use crate::tls::authority::AuthorityClient;
 const CONNECT: Duration = Duration::from_secs(5);
 /// A connection is not kept for ever, so that clients spread over a CA's replicas.
 const KEPT: Duration = Duration::from_secs(60);
+/// The longest answer to a poll: hundreds of thousands of revocations.
+const LONGEST: usize = 64 << 20;
 
 pub(super) struct Client {
     address: String,
@@ -115,7 +117,10 @@ impl Client {
         impersonated: Option<&SpiffeId>,
         token: Option<Zeroizing<String>>,
     ) -> Result<Answer, Denial> {
-        let (key, csr) = key_and_csr(id, self.key_type)?;
+        // An RSA key takes seconds, and the node's own is asked for from the main runtime.
+        let (named, key_type) = (id.clone(), self.key_type);
+        let made = tokio::task::spawn_blocking(move || key_and_csr(&named, key_type)).await;
+        let (key, csr) = made.map_err(|error| error.to_string())??;
         let mut fields = BTreeMap::new();
         if let Some(id) = impersonated {
             let value = Value { kind: Some(Kind::StringValue(id.to_string())) };
@@ -139,7 +144,8 @@ impl Client {
         token: Option<Zeroizing<String>>,
     ) -> Result<Option<PollResponse>, Denial> {
         let request = self.request(PollRequest {}, token)?;
-        match NodeServiceClient::new(channel).poll(request).await {
+        let mut client = NodeServiceClient::new(channel).max_decoding_message_size(LONGEST);
+        match client.poll(request).await {
             Ok(response) => Ok(Some(response.into_inner())),
             Err(status) if status.code() == tonic::Code::Unimplemented => Ok(None),
             Err(status) => Err(refusal(&status)),

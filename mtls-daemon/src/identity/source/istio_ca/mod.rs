@@ -11,8 +11,8 @@ mod revoked;
 mod trust;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, SanType};
 use rustls_pki_types::pem::PemObject;
@@ -24,7 +24,9 @@ use zeroize::Zeroize;
 use super::denial::Denial;
 use super::{Reason, SourceError, SvidSource};
 use crate::identity::revocations::normal_serial;
-use crate::identity::{Bundle, KeyType, NodeName, Revocations, SpiffeId, Svid, TrustDomain};
+use crate::identity::{
+    Bundle, KeyType, NodeName, Revocations, SpiffeId, Svid, SvidStatus, TrustDomain,
+};
 use crate::tls::svid::verify_svid;
 use client::Client;
 use node_svid::NodeSvid;
@@ -32,6 +34,8 @@ use trust::Trust;
 
 /// Renewal has half of a lifetime: there is no hurry, and a CA that hangs must not hold a place.
 const ANSWER: Duration = Duration::from_secs(15);
+/// As `status` prints it.
+const NAME: &str = "istio-ca";
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -64,10 +68,27 @@ pub enum Credential {
 pub struct IstioCa {
     settings: Settings,
     runtime: Handle,
-    trust: Trust,
-    client: Client,
-    node: Option<NodeSvid>,
+    trust: Arc<Trust>,
+    client: Arc<Client>,
+    node: Option<Arc<NodeSvid>>,
     revocations: Arc<Revocations>,
+    /// When the revocation list was last written to disk.
+    kept: Mutex<Option<Instant>>,
+}
+
+/// A private key that is wiped however it goes, also when nobody answers.
+struct Wiped(KeyPair);
+
+impl Wiped {
+    fn wipe(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.wipe();
+    }
 }
 
 /// A CA's answer, checked.
@@ -81,21 +102,25 @@ impl IstioCa {
     /// Within the runtime that is to make the connections. Nothing is asked for yet; the revocation
     /// list of an earlier run is in force at once.
     pub fn new(settings: Settings, revocations: Arc<Revocations>) -> Result<Self, SourceError> {
-        let trust = Trust::new(&settings.root_file, &settings.state_dir);
+        let trust = Arc::new(Trust::new(&settings.root_file, &settings.state_dir));
+        let client = Arc::new(Client::new(&settings));
         // A mistake in the file shows at the start, not at the first connection.
         trust.anchors().map_err(SourceError::Other)?;
         let node = match &settings.credential {
             Credential::TokenFile(_) => None,
             Credential::Node { name, join_token } => {
-                Some(NodeSvid::new(name, join_token.clone(), &settings)?)
+                let (client, trust) = (client.clone(), trust.clone());
+                let node = NodeSvid::new(name, join_token.clone(), &settings, client, trust)?;
+                Some(Arc::new(node))
             }
         };
         let source = Self {
-            client: Client::new(&settings),
+            client,
             runtime: Handle::current(),
             trust,
             node,
             revocations,
+            kept: Mutex::default(),
             settings,
         };
         revoked::restore(&source);
@@ -104,7 +129,7 @@ impl IstioCa {
 
     async fn ask(&self, id: &SpiffeId) -> Result<Svid, Denial> {
         let own = match &self.node {
-            Some(node) => Some(node.current(self).await?),
+            Some(node) => Some(node.current().await?),
             None => None,
         };
         let channel = self.client.channel(&self.trust, own.as_ref()).await?;
@@ -146,8 +171,22 @@ impl SvidSource for IstioCa {
         Ok(Bundle { trust_domain: self.settings.trust_domain.clone(), anchors })
     }
 
+    fn own(&self) -> Option<SvidStatus> {
+        self.node.as_ref().map(|node| node.status())
+    }
+
+    fn warn_of_expiry(&self, now: SystemTime) {
+        if let Some(node) = &self.node {
+            node.warn_of_expiry(now);
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trust.trouble()
+    }
+
     fn name(&self) -> &'static str {
-        "istio-ca"
+        NAME
     }
 }
 
@@ -162,14 +201,14 @@ fn read_token(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, Stri
 }
 
 /// A new key, and the CSR for it. The names in it are a courtesy to CAs that look.
-fn key_and_csr(id: &SpiffeId, key_type: KeyType) -> Result<(KeyPair, String), String> {
+fn key_and_csr(id: &SpiffeId, key_type: KeyType) -> Result<(Wiped, String), String> {
     let failed = |error: rcgen::Error| format!("no CSR can be made: {error}");
-    let key = key_type.generate().map_err(failed)?;
+    let key = Wiped(key_type.generate().map_err(failed)?);
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let uri = id.as_str().try_into().map_err(failed)?;
     params.subject_alt_names = vec![SanType::URI(uri)];
-    let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(failed)?;
+    let csr = params.serialize_request(&key.0).and_then(|csr| csr.pem()).map_err(failed)?;
     Ok((key, csr))
 }
 
@@ -178,13 +217,10 @@ fn key_and_csr(id: &SpiffeId, key_type: KeyType) -> Result<(KeyPair, String), St
 fn read_answer(
     id: &SpiffeId,
     trust_domain: &TrustDomain,
-    mut key: KeyPair,
+    key: Wiped,
     elements: &[String],
 ) -> Result<Answer, String> {
-    let result = check_answer(id, trust_domain, &key, elements);
-    let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    key.zeroize();
-    let (chain, roots) = result?;
+    let (chain, roots) = check_answer(id, trust_domain, &key.0, elements)?;
     let (_, leaf) = X509Certificate::from_der(&chain[0]).map_err(|error| error.to_string())?;
     let svid = Svid {
         id: id.clone(),
@@ -192,7 +228,7 @@ fn read_answer(
         not_before: leaf.validity().not_before.to_datetime().into(),
         not_after: leaf.validity().not_after.to_datetime().into(),
         chain: chain.clone(),
-        key: der,
+        key: PrivateKeyDer::Pkcs8(key.0.serialize_der().into()),
     };
     Ok(Answer { svid, roots })
 }

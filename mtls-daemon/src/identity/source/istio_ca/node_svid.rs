@@ -2,28 +2,49 @@
 //! disk, for a restarted daemon has no second token.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::trust::certificates;
-use super::{Denial, IstioCa, Reason, Settings, SourceError, read_token};
+use super::client::Client;
+use super::trust::{Trust, certificates};
+use super::{ANSWER, Denial, NAME, Reason, Settings, SourceError, read_token};
 use crate::identity::ca::files;
 use crate::identity::revocations::normal_serial;
-use crate::identity::slot::half_life;
-use crate::identity::{NodeName, SpiffeId, Svid};
+use crate::identity::slot::{Warned, half_life, longest_retry, retry_after};
+use crate::identity::{NodeName, SpiffeId, Svid, SvidStatus};
+use crate::tls::svid::issuer;
 
 pub(super) struct NodeSvid {
     id: SpiffeId,
     join_token: Option<PathBuf>,
     file: PathBuf,
+    client: Arc<Client>,
+    trust: Arc<Trust>,
+    state: Mutex<State>,
     /// Held while a new one is asked for: a token is spent once.
-    held: Mutex<Option<Held>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    held: Option<Held>,
+    failures: u32,
+    /// While there is a valid one, the CA is not asked before this time, unless its roots are others
+    /// than these.
+    rest: Option<(Instant, Vec<CertificateDer<'static>>)>,
+    /// Of the latest attempt, if that failed.
+    last_error: Option<String>,
+    /// It is not on disk yet.
+    unwritten: bool,
+    /// Why it could not be written.
+    unkept: Option<String>,
+    warned: Warned,
 }
 
 struct Held {
@@ -38,7 +59,16 @@ struct Fresh {
     /// any more.
     roots: Vec<CertificateDer<'static>>,
     /// Not what its certificate says: that begins before it was issued.
+    issued: SystemTime,
     half_life: SystemTime,
+}
+
+/// What there is to show.
+enum Own {
+    Good(Arc<Svid>),
+    /// Valid, and a new one is due.
+    Due(Arc<Svid>),
+    Missing,
 }
 
 impl NodeSvid {
@@ -46,72 +76,170 @@ impl NodeSvid {
         name: &NodeName,
         join_token: Option<PathBuf>,
         settings: &Settings,
+        client: Arc<Client>,
+        trust: Arc<Trust>,
     ) -> Result<Self, SourceError> {
         let id = name.id(&settings.trust_domain);
         let id = id.map_err(|error| SourceError::Other(error.to_string()))?;
         let file = settings.state_dir.join("node-svid.pem");
-        Ok(Self { id, join_token, file, held: Mutex::new(None) })
+        let (state, turn) = (Mutex::default(), Arc::default());
+        Ok(Self { id, join_token, file, client, trust, state, turn })
     }
 
     /// One that is valid; renewed after half of its life, when the CA's roots changed, and by each run.
-    pub(super) async fn current(&self, source: &IstioCa) -> Result<Arc<Svid>, Denial> {
-        let mut held = self.held.lock().await;
-        let now = SystemTime::now();
-        if held.is_none() {
-            let svid = read(&self.file, &self.id)?;
-            *held = svid.map(|svid| Held { svid: Arc::new(svid), fresh: None });
-        }
-        let anchors = source.trust.anchors()?;
-        let fresh = held.as_ref().and_then(|held| held.fresh.as_ref());
-        let good = fresh.is_some_and(|it| it.roots == anchors && now < it.half_life);
-        let valid = held.as_ref().map(|held| &held.svid).filter(|svid| svid.not_after > now);
-        let valid = valid.cloned();
-        let renewed = match &valid {
-            Some(svid) if good => return Ok(svid.clone()),
-            Some(svid) => match self.ask(source, Some(svid)).await {
-                // A CA that does not know our SVID any more may know a new token.
-                Err(error) if self.join_token.as_ref().is_some_and(|token| token.exists()) => {
-                    self.ask(source, None).await.map_err(|_| error)
+    /// Nobody waits for a renewal that somebody else has begun.
+    pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Svid>, Denial> {
+        self.get(true).await
+    }
+
+    /// The same, and a valid one at once: it is renewed meanwhile.
+    pub(super) async fn at_hand(self: &Arc<Self>) -> Result<Arc<Svid>, Denial> {
+        self.get(false).await
+    }
+
+    async fn get(self: &Arc<Self>, wait: bool) -> Result<Arc<Svid>, Denial> {
+        let turn = match self.own()? {
+            Own::Good(svid) => {
+                self.keep().await;
+                return Ok(svid);
+            }
+            Own::Due(svid) => match self.turn.clone().try_lock_owned() {
+                Ok(turn) if wait => turn,
+                Ok(turn) => {
+                    // What becomes of it is said there.
+                    drop(tokio::spawn(self.clone().renew(turn)));
+                    return Ok(svid);
                 }
-                asked => asked,
+                Err(_) => return Ok(svid),
             },
-            None => self.ask(source, None).await,
+            Own::Missing => self.turn.clone().lock_owned().await,
         };
-        match (renewed, valid) {
-            (Ok((svid, roots)), _) => {
+        // Goes on when whoever asked has given up: a token is spent once.
+        let renewing = tokio::spawn(self.clone().renew(turn));
+        renewing.await.map_err(|error| Denial::from(error.to_string()))?
+    }
+
+    fn own(&self) -> Result<Own, Denial> {
+        let (anchors, now) = (self.trust.anchors()?, SystemTime::now());
+        let mut state = self.state();
+        if state.held.is_none() {
+            let svid = read(&self.file, &self.id)?;
+            state.held = svid.map(|svid| Held { svid: Arc::new(svid), fresh: None });
+        }
+        let held = state.held.as_ref().filter(|held| held.svid.not_after > now);
+        let Some(Held { svid, fresh }) = held else { return Ok(Own::Missing) };
+        let young = fresh.as_ref().is_some_and(|it| it.roots == anchors && now < it.half_life);
+        let rest = state.rest.as_ref();
+        let rests = rest.is_some_and(|(until, roots)| Instant::now() < *until && *roots == anchors);
+        Ok(if young || rests { Own::Good(svid.clone()) } else { Own::Due(svid.clone()) })
+    }
+
+    async fn renew(self: Arc<Self>, _turn: OwnedMutexGuard<()>) -> Result<Arc<Svid>, Denial> {
+        let old = match self.own()? {
+            // Whoever had the turn before has brought it.
+            Own::Good(svid) => return Ok(svid),
+            Own::Due(svid) => Some(svid),
+            Own::Missing => None,
+        };
+        let asked = tokio::time::timeout(ANSWER, async {
+            match &old {
+                Some(svid) => match self.ask(Some(svid)).await {
+                    // A CA that does not know our SVID any more may know a new token.
+                    Err(error) if self.join_token.as_ref().is_some_and(|token| token.exists()) => {
+                        self.ask(None).await.map_err(|_| error)
+                    }
+                    asked => asked,
+                },
+                None => self.ask(None).await,
+            }
+        });
+        let asked = asked.await.unwrap_or_else(|_| {
+            let text = format!("no answer within {} s", ANSWER.as_secs());
+            Err(Denial { reason: Reason::Timeout, text })
+        });
+        match asked {
+            Ok((svid, roots)) => {
                 let svid = Arc::new(svid);
-                write(&self.file, &svid)?;
+                let issued = SystemTime::now();
+                let half_life = half_life(svid.not_after, issued);
+                let fresh = Some(Fresh { roots, issued, half_life });
+                *self.state() = State {
+                    held: Some(Held { svid: svid.clone(), fresh }),
+                    // In use from memory already: what brought it is spent.
+                    unwritten: true,
+                    ..State::default()
+                };
                 tracing::info!(node = %self.id, serial = svid.serial, "the node's own SVID");
-                let half_life = half_life(svid.not_after, SystemTime::now());
-                let fresh = Some(Fresh { roots, half_life });
-                *held = Some(Held { svid: svid.clone(), fresh });
+                self.keep().await;
                 Ok(svid)
             }
-            (Err(error), Some(old)) => {
-                tracing::warn!(%error, "the node's own SVID is not renewed yet");
-                Ok(old)
-            }
-            (Err(Denial { reason, text }), None) => {
-                let way_out = match &self.join_token {
-                    // Spent, most likely: it was good for the SVID that has ended.
-                    Some(file) if reason == Reason::Refused => format!(
-                        "; a new token in {} lets it join again (`mtls-daemon ca token create`)",
-                        file.display()
-                    ),
-                    _ => String::new(),
-                };
-                Err(Denial {
-                    reason,
-                    text: format!("no SVID for the node itself: {text}{way_out}"),
-                })
-            }
+            Err(denial) => self.failed(denial, old),
         }
+    }
+
+    fn failed(&self, denial: Denial, old: Option<Arc<Svid>>) -> Result<Arc<Svid>, Denial> {
+        let anchors = self.trust.anchors()?;
+        let mut state = self.state();
+        let Denial { reason, text: error } = denial;
+        state.last_error = Some(error.clone());
+        let Some(old) = old else {
+            let way_out = match &self.join_token {
+                // Spent, most likely: it was good for the SVID that has ended.
+                Some(file) if reason == Reason::Refused => format!(
+                    "; a new token in {} lets it join again (`mtls-daemon ca token create`)",
+                    file.display()
+                ),
+                _ => String::new(),
+            };
+            return Err(Denial {
+                reason,
+                text: format!("no SVID for the node itself: {error}{way_out}"),
+            });
+        };
+        let left = old.not_after.duration_since(SystemTime::now()).ok();
+        let retry = retry_after(state.failures, longest_retry(left));
+        state.rest = Some((Instant::now() + retry.wait, anchors));
+        // Once for each outage, not every time.
+        if state.failures == 0 {
+            tracing::warn!(%error, "the node's own SVID is not renewed yet");
+        }
+        state.failures = retry.failures;
+        Ok(old)
+    }
+
+    /// Writes it, if that has not been done.
+    async fn keep(self: &Arc<Self>) {
+        let svid = {
+            let state = self.state();
+            if !state.unwritten {
+                return;
+            }
+            state.held.as_ref().map(|held| held.svid.clone())
+        };
+        let Some(svid) = svid else { return };
+        let (file, writing) = (self.file.clone(), svid.clone());
+        let written = tokio::task::spawn_blocking(move || write(&file, &writing)).await;
+        let error = written.unwrap_or_else(|error| Err(error.to_string())).err();
+        let unkept = error.map(|error| {
+            format!(
+                "it is in use and cannot be kept, and a restart needs a new join token: {error}"
+            )
+        });
+        let mut state = self.state();
+        if state.held.as_ref().is_none_or(|held| !Arc::ptr_eq(&held.svid, &svid)) {
+            return;
+        }
+        if let Some(error) = &unkept
+            && state.unkept != unkept
+        {
+            tracing::error!(node = %self.id, "the node's own SVID: {error}");
+        }
+        (state.unwritten, state.unkept) = (unkept.is_some(), unkept);
     }
 
     /// With the roots that came with it.
     async fn ask(
         &self,
-        source: &IstioCa,
         own: Option<&Svid>,
     ) -> Result<(Svid, Vec<CertificateDer<'static>>), Denial> {
         let credential = Denial::new(Reason::Credential);
@@ -126,10 +254,70 @@ impl NodeSvid {
                 ));
             }
         };
-        let channel = source.client.connect(&source.trust, own).await?;
-        let answer = source.client.certificate(channel, &self.id, None, token).await?;
-        source.trust.learn(&answer.roots)?;
-        Ok((answer.svid, certificates(&answer.roots)?))
+        let channel = self.client.connect(&self.trust, own).await?;
+        let answer = self.client.certificate(channel, &self.id, None, token).await?;
+        let roots = certificates(&answer.roots)?;
+        let (trust, said) = (self.trust.clone(), answer.roots);
+        // Whatever becomes of them: a join is not repeated.
+        let learned = tokio::task::spawn_blocking(move || trust.learn(&said)).await;
+        if let Err(error) = learned.unwrap_or_else(|error| Err(error.to_string())) {
+            tracing::error!(%error, "the CA's roots are not taken over");
+        }
+        Ok((answer.svid, roots))
+    }
+
+    /// For `status`.
+    pub(super) fn status(&self) -> SvidStatus {
+        let state = self.state();
+        let svid = state.held.as_ref().map(|held| &held.svid);
+        let due = state.held.as_ref().map(|held| {
+            let due = held.fresh.as_ref().map_or(SystemTime::now(), |fresh| fresh.half_life);
+            let rest = state.rest.as_ref().map(|(until, _)| {
+                SystemTime::now() + until.saturating_duration_since(Instant::now())
+            });
+            rest.map_or(due, |rest| rest.max(due))
+        });
+        SvidStatus {
+            id: self.id.clone(),
+            serial: svid.map(|svid| svid.serial.clone()),
+            issuer: svid.map(|svid| issuer(&svid.chain)),
+            not_before: svid.map(|svid| svid.not_before),
+            not_after: svid.map(|svid| svid.not_after),
+            next_renewal: due,
+            last_error: state.last_error.clone().or_else(|| state.unkept.clone()),
+            source: NAME,
+        }
+    }
+
+    /// Says once that it nears its end without a successor, and once that it has come to it.
+    pub(super) fn warn_of_expiry(&self, now: SystemTime) {
+        let mut state = self.state();
+        let Some(Held { svid, fresh }) = &state.held else { return };
+        let begin = fresh.as_ref().map_or(svid.not_before, |fresh| fresh.issued);
+        let life = svid.not_after.duration_since(begin).unwrap_or_default();
+        let left = svid.not_after.duration_since(now).unwrap_or_default();
+        let Some(due) = state.warned.next(left, life) else { return };
+        let error = state.last_error.as_deref().unwrap_or("no attempt has failed");
+        let (node, serial) = (&self.id, &svid.serial);
+        if due == Warned::HasEnded {
+            tracing::error!(
+                %node, serial, error,
+                "the node's own SVID has expired: it needs a new join token to get certificates again"
+            );
+        } else {
+            let left_s = left.as_secs();
+            tracing::warn!(
+                %node, serial, left_s, error,
+                "the node's own SVID expires soon, and there is no new one; after its end the node \
+                 needs a new join token"
+            );
+        }
+        state.warned = due;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every state that a panic can leave is a valid one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

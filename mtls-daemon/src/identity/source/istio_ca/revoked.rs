@@ -1,7 +1,8 @@
 //! The revocation list on this node: verified, kept on disk, never an older one.
 
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant, SystemTime};
 
 use prost::Message;
 use rustls_pki_types::CertificateDer;
@@ -10,10 +11,13 @@ use super::IstioCa;
 use crate::grpc::mtls_ca_v1::PollResponse;
 use crate::identity::ca::files;
 use crate::identity::node::ca_id;
-use crate::identity::revocations::{Compiled, RevocationList, SIGNED_PREFIX};
+use crate::identity::revocations::{Compiled, RevocationList, SIGNED_PREFIX, Trouble};
 use crate::identity::{Bundle, TrustDomain};
 use crate::tls::statement;
 use crate::tls::svid::verify_svid;
+
+/// How often an unchanged list is written, for its time, at least.
+const CONFIRM: Duration = Duration::from_secs(60);
 
 fn file(source: &IstioCa) -> PathBuf {
     source.settings.state_dir.join("revocations.signed")
@@ -59,36 +63,79 @@ pub(super) fn restore(source: &IstioCa) {
             source.revocations.replace(Compiled::new(&list, &source.settings.trust_domain));
         }
         Ok(None) => {}
-        Err(error) => tracing::error!(
-            file = %file(source).display(),
-            %error,
-            "the revocation list of an earlier run cannot be used"
-        ),
+        Err(error) => {
+            let text = format!(
+                "the revocation list of an earlier run, {}, cannot be used: {error}",
+                file(source).display()
+            );
+            tracing::error!("{text}");
+            source.revocations.trouble(Trouble::Restored, Some(text));
+        }
     }
 }
 
 /// Puts the list of an answer in force, and keeps it. True: its content is another than before.
+///
+/// Blocks: it writes to disk.
 pub(super) fn accept(source: &IstioCa, response: &PollResponse) -> Result<bool, String> {
-    let trust_domain = &source.settings.trust_domain;
-    let list = verify(response, source.trust.anchors()?, trust_domain, SystemTime::now())
-        .map_err(|why| format!("the revocation list: {why}"))?;
-    let compiled = Compiled::new(&list, trust_domain);
-    let before = source.revocations.current();
-    if let Some(before) = &before
-        && !before.may_be_followed_by(&compiled)
+    let revocations = &source.revocations;
+    let accepted = check(source, response).map_err(|why| format!("the revocation list: {why}"));
+    let said = accepted.as_ref().err().cloned();
+    if revocations.trouble(Trouble::Refused, said.clone())
+        && let Some(error) = said
     {
+        tracing::error!("not taken over: {error}");
+    }
+    let compiled = accepted?;
+    let news = revocations.current().is_none_or(|before| before.number() != compiled.number());
+    // In force first: a disk that is full does not bring back what was revoked.
+    revocations.replace(compiled);
+    revocations.trouble(Trouble::Restored, None);
+    keep(source, response, news);
+    Ok(news)
+}
+
+fn check(source: &IstioCa, response: &PollResponse) -> Result<Compiled, String> {
+    let (trust_domain, now) = (&source.settings.trust_domain, SystemTime::now());
+    let list = verify(response, source.trust.anchors()?, trust_domain, now)?;
+    let compiled = Compiled::new(&list, trust_domain);
+    if compiled.is_from_the_future(now) {
         return Err(format!(
-            "the revocation list has number {} and is older than ours, which has {}; if the CA was \
-             restored from a backup, remove {}",
-            compiled.number(),
-            before.number(),
-            file(source).display()
+            "it was signed at {}, and it is {} here: one of the two clocks is wrong",
+            humantime::format_rfc3339_seconds(compiled.issued()),
+            humantime::format_rfc3339_seconds(now)
         ));
     }
-    let news = before.is_none_or(|before| before.number() != compiled.number());
-    // On disk first: after a crash the older one must not be in force again.
-    let kept = PollResponse { roots: String::new(), ..response.clone() };
-    files::write_private(&file(source), &kept.encode_to_vec()).map_err(|it| it.to_string())?;
-    source.revocations.replace(compiled);
-    Ok(news)
+    if let Some(before) = source.revocations.current() {
+        before.check_next(&compiled, now).map_err(|why| {
+            format!(
+                "{why}; if the CA was restored from a backup, remove {} and restart this daemon",
+                file(source).display()
+            )
+        })?;
+    }
+    Ok(compiled)
+}
+
+/// An unchanged list is written now and then only, but often enough for its time: a restarted daemon
+/// must not find it older than --revocation-max-age because nobody wrote that it was confirmed.
+fn keep(source: &IstioCa, response: &PollResponse, news: bool) {
+    let most = source.revocations.rules().max_age;
+    let confirm = most.map_or(CONFIRM, |most| CONFIRM.min(most / 4));
+    let mut kept = source.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if !news && kept.is_some_and(|kept: Instant| kept.elapsed() < confirm) {
+        return;
+    }
+    let content = PollResponse { roots: String::new(), ..response.clone() }.encode_to_vec();
+    let error = files::write_private(&file(source), &content).err();
+    // Tried again with the next answer.
+    *kept = error.is_none().then(Instant::now);
+    let said = error.map(|error| {
+        format!("the revocation list is in force and cannot be kept for a restart: {error}")
+    });
+    if source.revocations.trouble(Trouble::Unkept, said.clone())
+        && let Some(error) = said
+    {
+        tracing::error!("{error}");
+    }
 }

@@ -2,7 +2,7 @@
 //! that its roots can be replaced without a hand on every node.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -17,6 +17,8 @@ pub(super) struct Trust {
     learned: PathBuf,
     /// One writer at a time.
     writing: Mutex<()>,
+    /// What could not be written, and why: it is trusted all the same.
+    unkept: Mutex<Option<(Arc<Learned>, String)>>,
     /// The CA said something new, whoever was told.
     changed: Notify,
 }
@@ -31,16 +33,24 @@ struct Learned {
 impl Trust {
     pub(super) fn new(file: &Path, state_dir: &Path) -> Self {
         let learned = state_dir.join("ca-roots.json");
-        Self { file: file.to_owned(), learned, writing: Mutex::new(()), changed: Notify::new() }
+        let (writing, unkept, changed) = (Mutex::new(()), Mutex::default(), Notify::new());
+        Self { file: file.to_owned(), learned, writing, unkept, changed }
     }
 
     /// PEM.
     pub(super) fn roots(&self) -> Result<String, String> {
         let (file, sha256) = self.read_file()?;
-        match self.read_learned() {
-            Some(learned) if learned.file_sha256 == sha256 => Ok(learned.roots),
+        let unkept = self.unkept().as_ref().map(|(learned, _)| learned.clone());
+        let learned = unkept.or_else(|| self.read_learned().map(Arc::new));
+        match learned {
+            Some(learned) if learned.file_sha256 == sha256 => Ok(learned.roots.clone()),
             _ => Ok(file),
         }
+    }
+
+    /// Why a restarted daemon will not know the CA's roots.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.unkept().as_ref().map(|(_, why)| why.clone())
     }
 
     pub(super) fn anchors(&self) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -48,19 +58,43 @@ impl Trust {
     }
 
     /// Over a connection that was verified with what was trusted before. True: it is news.
+    ///
+    /// Blocks: it writes to disk.
     pub(super) fn learn(&self, roots: &str) -> Result<bool, String> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // The certificates, not the text: somebody may have written the file by hand.
         if certificates(roots)? == self.anchors()? {
+            let unkept = self.unkept().as_ref().map(|(learned, _)| learned.clone());
+            if let Some(learned) = unkept {
+                self.keep(&learned);
+            }
             return Ok(false);
         }
         let (_, file_sha256) = self.read_file()?;
-        let learned = Learned { file_sha256, roots: roots.to_owned() };
-        let json = serde_json::to_vec(&learned).map_err(|error| error.to_string())?;
-        files::write_private(&self.learned, &json).map_err(|error| error.to_string())?;
+        self.keep(&Arc::new(Learned { file_sha256, roots: roots.to_owned() }));
         tracing::info!("the CA's roots changed");
         self.changed.notify_one();
         Ok(true)
+    }
+
+    /// What cannot be written is trusted from memory, and written later.
+    fn keep(&self, learned: &Arc<Learned>) {
+        let json = serde_json::to_vec(&**learned).unwrap_or_default();
+        let error = files::write_private(&self.learned, &json).err();
+        let unkept = error.map(|error| {
+            let why =
+                format!("the CA's roots are trusted and cannot be kept for a restart: {error}");
+            (learned.clone(), why)
+        });
+        let before = std::mem::replace(&mut *self.unkept(), unkept.clone());
+        if let (None, Some((_, why))) = (before, unkept) {
+            tracing::error!("{why}");
+        }
+    }
+
+    fn unkept(&self) -> MutexGuard<'_, Option<(Arc<Learned>, String)>> {
+        // Replaced whole.
+        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves when something was learned since the last time. For one listener.
@@ -117,6 +151,26 @@ mod tests {
         assert_eq!(trust().anchors().unwrap().len(), 2, "also after a restart");
         std::fs::write(&file, &third).unwrap();
         assert_eq!(trust().roots().unwrap(), third);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_trusted_and_written_later() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("root.pem");
+        let [first, second] = [root(), root()];
+        std::fs::write(&file, &first).unwrap();
+        let trust = || Trust::new(&file, place.path());
+        let (running, both) = (trust(), format!("{first}{second}"));
+        let block = place.path().join("ca-roots.json.new");
+        std::fs::create_dir(&block).unwrap();
+        assert!(running.learn(&both).unwrap());
+        assert_eq!(running.anchors().unwrap().len(), 2);
+        assert!(running.trouble().unwrap().contains("cannot be kept"));
+        assert_eq!(trust().anchors().unwrap().len(), 1, "not on disk");
+        std::fs::remove_dir(&block).unwrap();
+        assert!(!running.learn(&both).unwrap(), "no news");
+        assert_eq!(running.trouble(), None);
+        assert_eq!(trust().anchors().unwrap().len(), 2);
     }
 
     #[test]

@@ -145,7 +145,8 @@ fn one_command_replaces_the_root_and_goes_on_where_it_was_ended() -> Result<()> 
             let mut first = rotate(&ca)?;
             let waits = |line: &str| line.starts_with("waits ").then_some(());
             first.stdout.find_after(0, SOON, "that it waits", waits)?;
-            first.signal(Signal::SIGINT)?;
+            // Not SIGINT, which background jobs of a shell ignore.
+            first.signal(Signal::SIGTERM)?;
             ensure!(!first.wait(SOON)?.success(), "it was not at its end");
             let phases = ca.command(&["root", "show", "--phases"])?;
             ensure!(phases.contains("signs next"), "{phases}");

@@ -251,6 +251,31 @@ async fn what_cannot_be_written_is_in_force_and_written_later() {
 }
 
 #[tokio::test]
+async fn those_who_ask_while_the_nodes_own_svid_is_written_leave_it_alone() {
+    let running = Running::start().await;
+    let joined = agent(&running, Some(join_token(&running)), 3600);
+    joined.issue(WEB).await.unwrap();
+    // Each daemon that starts renews it.
+    for _ in 0..8 {
+        let node = Arc::new(agent(&running, None, 3600));
+        let asking: Vec<_> = (0..8)
+            .map(|_| {
+                let node = node.clone();
+                tokio::spawn(async move {
+                    for _ in 0..4 {
+                        node.issue(WEB).await.unwrap();
+                        assert_eq!(node.source.own().unwrap().last_error, None);
+                    }
+                })
+            })
+            .collect();
+        for task in asking {
+            task.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_list_of_tens_of_thousands_is_had() {
     let running = Running::start().await;
     let node = agent(&running, Some(join_token(&running)), 3600);

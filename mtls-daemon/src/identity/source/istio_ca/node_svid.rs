@@ -29,6 +29,8 @@ pub(super) struct NodeSvid {
     state: Mutex<State>,
     /// Held while a new one is asked for: a token is spent once.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the file is written.
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -83,7 +85,8 @@ impl NodeSvid {
         let id = id.map_err(|error| SourceError::Other(error.to_string()))?;
         let file = settings.state_dir.join("node-svid.pem");
         let (state, turn) = (Mutex::default(), Arc::default());
-        Ok(Self { id, join_token, file, client, trust, state, turn })
+        let writing = Arc::default();
+        Ok(Self { id, join_token, file, client, trust, state, turn, writing })
     }
 
     /// One that is valid; renewed after half of its life, when the CA's roots changed, and by each run.
@@ -209,6 +212,8 @@ impl NodeSvid {
 
     /// Writes it, if that has not been done.
     async fn keep(self: &Arc<Self>) {
+        // Whoever has a good one comes here as well, and a file is written by one at a time.
+        let writing = self.writing.clone().lock_owned().await;
         let svid = {
             let state = self.state();
             if !state.unwritten {
@@ -217,8 +222,13 @@ impl NodeSvid {
             state.held.as_ref().map(|held| held.svid.clone())
         };
         let Some(svid) = svid else { return };
-        let (file, writing) = (self.file.clone(), svid.clone());
-        let written = tokio::task::spawn_blocking(move || write(&file, &writing)).await;
+        let (file, new) = (self.file.clone(), svid.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            // Until it is done, also when nobody waits for that any more.
+            let _writing = writing;
+            write(&file, &new)
+        });
+        let written = written.await;
         let error = written.unwrap_or_else(|error| Err(error.to_string())).err();
         let unkept = error.map(|error| {
             format!(

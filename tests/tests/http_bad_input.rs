@@ -381,7 +381,13 @@ fn ten_thousand_pipelined_requests_are_answered_in_order_in_bounded_memory() -> 
             .filter_map(|answer| answer.split("\r\n\r\n").nth(1)?.trim().parse().ok())
             .collect();
         let expected: Vec<usize> = (0..NUMBER).map(|number| number % 17).collect();
-        ensure!(numbers == expected, "{place}: {} answers, or out of order", numbers.len());
+        ensure!(
+            numbers == expected,
+            "{place}: {} answers, or out of order; {:?}; the last: {:?}",
+            numbers.len(),
+            answers.split("HTTP/1.1 ").skip(1).find(|it| !it.starts_with("200 OK\r\n")),
+            answers.get(answers.len().saturating_sub(300)..),
+        );
         let seen = app.requests(mark);
         let ordered = seen
             .iter()

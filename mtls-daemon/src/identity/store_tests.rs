@@ -172,17 +172,6 @@ async fn a_connection_that_waits_is_not_left_to_a_backoff() {
     running.abort();
 }
 
-#[tokio::test]
-async fn a_failure_says_why_there_is_no_svid() {
-    let (source, _order) = source(Duration::from_secs(3600));
-    let store = SvidStore::new(source.clone(), Vec::new(), HandshakeSettings::plain());
-    let failure =
-        |slot: &IdentitySlot| crate::proxy::failure::Failure::no_identity(slot).to_string();
-    assert!(failure(&store.slot(&id("web"))).contains("has not answered yet"));
-    let said = failure(&broken(&store, &source, "db"));
-    assert!(said.contains("sa/db") && said.contains("the CA is on holiday"), "{said}");
-}
-
 #[test]
 fn what_is_missing_goes_before_what_is_only_due() {
     let (source, order) = source(Duration::from_secs(4));

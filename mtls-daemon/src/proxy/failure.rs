@@ -222,3 +222,19 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_svid_says_why_it_is_missing() {
+        let said = |error: Option<&str>| {
+            let identity = "spiffe://cluster.local/ns/shop/sa/db".to_owned();
+            Failure::NoIdentity { identity, error: error.map(str::to_owned) }.to_string()
+        };
+        assert!(said(None).contains("has not answered yet"), "{}", said(None));
+        let failed = said(Some("the CA is on holiday"));
+        assert!(failed.contains("sa/db") && failed.contains("the CA is on holiday"), "{failed}");
+    }
+}

@@ -75,72 +75,13 @@ fn end(
     socket: &Socket,
     scope: &Scope<'_>,
     conforms: impl Fn(&Connection) -> bool,
-    queued: Option<&HashSet<[u8; 8]>>,
+    queued: Option<&HashSet<Cookie>>,
     destroyed: &mut Vec<Connection>,
-) -> io::Result<HashSet<[u8; 8]>> {
-    let mut found = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        found.extend(dump(socket, family)?);
-    }
-    let mut waiting = HashSet::new();
-    let listening: HashSet<u16> = found
-        .iter()
-        .filter(|socket| socket.header.state == TCP_LISTEN)
-        .map(|socket| socket.header.socket_id.source_port)
-        .collect();
-    let ephemeral = ephemeral_ports();
-    // Looked up after the dump: a socket of ours that is gone by now needs no protection.
-    let inodes = own_socket_inodes()?;
-    let ends = |entry: &InetResponse| {
-        let id = &entry.header.socket_id;
-        (
-            SocketAddr::new(id.source_address.to_canonical(), id.source_port),
-            SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
-        )
-    };
-    let is_own =
-        |entry: &InetResponse| entry.header.inode != 0 && inodes.contains(&entry.header.inode);
-    let own: HashSet<(SocketAddr, SocketAddr)> =
-        found.iter().filter(|entry| is_own(entry)).map(ends).collect();
+) -> io::Result<HashSet<Cookie>> {
+    let (to_end, waiting) = find(|| Look::now(socket), scope, conforms, queued)?;
     let mut failed = None;
-    for entry in &found {
-        let (local, remote) = ends(entry);
-        // Where the application no longer listens, the port still tells.
-        let inbound = listening.contains(&local.port()) || !ephemeral.contains(&local.port());
-        let (inbound, theirs, to_itself) = match scope {
-            Scope::Namespace { own_addresses } => {
-                (inbound, true, own_addresses.contains(&remote.ip()))
-            }
-            Scope::Host { declared, .. } if declared.contains(&local) => (true, true, false),
-            Scope::Host { cgroups, .. } => {
-                let theirs = cgroup(entry).is_some_and(|id| cgroups.contains(&id));
-                // What came in at a port that is not declared is the host's.
-                (false, theirs && !inbound, false)
-            }
-        };
-        let connection = Connection { local, remote, inbound };
-        let local_only = remote.ip().is_loopback() || to_itself;
-        if matches!(entry.header.state, TCP_LISTEN | TCP_TIME_WAIT)
-                || !theirs
-                || remote.port() == 0
-                || local_only
-                || is_own(entry)
-                // the application's end of a connection of the daemon's
-                || own.contains(&(remote, local))
-                || conforms(&connection)
-        {
-            continue;
-        }
-        let cookie = entry.header.socket_id.cookie;
-        match queued {
-            None if entry.header.inode == 0 => {
-                waiting.insert(cookie);
-                continue;
-            }
-            Some(queued) if !queued.contains(&cookie) => continue,
-            _ => {}
-        }
-        match destroy(socket, entry.header.family, entry.header.socket_id.clone()) {
+    for (entry, connection) in to_end {
+        match destroy(socket, entry.header.family, entry.header.socket_id) {
             Ok(true) => destroyed.push(connection),
             Ok(false) => {}
             // One that cannot be ended must not save those behind it.
@@ -151,6 +92,105 @@ fn end(
         None => Ok(waiting),
         Some(error) => Err(error),
     }
+}
+
+type Cookie = [u8; 8];
+/// Local and remote end.
+type Ends = (SocketAddr, SocketAddr);
+
+/// All sockets of the namespace.
+struct Look {
+    found: Vec<InetResponse>,
+    /// The daemon's own among them.
+    own: HashSet<Ends>,
+}
+
+impl Look {
+    fn now(socket: &Socket) -> io::Result<Self> {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            found.extend(dump(socket, family)?);
+        }
+        // Looked up after the dump: a socket of ours that is gone by now needs no protection.
+        let inodes = own_socket_inodes()?;
+        let own =
+            found.iter().filter(|it| it.header.inode != 0 && inodes.contains(&it.header.inode));
+        let own = own.map(ends).collect();
+        Ok(Self { found, own })
+    }
+}
+
+fn ends(entry: &InetResponse) -> Ends {
+    let id = &entry.header.socket_id;
+    (
+        SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+        SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+    )
+}
+
+/// What is to be destroyed, and the cookies of what nobody has accepted yet.
+#[expect(clippy::type_complexity, reason = "two lists with one reader")]
+fn find(
+    mut look: impl FnMut() -> io::Result<Look>,
+    scope: &Scope<'_>,
+    conforms: impl Fn(&Connection) -> bool,
+    queued: Option<&HashSet<Cookie>>,
+) -> io::Result<(Vec<(InetResponse, Connection)>, HashSet<Cookie>)> {
+    let Look { found, mut own } = look()?;
+    let mut waiting = HashSet::new();
+    let listening: HashSet<u16> = found
+        .iter()
+        .filter(|socket| socket.header.state == TCP_LISTEN)
+        .map(|socket| socket.header.socket_id.source_port)
+        .collect();
+    let ephemeral = ephemeral_ports();
+    let is_ours = |own: &HashSet<Ends>, (local, remote): Ends| {
+        // or the application's end of a connection of the daemon's
+        own.contains(&(local, remote)) || own.contains(&(remote, local))
+    };
+    let mut to_end = Vec::new();
+    for entry in found {
+        let (local, remote) = ends(&entry);
+        // Where the application no longer listens, the port still tells.
+        let inbound = listening.contains(&local.port()) || !ephemeral.contains(&local.port());
+        let (inbound, theirs, to_itself) = match scope {
+            Scope::Namespace { own_addresses } => {
+                (inbound, true, own_addresses.contains(&remote.ip()))
+            }
+            Scope::Host { declared, .. } if declared.contains(&local) => (true, true, false),
+            Scope::Host { cgroups, .. } => {
+                let theirs = cgroup(&entry).is_some_and(|id| cgroups.contains(&id));
+                // What came in at a port that is not declared is the host's.
+                (false, theirs && !inbound, false)
+            }
+        };
+        let connection = Connection { local, remote, inbound };
+        let local_only = remote.ip().is_loopback() || to_itself;
+        if matches!(entry.header.state, TCP_LISTEN | TCP_TIME_WAIT)
+            || !theirs
+            || remote.port() == 0
+            || local_only
+            || is_ours(&own, (local, remote))
+            || conforms(&connection)
+        {
+            continue;
+        }
+        let cookie = entry.header.socket_id.cookie;
+        match queued {
+            None if entry.header.inode == 0 => {
+                waiting.insert(cookie);
+            }
+            Some(queued) if !queued.contains(&cookie) => {}
+            _ => to_end.push((entry, connection)),
+        }
+    }
+    if !to_end.is_empty() {
+        // A look takes its time: of a connection that the daemon makes meanwhile it may have the
+        // application's end and not ours. Ours is older, so a look that begins now has it.
+        own.extend(look()?.own);
+        to_end.retain(|(_, connection)| !is_ours(&own, (connection.local, connection.remote)));
+    }
+    Ok((to_end, waiting))
 }
 
 /// The cgroup of the process that made the socket, or whose listener accepted it (Linux 5.9).
@@ -276,5 +316,69 @@ pub fn can_destroy() -> io::Result<bool> {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_sock_diag::inet::InetResponseHeader;
+
+    use super::*;
+
+    const ESTABLISHED: u8 = 1;
+
+    fn entry(local: &str, remote: &str, cookie: u8) -> InetResponse {
+        let [local, remote]: [SocketAddr; 2] = [local, remote].map(|it| it.parse().unwrap());
+        let socket_id = SocketId {
+            source_port: local.port(),
+            destination_port: remote.port(),
+            source_address: local.ip(),
+            destination_address: remote.ip(),
+            interface_id: 0,
+            cookie: [cookie; 8],
+        };
+        let header = InetResponseHeader {
+            family: AF_INET,
+            state: ESTABLISHED,
+            timer: None,
+            socket_id,
+            recv_queue: 0,
+            send_queue: 0,
+            uid: 0,
+            inode: 1,
+        };
+        InetResponse { header, nlas: Default::default() }
+    }
+
+    /// The application's end comes into the dump and ours, which is older, does not: the kernel had
+    /// passed by its place already.
+    #[test]
+    fn a_connection_that_the_daemon_makes_meanwhile_is_left_alone() {
+        let (application, client, stranger) = ("10.0.0.2:8080", "10.0.0.1:16712", "10.0.0.9:40000");
+        let [ours, stays] = [application, client].map(|it| it.parse::<SocketAddr>().unwrap());
+        let mut looks = 0;
+        let look = || {
+            looks += 1;
+            let found = vec![entry(application, client, 1), entry(application, stranger, 2)];
+            let own = if looks == 1 { HashSet::new() } else { HashSet::from([(stays, ours)]) };
+            Ok(Look { found, own })
+        };
+        let scope = Scope::Namespace { own_addresses: &[] };
+        let (to_end, waiting) = find(look, &scope, |_| false, None).unwrap();
+        let remotes: Vec<_> = to_end.iter().map(|(_, it)| it.remote.to_string()).collect();
+        assert_eq!((remotes, waiting.len(), looks), (vec![stranger.to_owned()], 0, 2));
+    }
+
+    #[test]
+    fn where_nothing_is_to_end_one_look_is_enough() {
+        let mut looks = 0;
+        let look = || {
+            looks += 1;
+            let found = vec![entry("10.0.0.2:8080", "10.0.0.1:16712", 1)];
+            Ok(Look { found, own: HashSet::new() })
+        };
+        let scope = Scope::Namespace { own_addresses: &[] };
+        let (to_end, _) = find(look, &scope, |_| true, None).unwrap();
+        assert_eq!((to_end.len(), looks), (0, 1));
     }
 }

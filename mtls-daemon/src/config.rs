@@ -21,6 +21,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mtls_common::names::MAX_WORKERS;
+
 use crate::bpf::Feature;
 use crate::identity::{KeyType, TrustDomain};
 use crate::mesh::snapshot::MeshSettings;
@@ -152,7 +154,7 @@ impl TryFrom<RunArgs> for Config {
             mesh,
             http: args.http.into(),
             without_kernel_feature: args.without_kernel_feature,
-            workers: args.workers.unwrap_or_else(cpus),
+            workers: args.workers.unwrap_or_else(|| at_most(cpus())),
             detect_timeout: args.detect_timeout,
             mtls_wait: args.mtls_wait,
             svid_lifetime: args.svid_lifetime,
@@ -211,6 +213,20 @@ fn hostname(file: &Path) -> Result<NodeName, ConfigError> {
 
 fn cpus() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// The kernel programs know of [`MAX_WORKERS`] listeners a workload, and drop what is for more of them.
+fn at_most(cpus: NonZeroUsize) -> NonZeroUsize {
+    NonZeroUsize::new(MAX_WORKERS as usize).map_or(cpus, |most| cpus.min(most))
+}
+
+/// The value of `--workers`.
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    let most = MAX_WORKERS as usize;
+    match text.parse::<NonZeroUsize>() {
+        Ok(count) if count.get() <= most => Ok(count),
+        _ => Err(format!("{text} is no number from 1 to {most}")),
+    }
 }
 
 #[cfg(test)]

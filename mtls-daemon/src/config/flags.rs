@@ -138,8 +138,8 @@ pub struct RunArgs {
     )]
     pub without_kernel_feature: Vec<Feature>,
 
-    /// Threads that relay connections [default: one per CPU]
-    #[arg(long, env = "MTLS_WORKERS", value_name = "N")]
+    /// Threads that relay connections, at most 16 [default: one per CPU, at most 16]
+    #[arg(long, env = "MTLS_WORKERS", value_name = "N", value_parser = super::workers)]
     pub workers: Option<NonZeroUsize>,
 
     /// How long to wait for the first bytes of a client that may or may not speak mTLS

@@ -86,7 +86,8 @@ fn a_bad_value_is_refused_with_its_flag_and_a_way_out() {
         (&["--node", "a/b"], &["--node", "not allowed", "for example node-1"]),
         (&["--trust-domain", "UPPER"], &["--trust-domain", "UPPER"]),
         (&["--http-address", "15020"], &["--http-address", "[::1]:15020", "off"]),
-        (&["--workers", "0"], &["--workers"]),
+        (&["--workers", "0"], &["--workers", "0 is no number from 1 to 16"]),
+        (&["--workers", "17"], &["--workers", "17 is no number from 1 to 16"]),
         (&["--access-log", ""], &["--access-log"]),
         (&["--log-level", "x=y=z"], &["--log-level", "expected error, warn, info"]),
         (&["--root-namespace", ""], &["--root-namespace"]),
@@ -98,6 +99,15 @@ fn a_bad_value_is_refused_with_its_flag_and_a_way_out() {
     for (args, parts) in cases {
         refused(args, parts);
     }
+}
+
+#[test]
+fn a_machine_of_many_cpus_has_as_many_workers_as_the_kernel_programs_serve() {
+    for (cpus, workers) in [(1, 1), (2, 2), (16, 16), (17, 16), (192, 16)] {
+        let cpus = std::num::NonZeroUsize::new(cpus).expect("not zero");
+        assert_eq!(at_most(cpus).get(), workers, "{cpus} CPUs");
+    }
+    assert_eq!(config(&["--node", "n", "--workers", "16"]).expect("good flags").workers.get(), 16);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::identity::ca::CaError;
 use crate::identity::source::SourceError;
 use crate::identity::{Federation, Revocations, SvidStore};
 use crate::mesh::Accepted;
-use crate::node::{self, Busy, Node, NodeLock};
+use crate::node::{self, Busy, Node, NodeLock, SockDestroy};
 use crate::policy::error::Code;
 use crate::proxy::{MaxAge, Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
@@ -240,14 +240,20 @@ pub(crate) fn raise_descriptor_limit() {
 
 /// Enrolment and tightened policy must be able to end older connections.
 fn refuse_without_sock_destroy() -> Result<(), RunError> {
-    match node::can_destroy() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(RunError::Kernel(BpfError::Missing {
-            feature: "SOCK_DESTROY",
-            since: "4.5",
-            option: ", built with CONFIG_INET_DIAG_DESTROY=y".into(),
-            cause: "sock_diag answers EOPNOTSUPP to it".into(),
-        })),
+    let missing = |option: &str, cause: &str| {
+        let (option, cause) = (option.into(), cause.into());
+        let feature = "SOCK_DESTROY";
+        Err(RunError::Kernel(BpfError::Missing { feature, since: "4.5", option, cause }))
+    };
+    match node::sock_destroy() {
+        Ok(SockDestroy::Works) => Ok(()),
+        Ok(SockDestroy::Unsupported) => {
+            missing(", built with CONFIG_INET_DIAG_DESTROY=y", "sock_diag answers EOPNOTSUPP to it")
+        }
+        Ok(SockDestroy::NoTcpDiag) => missing(
+            ", built with CONFIG_INET_DIAG_DESTROY=y and CONFIG_INET_TCP_DIAG=y, or =m and loaded",
+            "sock_diag knows no TCP sockets: try `modprobe tcp_diag`",
+        ),
         Err(error) => Err(RunError::Kernel(BpfError::Call { what: "ask sock_diag", error })),
     }
 }

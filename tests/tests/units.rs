@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -90,9 +90,9 @@ fn no_option_takes_its_mounts_or_its_network() -> Result<()> {
 /// With the programs of this build in the place of the installed ones.
 #[test]
 fn systemd_finds_nothing_wrong_with_them() -> Result<()> {
-    if !Path::new("/usr/bin/systemd-analyze").exists() {
-        // Said aloud: what the other tests read is all that is checked here.
-        eprintln!("systemd-analyze is not installed: the units were not given to it");
+    if std::env::var_os("MTLS_VM_KERNEL").is_some() {
+        // A guest has no systemd, and what is tested is none of its kernel's.
+        eprintln!("in a guest: the units are given to systemd-analyze on its host");
         return Ok(());
     }
     let directory = tempfile::tempdir()?;

@@ -68,11 +68,18 @@ pub const APPLICATIONS: &[Package] = &[
     ),
 ];
 
+/// The keys of Debian's archive.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// For the tests alone: what reads systemd's units as systemd does.
+pub const UNITS: &[Package] = &[package("systemd", "systemd-analyze", "checks the shipped units")];
+
 /// For `vm`: the emulator, and a shell inside the guest.
 pub const VM: &[Package] = &[
     package("qemu-system-x86", "qemu-system-x86_64", "runs the guests"),
     package("busybox-static", "", "a shell inside the guests, which needs no library"),
     package("xz-utils", "xz", "kernel modules are compressed"),
+    package("debian-archive-keyring", KEYRING, "checks what is fetched from Debian's archive"),
     package("binutils", "objcopy", "takes the debug information out of what goes into a guest"),
 ];
 

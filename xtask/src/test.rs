@@ -26,6 +26,7 @@ pub struct Args {
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     packages::ensure(packages::TEST)?;
     packages::ensure(packages::APPLICATIONS)?;
+    packages::ensure(packages::UNITS)?;
     preflight::check()?;
     let built = build::everything(workspace, args.release)?;
     let mut cargo = workspace.cargo();

@@ -67,6 +67,25 @@ fn a_guest_that_ends_without_a_result_has_failed() -> Result<()> {
     Ok(())
 }
 
+/// Without `tcp_diag`, older connections cannot be found, so they could not be ended.
+#[test]
+fn the_daemon_refuses_a_kernel_that_lists_no_tcp_sockets() -> Result<()> {
+    let built = Command::new(env!("CARGO_BIN_EXE_xtask")).arg("build").output()?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "{said}");
+    let daemon = said.lines().find_map(|line| line.strip_prefix("xtask: daemon: "));
+    let daemon = daemon.with_context(|| format!("no daemon: {said}"))?;
+    let run = format!("{daemon} run --node n --config-dir /c --state-dir /s; test $? = 69");
+    let output =
+        vm(&["--with", daemon], &format!("rmmod tcp_diag && mkdir /c && {run}")).output()?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{stdout}");
+    for part in ["this kernel lacks SOCK_DESTROY", "CONFIG_INET_TCP_DIAG", "modprobe tcp_diag"] {
+        ensure!(stdout.contains(part), "no word of {part}: {stdout}");
+    }
+    Ok(())
+}
+
 #[test]
 fn ctrl_c_and_a_killed_run_leave_no_process() -> Result<()> {
     for signal in ["INT", "TERM", "KILL"] {

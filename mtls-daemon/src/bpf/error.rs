@@ -62,11 +62,18 @@ impl BpfError {
     }
 }
 
+/// The kernel's own "not supported" (include/linux/errno.h), which libc does not have: what its JIT
+/// compiler answers when it cannot, or has no memory left.
+pub(super) const ENOTSUPP: i32 = 524;
+
 /// The daemon has checked its capabilities by then: something else forbids it.
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM) => {
             " (with the capabilities there: look for a seccomp filter, a security module or kernel lockdown)"
+        }
+        Some(ENOTSUPP) => {
+            " (the JIT compiler's answer: look at the sysctls net.core.bpf_jit_enable and net.core.bpf_jit_limit)"
         }
         _ => "",
     }

@@ -109,7 +109,9 @@ impl Kernel {
         let pins = Pins::new(&mounts::bpffs()?, node);
         let is_new = !pins.node.exists();
         let opened = Self::open_at(pins.clone(), cgroup, Features::all_but(without));
-        if opened.is_err() && is_new {
+        // Claimed: by another of the same name that came at the same moment, whose pins these are.
+        if is_new && opened.as_ref().is_err_and(|error| !matches!(error, BpfError::Claimed { .. }))
+        {
             // Nothing is attached: what was pinned on the way here is of no use to anybody.
             let _ = fs::remove_dir_all(&pins.node);
             let _ = fs::remove_dir(&pins.all);

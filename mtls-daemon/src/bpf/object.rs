@@ -128,19 +128,21 @@ pub fn load_verified(
 
 /// Maps whose kind not every kernel has: a map that cannot be made comes before every program.
 fn unloadable(error: EbpfError) -> BpfError {
-    match &error {
-        EbpfError::MapError(MapError::CreateError { name, io_error })
-            if name == "AYA_LOGS" && io_error.raw_os_error() == Some(libc::EINVAL) =>
-        {
-            BpfError::Missing {
-                feature: "ring buffers",
-                since: "5.8",
-                option: String::new(),
-                cause: format!("It refuses map {name}: {io_error}"),
-            }
+    let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
+        return error.into();
+    };
+    let (feature, since) = match name.as_str() {
+        "AYA_LOGS" => ("ring buffers", "5.8"),
+        "OWN_SOCKETS" | "LISTENER_TAG" | "CLIENT_DESTINATION" | "ACCEPTED_DESTINATION" => {
+            ("socket storage", "5.4")
         }
-        _ => error.into(),
+        _ => return error.into(),
+    };
+    if io_error.raw_os_error() != Some(libc::EINVAL) {
+        return error.into();
     }
+    let cause = format!("It refuses map {name}: {io_error}");
+    BpfError::Missing { feature, since, option: String::new(), cause }
 }
 
 /// Refuses an object of another ABI: its size of the map `ABI` is its version.
@@ -223,15 +225,13 @@ fn classify(
 }
 
 fn lacks_feature(error: &io::Error, log: &str) -> bool {
-    /// The kernel's own "not supported" (include/linux/errno.h), which libc does not have.
-    const ENOTSUPP: i32 = 524;
+    let speaks =
+        || ["unknown func", "cannot use helper", CONTEXT].iter().any(|words| log.contains(words));
     match error.raw_os_error() {
-        // Program types, attach points and helpers that it does not know.
-        Some(libc::EINVAL | ENOTSUPP) => true,
-        // Mostly an object's fault: it reads what it may not.
-        Some(libc::EACCES) => {
-            ["unknown func", "cannot use helper", CONTEXT].iter().any(|words| log.contains(words))
-        }
+        // Program types and attach points that it does not know: it has not even begun to verify.
+        Some(libc::EINVAL) if log.trim().is_empty() => true,
+        // Mostly an object's fault: it jumps or reads where it may not.
+        Some(libc::EINVAL | libc::EACCES) => speaks(),
         _ => false,
     }
 }
@@ -274,6 +274,7 @@ pub fn pinned(maps: &Path, name: &'static str) -> Result<MapData, BpfError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::ENOTSUPP;
     use super::*;
 
     /// What the program `name` is told to be, refused with `errno` and this log.
@@ -311,7 +312,8 @@ mod tests {
         check("p", libc::EINVAL, unknown, Ok("a hook"));
         check("p", libc::EACCES, unknown, Ok("a hook"));
         check("p", libc::EACCES, newer, Ok("a hook"));
-        check("p", 524, "", Ok("a hook"));
+        check("p", libc::EINVAL, "unreachable insn 12\n", Err(()));
+        check("p", ENOTSUPP, "processed 900 insns (limit 1000000)\n", Err(()));
         check("p", libc::EACCES, "R1 invalid mem access 'scalar'\n", Err(()));
         check("p", libc::EACCES, "", Err(()));
         // The capabilities are there by then.
@@ -319,6 +321,21 @@ mod tests {
         check("p", libc::EPERM, unknown, Err(()));
         check("p", libc::ENOMEM, "", Err(()));
         check("p", libc::E2BIG, "BPF program is too large. Processed 1000001 insn\n", Err(()));
+    }
+
+    #[test]
+    fn a_kind_of_map_that_cannot_be_made_is_a_missing_feature() {
+        let refused = |name: &str, errno: i32| {
+            let io_error = io::Error::from_raw_os_error(errno);
+            let error = MapError::CreateError { name: name.to_owned(), io_error };
+            unloadable(EbpfError::MapError(error))
+        };
+        for (map, feature) in [("AYA_LOGS", "ring buffers"), ("LISTENER_TAG", "socket storage")] {
+            let missing = refused(map, libc::EINVAL);
+            assert!(missing.is_kernel() && missing.to_string().contains(feature), "{missing}");
+            assert!(!refused(map, libc::ENOMEM).is_kernel());
+        }
+        assert!(!refused("FLOWS", libc::EINVAL).is_kernel());
     }
 
     #[test]
@@ -347,13 +364,17 @@ mod tests {
     #[test]
     fn a_message_has_the_end_of_the_log_and_no_more() {
         let log: String = (0..5000).map(|line| format!("line {line};\n")).collect();
-        for errno in [libc::EINVAL, libc::EACCES] {
+        let log = log + "unknown func bpf_new#300\n";
+        for errno in [libc::EINVAL, libc::EACCES, libc::E2BIG] {
             let error = io::Error::from_raw_os_error(errno);
             let text = classify("mtls_connect4", "a hook", "5.8", error, &log).to_string();
             assert_eq!(text.lines().count(), 6, "{text}");
             assert!(text.contains("mtls_connect4") && text.contains(&format!("os error {errno}")));
-            assert!(text.contains("line 4995;") && text.ends_with("line 4999;"), "{text}");
-            assert!(!text.contains("line 4994;"), "{text}");
+            assert!(
+                text.contains("line 4996;") && text.ends_with("unknown func bpf_new#300"),
+                "{text}"
+            );
+            assert!(!text.contains("line 4995;"), "{text}");
         }
     }
 

@@ -20,7 +20,7 @@ pub use enrol::Node;
 pub use lock::{Busy, NodeLock};
 pub use netns::Namespace;
 pub use ports::ClientPorts;
-pub use sweep::can_destroy;
+pub use sweep::{SockDestroy, sock_destroy};
 pub use workload::{WorkloadState, WorkloadStatus};
 
 use std::path::Path;

@@ -109,7 +109,7 @@ impl Look {
     fn now(socket: &Socket) -> io::Result<Self> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            found.extend(dump(socket, family)?);
+            found.extend(dump(socket, family, StateFlags::all())?);
         }
         // Looked up after the dump: a socket of ours that is gone by now needs no protection.
         let inodes = own_socket_inodes()?;
@@ -223,12 +223,12 @@ fn ephemeral_ports() -> RangeInclusive<u16> {
 const TCP_TIME_WAIT: u8 = 6;
 const TCP_LISTEN: u8 = 10;
 
-fn dump(socket: &Socket, family: u8) -> io::Result<Vec<InetResponse>> {
+fn dump(socket: &Socket, family: u8, states: StateFlags) -> io::Result<Vec<InetResponse>> {
     let request = SockDiagMessage::InetRequest(InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
-        states: StateFlags::all(),
+        states,
         socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
     });
     send(socket, NLM_F_REQUEST | NLM_F_DUMP, request.into())?;
@@ -241,6 +241,10 @@ fn dump(socket: &Socket, family: u8) -> io::Result<Vec<InetResponse>> {
                 NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             let length = (message.header.length as usize).next_multiple_of(4);
             match message.payload {
+                // A dump that fails says so in its end.
+                NetlinkPayload::Done(end) if end.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-end.code));
+                }
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(entry)) => {
                     found.push(*entry);
@@ -302,8 +306,18 @@ fn own_socket_inodes() -> io::Result<HashSet<u32>> {
     Ok(inodes)
 }
 
+/// What a kernel says to SOCK_DESTROY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SockDestroy {
+    Works,
+    /// It was built without.
+    Unsupported,
+    /// It does not even list TCP sockets: `tcp_diag` is neither built in nor loaded, nor to be found.
+    NoTcpDiag,
+}
+
 /// Whether this kernel destroys sockets at all: asked with a connection that cannot exist.
-pub fn can_destroy() -> io::Result<bool> {
+pub fn sock_destroy() -> io::Result<SockDestroy> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&NetlinkAddr::new(0, 0))?;
@@ -312,9 +326,19 @@ pub fn can_destroy() -> io::Result<bool> {
     id.destination_address = IpAddr::from([127, 255, 255, 253]);
     (id.source_port, id.destination_port) = (1, 1);
     id.cookie = [0xff; 8];
+    // ENOENT is what both a connection and a protocol that is not there get, so the protocol first.
+    match dump(&socket, AF_INET, StateFlags::empty()) {
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return Ok(SockDestroy::NoTcpDiag);
+        }
+        Err(error) => return Err(error),
+    }
     match destroy(&socket, AF_INET, id) {
-        Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Ok(_) => Ok(SockDestroy::Works),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            Ok(SockDestroy::Unsupported)
+        }
         Err(error) => Err(error),
     }
 }

@@ -6,9 +6,12 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::shell::{output, say};
+use crate::{
+    packages::KEYRING,
+    shell::{output, say},
+};
 
 /// Suites that have the kernels, each small to list: the security updates carry every long-term series,
 /// backports the newer ones.
@@ -27,13 +30,16 @@ enum Part {
 
 pub struct Debian {
     folder: PathBuf,
+    /// Why the list of a suite may be missing or old: old suites leave the archive.
+    pub incomplete: Option<String>,
 }
 
 impl Debian {
     /// Fetches the lists of packages.
     ///
     /// # Errors
-    /// When it is not known where Debian's archive is, or it cannot be reached.
+    /// When it is not known where Debian's archive is. What of it cannot be reached is in
+    /// [`Self::incomplete`].
     pub fn open(folder: &Path, mirror: Option<&str>) -> Result<Self> {
         for sub in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(folder.join(sub))?;
@@ -45,19 +51,16 @@ impl Debian {
             }
             None => own_mirror()?,
         };
-        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        if !Path::new(keyring).exists() {
-            bail!("{keyring} is missing: install the package debian-archive-keyring");
-        }
         let mut sources = String::new();
         for (part, suite) in SUITES {
             let archive = if *part == Part::Main { &main } else { &security };
-            sources += &format!("deb [arch=amd64 signed-by={keyring}] {archive} {suite} main\n");
+            sources += &format!("deb [arch=amd64 signed-by={KEYRING}] {archive} {suite} main\n");
         }
         fs::write(folder.join("sources.list"), sources)?;
-        let debian = Self { folder: folder.to_owned() };
+        let mut debian = Self { folder: folder.to_owned(), incomplete: None };
         say("vm: fetching the lists of Debian's kernels");
-        output(debian.apt("apt-get").args(["update", "-qq"])).context("Debian's archive")?;
+        let updated = output(debian.apt("apt-get").args(["update", "-qq"]));
+        debian.incomplete = updated.err().map(|error| format!("{error:#}"));
         Ok(debian)
     }
 
@@ -97,6 +100,8 @@ impl Debian {
             "Dir::Etc::preferences=/dev/null".to_owned(),
             "Dir::Etc::preferencesparts=/dev/null".to_owned(),
             format!("Dir::State::lists={folder}/lists"),
+            // What is installed here is not what is offered.
+            "Dir::State::status=/dev/null".to_owned(),
             format!("Dir::Cache::archives={folder}/archives"),
             format!("Dir::Cache::pkgcache={folder}/packages.bin"),
             format!("Dir::Cache::srcpkgcache={folder}/sources.bin"),

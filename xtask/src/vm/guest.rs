@@ -1,7 +1,7 @@
 //! One boot: qemu, what the guest prints, and how it ended.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs,
     io::{BufRead, BufReader, Read, Write},
     path::Path,
@@ -32,6 +32,8 @@ pub struct Ended {
     /// Each test that a test program of the numbered step reported, with its word for how it went; and the
     /// verifier's counts.
     pub tests: Vec<(usize, String, String)>,
+    /// How many passed, of each step that counts its tests.
+    pub passed: HashMap<usize, u64>,
     /// Why the guest did not come to its end by itself.
     pub fault: Option<String>,
     /// The last lines of the console.
@@ -154,6 +156,9 @@ fn watch(settings: &Settings, guest: &mut Guest) -> Result<Ended> {
                 if let Some((test, word)) = test_line(&line) {
                     ended.tests.push((step, test.to_owned(), word.to_owned()));
                 }
+                if let Some(count) = passed(&line) {
+                    *ended.passed.entry(step).or_default() += count;
+                }
                 if let Some((program, count)) = instructions(&line) {
                     ended.tests.push((
                         step,
@@ -198,6 +203,12 @@ fn test_line(line: &str) -> Option<(&str, &str)> {
     let word = word.split([',', ' ']).next()?;
     let name = name.strip_suffix(" - should panic").unwrap_or(name);
     matches!(word, "ok" | "FAILED" | "ignored").then_some((name, word))
+}
+
+/// `test result: ok. COUNT passed; ..`, the harness' last line.
+fn passed(line: &str) -> Option<u64> {
+    let (_, said) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    said.split_once(" passed;")?.0.parse().ok()
 }
 
 /// `verified instructions: PROGRAM COUNT`, as the test `programs` writes it.
@@ -257,7 +268,7 @@ impl Accelerator {
 
 #[cfg(test)]
 mod tests {
-    use super::{instructions, test_line};
+    use super::{instructions, passed, test_line};
 
     #[test]
     fn the_harness_lines_are_read() {
@@ -267,6 +278,15 @@ mod tests {
         assert_eq!(test_line("test a - should panic ... ok"), Some(("a", "ok")));
         assert_eq!(test_line("test a has been running for over 60 seconds"), None);
         assert_eq!(test_line("test result: ok. 1 passed"), None);
+    }
+
+    #[test]
+    fn the_harness_count_is_read() {
+        let line = |ok: u64| format!("test result: ok. {ok} passed; 0 failed; 0 ignored");
+        assert_eq!(passed(&line(0)), Some(0));
+        assert_eq!(passed(&line(12)), Some(12));
+        assert_eq!(passed("test result: FAILED. 3 passed; 1 failed; 0 ignored"), Some(3));
+        assert_eq!(passed("test a ... ok"), None);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Kernels: found in Debian's archive, reduced to what a guest needs, and cached.
 //!
-//! `<cache>/kernels/<version>/` has `vmlinuz` and `modules/NN-name.ko`, in the order to load them.
+//! `<cache>/kernels/<version>/` has `vmlinuz` and `modules/NN-name.ko`, in the order to load them;
+//! `<cache>/kernels/<series>.newest` has the version that the archive's newest of that series was.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -74,28 +75,70 @@ impl<'a> Kernels<'a> {
     /// # Errors
     /// When there is no such kernel, or it cannot be fetched.
     pub fn get(&mut self, series: &str) -> Result<Kernel> {
-        if !self.refresh {
-            let cached = fs::read_dir(&self.folder)?
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .filter(|version| self.is_complete(version));
-            if let Some(version) = newest(series, cached) {
-                return Ok(self.kernel(version));
-            }
+        if !self.refresh
+            && let Some(version) = self.remembered(series)
+        {
+            return Ok(self.kernel(version));
         }
+        // One run at a time fetches; the next finds what it fetched.
+        let lock = File::create(self.folder.join(".lock"))?;
+        lock.lock()?;
+        if !self.refresh
+            && let Some(version) = self.remembered(series)
+        {
+            return Ok(self.kernel(version));
+        }
+        let version = match self.fetch_newest(series) {
+            Ok(version) => version,
+            Err(error) => {
+                let cached = if self.refresh { None } else { newest(series, self.cached()?) };
+                let Some(version) = cached else { return Err(error) };
+                say(format_args!(
+                    "vm: {series}: {error:#}; taking Linux {version}, fetched before"
+                ));
+                version
+            }
+        };
+        Ok(self.kernel(version))
+    }
+
+    /// What the archive's newest of the series was when it was asked, if it is cached. Another cached
+    /// kernel of the series need not be the newest: somebody may have asked for that very one.
+    fn remembered(&self, series: &str) -> Option<String> {
+        let version = fs::read_to_string(self.record(series)).ok()?;
+        self.is_complete(&version).then_some(version)
+    }
+
+    fn record(&self, series: &str) -> PathBuf {
+        self.folder.join(format!("{series}.newest"))
+    }
+
+    fn cached(&self) -> Result<impl Iterator<Item = String>> {
+        let names = fs::read_dir(&self.folder)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.filter(|version| self.is_complete(version)))
+    }
+
+    fn fetch_newest(&mut self, series: &str) -> Result<String> {
         let archive = match &mut self.archive {
             Some(archive) => archive,
             none => none.insert(Debian::open(&self.folder.join(".debian"), self.mirror)?),
         };
         let names = archive.names("linux-image-")?;
         let offered = names.iter().filter_map(|name| name.strip_prefix("linux-image-"));
-        let Some(version) = newest(series, offered.map(str::to_owned)) else {
-            bail!("Debian offers no such kernel");
+        let version = match (newest(series, offered.map(str::to_owned)), &archive.incomplete) {
+            (Some(version), _) => version,
+            (None, None) => bail!("Debian offers no such kernel"),
+            (None, Some(why)) => {
+                bail!("Debian offers no such kernel, or its list is missing: {why}")
+            }
         };
         if !self.is_complete(&version) {
             say(format_args!("vm: fetching Linux {version}"));
             self.fetch(&version)?;
         }
-        Ok(self.kernel(version))
+        fs::write(self.record(series), &version)?;
+        Ok(version)
     }
 
     fn fetch(&self, version: &str) -> Result<()> {

@@ -18,6 +18,7 @@ use crate::{
     packages,
     shell::say,
     vm::{
+        guest::Ended,
         kernels::{Kernel, Kernels},
         payload::Payload,
         report::Report,
@@ -33,9 +34,9 @@ const MATRIX: &[&str] = &["5.10", "6.1", "6.12", "6.18", "7"];
 /// happens is what the daemon finds by probing.
 const FLOOR: [u64; 2] = [5, 15];
 
-/// Seconds that a kernel may take unless told otherwise: several times what all tests take under emulation
-/// on an idle machine.
-const LIMIT: u64 = 3600;
+/// Seconds that a kernel may take unless told otherwise: about twice what all tests take under emulation, two
+/// guests at a time on two cores.
+const LIMIT: u64 = 7200;
 
 /// Run the demo, the tests or the daemon under other kernels, in virtual machines
 ///
@@ -88,13 +89,14 @@ struct Guests {
     /// not built in (docs/kernels.md). May be repeated; with it no other kernel is run unless named.
     #[arg(long = "image", value_name = "BZIMAGE[:MODULES]")]
     images: Vec<String>,
-    /// Seconds that one kernel may take [default: 3600; none for `run`]
+    /// Seconds that one kernel may take [default: 7200; none for `run`]
     #[arg(long)]
     timeout: Option<u64>,
     /// Memory of a guest in MiB
     #[arg(long, default_value_t = 3072)]
     memory: u32,
-    /// A file or folder of this machine that is there inside as well, at the same path. May be repeated.
+    /// A file or folder of this machine that is there inside as well, at the same path; a program with its
+    /// libraries. May be repeated.
     #[arg(long, value_name = "PATH")]
     with: Vec<std::path::PathBuf>,
     /// Look for newer kernels than the cached ones
@@ -150,16 +152,23 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         say(format_args!("vm: {name}: Linux {}", kernel.version));
         let refusal = if kernel.is_before(FLOOR) { payload.below_floor() } else { None };
         let payload = refusal.as_ref().unwrap_or(&payload);
-        let image = rootfs::write(workspace, kernel, payload, &guests.with)?;
         let settings = guest::Settings {
             name,
             memory: guests.memory,
             limit: guests.timeout.or(limit).map(Duration::from_secs),
             accelerator,
         };
-        let ended = guest::boot(&settings, kernel, &image);
-        let _ = std::fs::remove_file(&image);
-        report.add(name, &kernel.version, payload, ended?);
+        let ended = rootfs::write(workspace, kernel, payload, &guests.with).and_then(|image| {
+            let ended = guest::boot(&settings, kernel, &image);
+            let _ = std::fs::remove_file(&image);
+            ended
+        });
+        // What the kernels before it came to is not lost.
+        let ended = ended.unwrap_or_else(|error| Ended {
+            fault: Some(format!("{error:#}")),
+            ..Ended::default()
+        });
+        report.add(name, &kernel.version, payload, ended);
     }
     for (_, kernel) in &kernels[..guests.images.len()] {
         if let Some(modules) = &kernel.modules {

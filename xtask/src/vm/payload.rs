@@ -15,6 +15,8 @@ use crate::{
 /// The tests that run applications of the distribution, which are put inside for them.
 const WITH_APPLICATIONS: &str = "protocols";
 
+const CONFORMANCE: &str = "MTLS_CONFORMANCE";
+
 #[derive(Clone, Default)]
 pub struct Payload {
     pub steps: Vec<Step>,
@@ -46,6 +48,10 @@ pub struct Step {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     Success,
+    /// And at least one test that ran, unless what ran was chosen by its name.
+    Tests {
+        all: bool,
+    },
     /// The daemon does not start here, and names the feature that the kernel lacks.
     Refusal,
 }
@@ -62,7 +68,7 @@ impl Payload {
         let built = build::everything(workspace, release)?;
         let demo = built.tests_program("mtls-demo")?.to_owned();
         let mut payload = Self::around(workspace, &built)?;
-        payload.step("demo", demo, args);
+        payload.step("demo", demo, args, Expected::Success);
         payload.refuses_below_floor(&built);
         Ok(payload)
     }
@@ -74,7 +80,7 @@ impl Payload {
             args.insert(0, "run".to_owned());
         }
         let mut payload = Self::around(workspace, &built)?;
-        payload.step("mtls-daemon", built.daemon.clone(), &args);
+        payload.step("mtls-daemon", built.daemon.clone(), &args, Expected::Success);
         Ok(payload)
     }
 
@@ -118,7 +124,14 @@ impl Payload {
             payload.packages = packages::APPLICATIONS.iter().map(|it| it.name).collect();
         }
         for test in tests {
-            payload.step(&test.target, test.executable, args);
+            let all = args.is_empty();
+            payload.step(&test.target, test.executable, args, Expected::Tests { all });
+        }
+        // The policy model's conformance vectors, which tests judge by where they are.
+        if let Some(folder) = std::env::var_os(CONFORMANCE) {
+            let folder = PathBuf::from(folder);
+            payload.environment.push((CONFORMANCE.to_owned(), folder.display().to_string()));
+            payload.data.push(folder);
         }
         payload.refuses_below_floor(&built);
         Ok(payload)
@@ -128,7 +141,7 @@ impl Payload {
         let [program, rest @ ..] = args else { bail!("name a command after `--`") };
         let path = which(program).with_context(|| format!("there is no program {program}"))?;
         let mut payload = Self { folder: "/".into(), ..Self::default() };
-        payload.step(program, path, rest);
+        payload.step(program, path, rest, Expected::Success);
         Ok(payload)
     }
 
@@ -146,10 +159,10 @@ impl Payload {
         Ok(payload)
     }
 
-    fn step(&mut self, name: &str, program: PathBuf, args: &[String]) {
+    fn step(&mut self, name: &str, program: PathBuf, args: &[String], expected: Expected) {
         self.programs.push(program.clone());
         let (name, args) = (name.to_owned(), args.to_vec());
-        self.steps.push(Step { name, program, args, expected: Expected::Success });
+        self.steps.push(Step { name, program, args, expected });
     }
 
     fn refuses_below_floor(&mut self, built: &Binaries) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     guest::{Ended, StepEnd},
-    payload::{Expected, LACKS, Payload, REFUSED},
+    payload::{Expected, LACKS, Payload, REFUSED, Step},
 };
 
 #[derive(Default)]
@@ -43,7 +43,18 @@ impl Report {
             // The exit code has the last word: it also knows of a program that died on the way.
             let end = ended.steps.iter().find(|it| it.step == number);
             let word = match (end, step.expected) {
-                (Some(StepEnd { code: 0, seconds, .. }), Expected::Success) => {
+                (Some(StepEnd { code: 0, .. }), Expected::Tests { all })
+                    if !ended.passed.get(&number).is_some_and(|passed| *passed > 0) =>
+                {
+                    if all {
+                        column.faults.push(format!("{}: no test ran", step.name));
+                    }
+                    "no test".to_owned()
+                }
+                (
+                    Some(StepEnd { code: 0, seconds, .. }),
+                    Expected::Success | Expected::Tests { .. },
+                ) => {
                     format!("ok, {seconds} s")
                 }
                 (Some(StepEnd { code: REFUSED, .. }), Expected::Refusal) => {
@@ -61,7 +72,10 @@ impl Report {
                     ));
                     format!("exit {code}")
                 }
-                (Some(StepEnd { code, seconds, .. }), Expected::Success) => {
+                (
+                    Some(StepEnd { code, seconds, .. }),
+                    Expected::Success | Expected::Tests { .. },
+                ) => {
                     column.faults.push(format!("{}: exit code {code}", step.name));
                     format!("exit {code}, {seconds} s")
                 }
@@ -71,6 +85,10 @@ impl Report {
                 }
             };
             self.cell(&mut column, step.name.clone(), &word);
+        }
+        let chosen = |step: &Step| step.expected == Expected::Tests { all: false };
+        if payload.steps.iter().any(chosen) && ended.passed.values().sum::<u64>() == 0 {
+            column.faults.push("no test of that name ran".to_owned());
         }
         self.kernels.push(column);
     }
@@ -140,7 +158,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::vm::payload::Step;
 
     fn payload() -> Payload {
         let step = |name: &str| step(name, Expected::Success);
@@ -172,6 +189,26 @@ mod tests {
         check(vec![ended(&[(0, 0), (1, 0)]), ended(&[])], false);
         let panicked = Ended { fault: Some("panic".to_owned()), ..ended(&[(0, 0), (1, 0)]) };
         check(vec![panicked], false);
+    }
+
+    #[test]
+    fn a_file_of_tests_in_which_none_ran_has_not_passed() {
+        let check = |all: bool, passed: &[(usize, u64)], expected: bool| {
+            let step = |name: &str| step(name, Expected::Tests { all });
+            let payload = Payload { steps: vec![step("a"), step("b")], ..Payload::default() };
+            let passed = passed.iter().copied().collect();
+            let mut report = Report::default();
+            report.add("6.1", "6.1.0", &payload, Ended { passed, ..ended(&[(0, 0), (1, 0)]) });
+            assert_eq!(report.passed(), expected);
+            report.kernels.remove(0).cells
+        };
+        check(true, &[(0, 3), (1, 1)], true);
+        let cells = check(true, &[(0, 3), (1, 0)], false);
+        assert_eq!(cells["b"], "no test");
+        check(true, &[(0, 3)], false);
+        // Chosen by name: not every file has it, but one does.
+        check(false, &[(0, 3), (1, 0)], true);
+        check(false, &[(0, 0), (1, 0)], false);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::{
     collections::hash_map::DefaultHasher,
     fs::{self, File},
     hash::{Hash, Hasher},
-    io::{BufWriter, Write},
+    io::{self, BufWriter, ErrorKind, Write},
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail};
@@ -108,8 +109,16 @@ pub fn write(
     for setting in SETTINGS.iter().map(Path::new).filter(|it| it.exists()) {
         tree.path(setting)?;
     }
-    for path in payload.data.iter().chain(with) {
+    for path in &payload.data {
         tree.path(&std::path::absolute(path)?)?;
+    }
+    for path in with {
+        let path = std::path::absolute(path)?;
+        let metadata = fs::metadata(&path).with_context(|| path.display().to_string())?;
+        match metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+            true => tree.program(&path)?,
+            false => tree.path(&path)?,
+        }
     }
     for file in installed::files(&payload.packages)? {
         tree.path(&file)?;
@@ -146,27 +155,30 @@ pub fn scratch(workspace: &Workspace) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes what interrupted runs left, and programs that were stripped more than a day ago.
+/// Removes what interrupted runs left, and stripped programs that nobody has used for a day.
 fn sweep(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let owner = path
-            .file_stem()
-            .and_then(|name| name.to_str()?.rsplit_once('-'))
-            .map(|(_, owner)| owner);
-        let stale = match owner {
-            Some(owner) => !Path::new("/proc").join(owner).exists(),
-            None => {
-                fs::metadata(&path)?.modified()?.elapsed().is_ok_and(|age| age.as_secs() > 86_400)
-            }
-        };
-        if stale && path.is_dir() {
-            fs::remove_dir_all(&path)?;
-        } else if stale {
-            fs::remove_file(&path)?;
+        match sweep_one(&entry?.path()) {
+            // Another run swept at the same moment, or was done with it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            swept => swept.with_context(|| folder.display().to_string())?,
         }
     }
     Ok(())
+}
+
+fn sweep_one(path: &Path) -> io::Result<()> {
+    let owner =
+        path.file_stem().and_then(|name| name.to_str()?.rsplit_once('-')).map(|(_, owner)| owner);
+    let stale = match owner {
+        Some(owner) => !Path::new("/proc").join(owner).exists(),
+        None => fs::metadata(path)?.modified()?.elapsed().is_ok_and(|age| age.as_secs() > 86_400),
+    };
+    match stale {
+        true if path.is_dir() => fs::remove_dir_all(path),
+        true => fs::remove_file(path),
+        false => Ok(()),
+    }
 }
 
 /// The first program: sets the system up, runs the steps, tells each one's exit code on the second
@@ -310,11 +322,17 @@ impl HostTree<'_> {
         }
         let mut hasher = DefaultHasher::new();
         (program, metadata.modified().ok()?, metadata.len()).hash(&mut hasher);
-        let stripped = self.stripped.join(format!("{:016x}.stripped", hasher.finish()));
-        if !stripped.exists() {
-            output(Command::new("objcopy").arg("--strip-debug").arg(program).arg(&stripped))
-                .ok()?;
+        let name = format!("{:016x}", hasher.finish());
+        let stripped = self.stripped.join(format!("{name}.stripped"));
+        if let Ok(kept) = File::options().append(true).open(&stripped) {
+            // In use: not to be swept.
+            let _ = kept.set_modified(SystemTime::now());
+            return Some(stripped);
         }
+        // Whole or not at all: another run may look, or this one be ended.
+        let next = self.stripped.join(format!("{name}-{}.tmp", std::process::id()));
+        output(Command::new("objcopy").arg("--strip-debug").arg(program).arg(&next)).ok()?;
+        fs::rename(&next, &stripped).ok()?;
         Some(stripped)
     }
 }

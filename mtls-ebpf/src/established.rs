@@ -26,7 +26,6 @@ use crate::maps::{
 };
 
 const AF_INET: u32 = 2;
-const TCP_SYN_SENT: u32 = 2;
 const TCP_CLOSE: u32 = 7;
 
 #[inline(always)]
@@ -74,17 +73,13 @@ fn publish(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     unsafe { bpf_sock_ops_cb_flags_set(ctx.as_ptr().cast(), flags as i32) };
 }
 
-/// A connect that failed or was given up leaves no entry.
+/// A socket that is gone leaves no entry: its connect failed, or nobody accepted it (its end of a
+/// connection is there as soon as the SYN is answered). Who had its port next would be taken for it.
 #[inline(always)]
 fn withdraw(ctx: &SockOpsContext, sk: *mut bpf_sock) {
-    // SAFETY: the arguments of a state callback: old and new state.
-    let (old, new) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_1.args[0]),
-            core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_1.args[1]),
-        )
-    };
-    if old == TCP_SYN_SENT && new == TCP_CLOSE && CLIENT_DESTINATION.get(sk).is_some() {
+    // SAFETY: the second argument of a state callback: the new state.
+    let new = unsafe { core::ptr::read_volatile(&raw const (*ctx.ops).__bindgen_anon_1.args[1]) };
+    if new == TCP_CLOSE && CLIENT_DESTINATION.get(sk).is_some() {
         let key = client_key(ctx);
         if OWN_SOCKETS.get(sk).is_some() {
             let _ = APPLICATION_LEGS.remove(key);

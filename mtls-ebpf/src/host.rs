@@ -27,8 +27,12 @@ pub fn lookup(ctx: &SkLookupContext) -> bool {
     let Some(workload) = maps::workload(slot) else { return drop(Decision::InboundNoListener) };
     if direction != ListenerTag::INBOUND {
         // The daemon's, dead or alive: a process that binds a dead daemon's port never gets a connection
-        // that was redirected there. (From the host's own address: sockets that are bound to a device.)
-        return if syn.remote.is_loopback() || maps::is_own_address(slot, syn.remote) {
+        // that was redirected there. (Bound sockets come from another of the host's addresses; nothing
+        // from outside goes to a loopback address.)
+        return if syn.local.is_loopback()
+            || syn.remote.is_loopback()
+            || maps::is_own_address(slot, syn.remote)
+        {
             select(ctx, slot, workload, &syn, false)
         } else {
             true

@@ -120,7 +120,20 @@ pub fn get(pod: &Pod, to: SocketAddr) -> Result<Curl> {
 /// # Errors
 /// When it gets none.
 pub fn open(pod: &Pod, to: SocketAddr) -> Result<Process> {
-    let process = pod.helper(&["talk", &to.to_string()])?;
+    talk(pod, to, &[])
+}
+
+/// The same, and it has not said a word. Its end is a reset.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_silent(pod: &Pod, to: SocketAddr) -> Result<Process> {
+    talk(pod, to, &["--silent"])
+}
+
+fn talk(pod: &Pod, to: SocketAddr, more: &[&str]) -> Result<Process> {
+    let to = to.to_string();
+    let process = pod.helper(&[&["talk", &to], more].concat())?;
     event(&process, 0, "open").with_context(|| format!("{to}: {:?}", process.stderr.all()))?;
     Ok(process)
 }

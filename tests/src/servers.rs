@@ -191,6 +191,19 @@ pub fn nginx_http2(pod: &Pod, directory: &Path, port: u16) -> Result<Process> {
     start_nginx(pod, &directory, &format!("{}{server}", temporary(&place.to_string())), port)
 }
 
+/// nginx at one address, whose accept waits for a client's first bytes (tcp(7), TCP_DEFER_ACCEPT).
+///
+/// # Errors
+/// When it does not listen.
+pub fn nginx_deferred(pod: &Pod, directory: &Path, place: SocketAddr) -> Result<Process> {
+    let directory = directory.join("nginx-deferred");
+    fs::create_dir_all(&directory)?;
+    let server =
+        format!("server {{ listen {place} deferred; location / {{ return 200 'deferred'; }} }}\n");
+    let temporary = temporary(&directory.display().to_string());
+    start_nginx(pod, &directory, &format!("{temporary}{server}"), place.port())
+}
+
 fn temporary(place: &str) -> String {
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     kinds.iter().map(|kind| format!("{kind}_temp_path {place}/{kind};\n")).collect()

@@ -191,7 +191,8 @@ impl Tables {
         self.cgroups.remove_where(|known, value| *value == slot && Some(*known) != id)
     }
 
-    /// Exactly these places in the host's namespace are the workload's.
+    /// Exactly these places in the host's namespace are the workload's; but where another workload has
+    /// declared a port, a listener of this one's does not take it.
     pub fn set_host_ports(
         &mut self,
         slot: u32,
@@ -202,7 +203,12 @@ impl Tables {
             port: u32::from(place.port()),
         };
         for (place, direction) in wanted {
-            self.host_ports.insert(key(place), HostPort { slot, direction: *direction })?;
+            let declared =
+                |row: &&HostPort| row.slot != slot && row.direction == ListenerTag::INBOUND;
+            let is_others = self.host_ports.rows.get(&key(place)).filter(declared).is_some();
+            if *direction == ListenerTag::INBOUND || !is_others {
+                self.host_ports.insert(key(place), HostPort { slot, direction: *direction })?;
+            }
         }
         let kept: HashSet<HostPortKey> = wanted.keys().map(key).collect();
         self.host_ports.remove_where(|key, value| value.slot == slot && !kept.contains(key))
@@ -293,7 +299,7 @@ impl Tables {
         let mut left_out = 0;
         let unplaced: HashSet<Address> = wanted
             .rows(slot, bypass::REDIRECT)
-            .filter(|(key, _)| !self.outbound.rows.contains_key(key))
+            .filter(|(key, value)| self.outbound.rows.get(key) != Some(value))
             .map(|(key, _)| key.address)
             .collect();
         for (key, value) in wanted.rows(slot, bypass::UNTOUCHED) {
@@ -307,7 +313,7 @@ impl Tables {
         }
         let unplaced = wanted
             .inbound_rows(slot, bypass::REDIRECT)
-            .filter(|(key, _)| !self.inbound.rows.contains_key(key))
+            .filter(|(key, value)| self.inbound.rows.get(key) != Some(value))
             .count();
         left_out += unplaced;
         if let Some(entry) = self.workloads.rows.get(&slot).copied() {

@@ -192,7 +192,7 @@ impl Node {
             .map(|(key, _)| key.clone())
             .collect();
         for key in lost {
-            self.orphan(&key);
+            self.orphan(&key)?;
         }
         self.forget_dead_orphans()?;
         self.restore_left();
@@ -236,6 +236,9 @@ impl Node {
         let keys = snapshot.node_workloads().iter().map(|workload| key(workload)).collect();
         for workload in due {
             self.ensure(&workload, &snapshot, &keys)?;
+            if let Some(entry) = self.enrolled.get(&key(&workload)) {
+                self.kernel.tables.close_bypasses(entry.slot, &entry.bypasses)?;
+            }
             self.start_serving();
             if let Some(entry) = self.enrolled.get(&key(&workload)) {
                 open_bypasses(&mut self.kernel, &mut self.full, entry)?;
@@ -309,7 +312,7 @@ impl Node {
                 // The host's namespace does not end, so nothing can be shut until it does.
                 self.remove(&key)?;
             } else {
-                self.orphan(&key);
+                self.orphan(&key)?;
             }
         }
         let previous = self.waiting.remove(&key).map(|(_, state)| state);
@@ -403,12 +406,15 @@ impl Node {
         snapshot: &Snapshot,
     ) -> Result<(), EnrolError> {
         let workers = self.workers.count();
+        let taken = match host {
+            Some(_) => host::declared_ports(snapshot.node_workloads()),
+            None => HashSet::new(),
+        };
         let open = |preferred: Option<u16>| {
-            Listeners::open(namespace, workers, prepared.ipv6, preferred.filter(|port| *port != 0))
-                .map_err(|error| EnrolError::Io {
-                    path: namespace.path().display().to_string(),
-                    error,
-                })
+            let preferred = preferred.filter(|port| *port != 0);
+            Listeners::open(namespace, workers, prepared.ipv6, preferred, &taken).map_err(|error| {
+                EnrolError::Io { path: namespace.path().display().to_string(), error }
+            })
         };
         let outbound = open(earlier.map(|entry| entry.outbound_port))?;
         let inbound = open(earlier.map(|entry| entry.inbound_port))?;
@@ -502,35 +508,56 @@ impl Node {
         entry.pod.replace(connections);
         entry.wanted = wanted.clone();
         entry.sweeps = SWEEPS;
+        if entry.host.is_some() { self.renew_host_ports() } else { Ok(()) }
+    }
+
+    /// A place that one workload of the host has given up may be another's.
+    fn renew_host_ports(&mut self) -> Result<(), BpfError> {
+        for entry in self.enrolled.values().filter(|entry| entry.host.is_some()) {
+            let places = host::places(&entry.wanted.workload, entry.pod.outbound_port);
+            self.kernel.tables.set_host_ports(entry.slot, &places)?;
+        }
         Ok(())
     }
 
     /// The configuration no longer has it: from here on its traffic is its own. Connections that the
     /// daemon relayed for it end.
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
+        let Some(entry) = self.enrolled.get(key) else { return Ok(()) };
+        let (slot, cookie) = (entry.slot, entry.namespace.cookie());
+        let changed = self.kernel.tables.workload(slot).map_or(0, |entry| entry.changed);
+        // Should this fail, it is still there to be tried again.
+        self.forget(slot, cookie)?;
         let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "no longer enrolled");
         self.full.forget(key);
-        let changed = self.kernel.tables.workload(entry.slot).map_or(0, |entry| entry.changed);
-        self.forget(entry.slot, entry.namespace.cookie())?;
         entry.pod.end();
         if entry.host.is_some() {
-            return Ok(());
+            return self.renew_host_ports();
         }
         self.leaving.push(Leaving { key: key.to_owned(), pod: entry.pod, changed });
         Ok(())
     }
 
     /// Its namespace lost its name. Listeners and connections end, so that nothing of the daemon's
-    /// keeps it alive; the kernel's tables keep it shut while anything else does.
-    fn orphan(&mut self, key: &str) {
-        let Some(entry) = self.enrolled.remove(key) else { return };
+    /// keeps it alive; the kernel's tables keep it shut while anything else does, also what policy left in
+    /// the clear so far: no later policy reaches it.
+    fn orphan(&mut self, key: &str) -> Result<(), BpfError> {
+        let Some(slot) = self.enrolled.get(key).map(|entry| entry.slot) else { return Ok(()) };
+        self.kernel.tables.close_bypasses(slot, &Bypasses::default())?;
+        let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
         tracing::info!(workload = %key, "its network namespace is gone");
         entry.pod.end();
+        let scope = Scope::Namespace { own_addresses: &entry.wanted.workload.addresses };
+        if let Err(error) = sweep(&entry.namespace, &scope, |_| false) {
+            tracing::warn!(workload = %key, %error,
+                "could not end the connections that policy left in the clear there");
+        }
         self.orphans.push((entry.slot, entry.namespace.cookie()));
         let absent = EnrolError::Absent { path: entry.namespace.path().display().to_string() };
         let state = WorkloadState::Pending(absent.to_string());
         self.waiting.insert(key.to_owned(), (entry.wanted, state));
+        Ok(())
     }
 
     fn sweep(&mut self) {

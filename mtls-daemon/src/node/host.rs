@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use mtls_common::names::MAX_CGROUP_DEPTH;
 use mtls_common::workload::ListenerTag;
@@ -14,7 +15,7 @@ use mtls_common::workload::ListenerTag;
 use super::cgroup::{self, Found};
 use super::workload::EnrolError;
 use crate::bpf::Features;
-use crate::mesh::{Cgroup, Place, Workload};
+use crate::mesh::{Cgroup, NodeWorkload, Place, Workload};
 
 /// The daemon's own network namespace: where it runs beside the workloads of its host.
 pub const NAMESPACE: &str = "/proc/self/ns/net";
@@ -109,8 +110,16 @@ pub fn places(workload: &Workload, outbound_port: u16) -> HashMap<SocketAddr, u3
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let listener = workload.addresses.iter().copied().chain(loopback);
     let redirected = listener.map(|ip| (SocketAddr::new(ip, outbound_port), ListenerTag::OUTBOUND));
-    // A declared port is never one that was free for a listener.
+    // A listener is at no declared port (`declared_ports`).
     redirected.chain(declared).collect()
+}
+
+/// The ports that workloads of the host have declared: a listener of the daemon's takes none of them,
+/// also while nobody listens there.
+pub fn declared_ports(workloads: &[Arc<NodeWorkload>]) -> HashSet<u16> {
+    let on_host = workloads.iter().filter(|it| matches!(it.place, Place::Host(_)));
+    let ports = on_host.flat_map(|it| it.workload.host_ports.iter());
+    ports.flat_map(|ports| ports.iter().copied()).collect()
 }
 
 /// Where others connect to it.

@@ -1,5 +1,6 @@
 //! The daemon's listening sockets inside a workload's namespace.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -22,19 +23,23 @@ const BACKLOG: i32 = 4096;
 const ATTEMPTS: u32 = 16;
 
 impl Listeners {
-    /// Opens them in `namespace`. `preferred` is the port of an earlier daemon: clients that
-    /// retransmit their SYN to it then find this one.
+    /// Opens them in `namespace`, at none of the ports `taken`. `preferred` is the port of an earlier
+    /// daemon: clients that retransmit their SYN to it then find this one.
     pub fn open(
         namespace: &Namespace,
         workers: usize,
         ipv6: bool,
         preferred: Option<u16>,
+        taken: &HashSet<u16>,
     ) -> io::Result<Self> {
         namespace.run(|| {
             let mut wanted = preferred.unwrap_or(0);
             let mut last = None;
+            // Open until another is found: the kernel would offer the same again.
+            let mut unwanted = Vec::new();
             for _ in 0..ATTEMPTS {
                 match Self::open_at(wanted, workers, ipv6) {
+                    Ok(listeners) if taken.contains(&listeners.port) => unwanted.push(listeners),
                     Ok(listeners) => return Ok(listeners),
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = Some(error),
                     Err(error) => return Err(error),

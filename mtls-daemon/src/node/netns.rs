@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 /// An open network namespace. It cannot go away while this is held.
 #[derive(Debug)]
@@ -21,8 +22,15 @@ pub struct Namespace {
 impl Namespace {
     /// Opens `path` (for example `/run/netns/web`, `/proc/PID/ns/net`) and asks the kernel for its
     /// cookie (SO_NETNS_COOKIE, Linux 5.14).
+    ///
+    /// # Errors
+    /// `NotFound` also where there is a file and no namespace: `ip netns add` makes a plain file before it
+    /// mounts the namespace on it.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
+        if fstatfs(&file)?.filesystem_type() != NSFS_MAGIC {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "a file that is no namespace"));
+        }
         let inode = file.metadata()?.ino();
         let cookie = enter(file.as_fd(), || {
             let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;

@@ -54,13 +54,18 @@ pub fn event(kind: &str, mut fields: Value) {
     let _ = writeln!(out, "{fields}").and_then(|()| out.flush());
 }
 
-/// Connects and says something, then listens until the other end ends it.
+/// Connects and says something, then listens until the other end ends it. A `silent` one says nothing, and
+/// its end is a reset.
 ///
 /// # Errors
 /// When there is no echo.
-pub fn talk(to: SocketAddr) -> Result<()> {
+pub fn talk(to: SocketAddr, silent: bool) -> Result<()> {
     let mut stream = crate::client::connect(to)?;
-    crate::client::ping(&mut stream, "hello")?;
+    if silent {
+        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO))?;
+    } else {
+        crate::client::ping(&mut stream, "hello")?;
+    }
     let (local, peer) = (plain(stream.local_addr()?), plain(stream.peer_addr()?));
     event("open", json!({"local": local, "peer": peer}));
     stream.set_read_timeout(None)?;

@@ -32,7 +32,12 @@ enum Arguments {
         port: u16,
     },
     /// Connect to an echo server, say something, and print a JSON line an event until it ends
-    Talk { to: SocketAddr },
+    Talk {
+        to: SocketAddr,
+        /// Say nothing, and reset the connection at the end
+        #[arg(long)]
+        silent: bool,
+    },
     /// Remove what testbeds of dead processes left behind
     Sweep,
 }
@@ -41,7 +46,7 @@ fn main() -> Result<()> {
     match Arguments::parse() {
         Arguments::Exec { netns, cgroup, program } => exec(netns, cgroup, &program),
         Arguments::Serve { kind, port } => apps::serve(kind, port),
-        Arguments::Talk { to } => apps::talk(to),
+        Arguments::Talk { to, silent } => apps::talk(to, silent),
         Arguments::Sweep => {
             let _lock = leftovers::exclusively()?;
             leftovers::sweep()

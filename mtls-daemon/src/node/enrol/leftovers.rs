@@ -6,7 +6,7 @@ use mtls_common::workload as abi;
 
 use super::super::{known_namespaces, setup};
 use super::Node;
-use crate::bpf::BpfError;
+use crate::bpf::{BpfError, Bypasses};
 use crate::mesh::Place;
 
 impl Node {
@@ -34,6 +34,8 @@ impl Node {
                     self.kernel.tables.set_workload(slot, shut, &[])?;
                     self.kernel.tables.enrol(cookie, slot)?;
                 }
+                // Also what the policy of its time left in the clear.
+                self.kernel.tables.close_bypasses(slot, &Bypasses::default())?;
                 self.orphans.push((slot, cookie));
                 continue;
             }
@@ -59,6 +61,9 @@ impl Node {
             .map(|(slot, _)| slot)
             .collect();
         if self.waits_on_host() {
+            for slot in &self.orphans_on_host {
+                self.kernel.tables.close_bypasses(*slot, &Bypasses::default())?;
+            }
             return Ok(());
         }
         self.drop_orphans_on_host()?;

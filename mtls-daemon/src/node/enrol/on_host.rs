@@ -1,6 +1,6 @@
 //! Enrolment of processes in the host's own network namespace.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::super::cgroup::{self, Found};
 use super::super::host::{self, Host};
 use super::super::setup::Prepared;
 use super::super::workload::{EnrolError, key};
-use super::{Node, SWEEPS};
+use super::{Enrolled, Node, SWEEPS};
 use crate::bpf::BpfError;
 use crate::mesh::{Cgroup, NodeWorkload, Place, Snapshot};
 
@@ -29,15 +29,18 @@ impl Node {
         let holder = self.enrolled.iter().find(|(_, entry)| entry.wanted.place == wanted.place);
         if let Some(holder) = holder.map(|(key, _)| key.clone()) {
             if keys.contains(&holder) {
-                return Err(EnrolError::Refused(format!(
-                    "{cgroup} is already enrolled as {holder}: one workload a cgroup"
-                )));
+                return Err(EnrolError::Refused(claimed(cgroup, &holder)));
             }
             // It has another name now: no moment without interception in between.
             if let Some(entry) = self.enrolled.remove(&holder) {
                 self.enrolled.insert(key(wanted), entry);
             }
             return Ok(self.update(&key(wanted), wanted)?);
+        }
+        if let Some(holder) = found.as_ref().and_then(|found| self.holder_of(found.id))
+            && keys.contains(&holder)
+        {
+            return Err(EnrolError::Refused(claimed(cgroup, &holder)));
         }
         let io = |error: io::Error| EnrolError::Io { path: host::NAMESPACE.into(), error };
         let namespace = Arc::new(Namespace::open(Path::new(host::NAMESPACE)).map_err(io)?);
@@ -65,12 +68,23 @@ impl Node {
         result
     }
 
+    /// Who has the cgroup of this number, by whatever name: a path and a unit can be the same.
+    fn holder_of(&self, id: u64) -> Option<String> {
+        let is_it = |entry: &Enrolled| entry.host.as_ref().and_then(Host::id) == Some(id);
+        self.enrolled.iter().find(|(_, entry)| is_it(entry)).map(|(key, _)| key.clone())
+    }
+
     pub fn has_workloads_on_host(&self) -> bool {
         self.enrolled.values().any(|entry| entry.host.is_some())
     }
 
     /// A unit that was started again has another cgroup.
     pub fn follow_cgroups(&mut self) -> Result<(), BpfError> {
+        let mut held: HashMap<u64, String> = self
+            .enrolled
+            .iter()
+            .filter_map(|(key, entry)| Some((entry.host.as_ref()?.id()?, key.clone())))
+            .collect();
         let waiting = self.enrolled.iter_mut().filter_map(|(key, entry)| {
             let Place::Host(cgroup) = &entry.wanted.place else { return None };
             Some((key, cgroup.clone(), entry))
@@ -91,9 +105,14 @@ impl Node {
                 Ok(_) => host::look(root, &cgroup),
                 Err(error) => Err(EnrolError::Io { path: cgroup.to_string(), error }),
             };
-            let (found, error) = match found {
-                Ok(found) => (found, None),
-                Err(error) => (None, Some(error.to_string())),
+            let holder = match &found {
+                Ok(Some(found)) => held.get(&found.id).filter(|holder| *holder != key),
+                _ => None,
+            };
+            let (found, error) = match (found, holder) {
+                (Ok(_), Some(holder)) => (None, Some(claimed(&cgroup, holder))),
+                (Ok(found), None) => (found, None),
+                (Err(error), _) => (None, Some(error.to_string())),
             };
             if host.refuse(error.clone()) {
                 let error = error.unwrap_or_default();
@@ -106,8 +125,13 @@ impl Node {
                 "its cgroup has changed");
             self.kernel.tables.set_cgroup(entry.slot, found.as_ref().map(|it| it.id))?;
             host.found = found;
+            held.extend(host.id().map(|id| (id, key.clone())));
             entry.sweeps = SWEEPS;
         }
         Ok(())
     }
+}
+
+fn claimed(cgroup: &Cgroup, holder: &str) -> String {
+    format!("{cgroup} is already enrolled as {holder}: one workload a cgroup")
 }

@@ -511,15 +511,6 @@ impl Node {
         if entry.host.is_some() { self.renew_host_ports() } else { Ok(()) }
     }
 
-    /// A place that one workload of the host has given up may be another's.
-    fn renew_host_ports(&mut self) -> Result<(), BpfError> {
-        for entry in self.enrolled.values().filter(|entry| entry.host.is_some()) {
-            let places = host::places(&entry.wanted.workload, entry.pod.outbound_port);
-            self.kernel.tables.set_host_ports(entry.slot, &places)?;
-        }
-        Ok(())
-    }
-
     /// The configuration no longer has it: from here on its traffic is its own. Connections that the
     /// daemon relayed for it end.
     fn remove(&mut self, key: &str) -> Result<(), BpfError> {
@@ -536,27 +527,6 @@ impl Node {
             return self.renew_host_ports();
         }
         self.leaving.push(Leaving { key: key.to_owned(), pod: entry.pod, changed });
-        Ok(())
-    }
-
-    /// Its namespace lost its name. Listeners and connections end, so that nothing of the daemon's
-    /// keeps it alive; the kernel's tables keep it shut while anything else does, also what policy left in
-    /// the clear so far: no later policy reaches it.
-    fn orphan(&mut self, key: &str) -> Result<(), BpfError> {
-        let Some(slot) = self.enrolled.get(key).map(|entry| entry.slot) else { return Ok(()) };
-        self.kernel.tables.close_bypasses(slot, &Bypasses::default())?;
-        let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
-        tracing::info!(workload = %key, "its network namespace is gone");
-        entry.pod.end();
-        let scope = Scope::Namespace { own_addresses: &entry.wanted.workload.addresses };
-        if let Err(error) = sweep(&entry.namespace, &scope, |_| false) {
-            tracing::warn!(workload = %key, %error,
-                "could not end the connections that policy left in the clear there");
-        }
-        self.orphans.push((entry.slot, entry.namespace.cookie()));
-        let absent = EnrolError::Absent { path: entry.namespace.path().display().to_string() };
-        let state = WorkloadState::Pending(absent.to_string());
-        self.waiting.insert(key.to_owned(), (entry.wanted, state));
         Ok(())
     }
 

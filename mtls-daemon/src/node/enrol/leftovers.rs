@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use mtls_common::workload as abi;
 
+use super::super::sweep::{Scope, sweep};
+use super::super::workload::{EnrolError, WorkloadState};
 use super::super::{known_namespaces, setup};
 use super::Node;
 use crate::bpf::{BpfError, Bypasses};
@@ -101,6 +103,27 @@ impl Node {
             return Ok(());
         }
         self.kernel.detach_namespace(cookie)
+    }
+
+    /// Its namespace lost its name. Listeners and connections end, so that nothing of the daemon's
+    /// keeps it alive; the kernel's tables keep it shut while anything else does, also what policy left in
+    /// the clear so far: no later policy reaches it.
+    pub(super) fn orphan(&mut self, key: &str) -> Result<(), BpfError> {
+        let Some(slot) = self.enrolled.get(key).map(|entry| entry.slot) else { return Ok(()) };
+        self.kernel.tables.close_bypasses(slot, &Bypasses::default())?;
+        let Some(entry) = self.enrolled.remove(key) else { return Ok(()) };
+        tracing::info!(workload = %key, "its network namespace is gone");
+        entry.pod.end();
+        let scope = Scope::Namespace { own_addresses: &entry.wanted.workload.addresses };
+        if let Err(error) = sweep(&entry.namespace, &scope, |_| false) {
+            tracing::warn!(workload = %key, %error,
+                "could not end the connections that policy left in the clear there");
+        }
+        self.orphans.push((entry.slot, entry.namespace.cookie()));
+        let absent = EnrolError::Absent { path: entry.namespace.path().display().to_string() };
+        let state = WorkloadState::Pending(absent.to_string());
+        self.waiting.insert(key.to_owned(), (entry.wanted, state));
+        Ok(())
     }
 
     pub(super) fn forget_dead_orphans(&mut self) -> Result<(), BpfError> {

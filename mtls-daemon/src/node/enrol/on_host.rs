@@ -68,6 +68,15 @@ impl Node {
         result
     }
 
+    /// A place that one workload of the host has given up may be another's.
+    pub(super) fn renew_host_ports(&mut self) -> Result<(), BpfError> {
+        for entry in self.enrolled.values().filter(|entry| entry.host.is_some()) {
+            let places = host::places(&entry.wanted.workload, entry.pod.outbound_port);
+            self.kernel.tables.set_host_ports(entry.slot, &places)?;
+        }
+        Ok(())
+    }
+
     /// Who has the cgroup of this number, by whatever name: a path and a unit can be the same.
     fn holder_of(&self, id: u64) -> Option<String> {
         let is_it = |entry: &Enrolled| entry.host.as_ref().and_then(Host::id) == Some(id);

@@ -355,10 +355,20 @@ fn a_label_that_changes_reaches_what_is_open() -> Result<()> {
         "action": "DENY",
         "rules": [{"from": [{"source": {"namespaces": ["shop"]}}]}],
     });
+    let strict =
+        json!({"selector": {"matchLabels": {"tier": "closed"}}, "mtls": {"mode": "STRICT"}});
+    let mesh = &mut town.world.mesh;
+    mesh.put("security.istio.io/v1", "PeerAuthentication", "stock", "closed", strict);
     town.policy("stock", &closed)?;
     let to = town.to("store", PORT);
     let front = town.open("front", to)?;
     let mut batch = town.open("batch", to)?;
+    // Settled for a PERMISSIVE port, and nothing has been asked about it yet but whether to wait.
+    let heard = town.store.connections();
+    let mut silent = town.world.pod("stranger").inside(|| client::connect(to))?;
+    eventually(Duration::from_secs(10), "that the application is reached", || {
+        town.store.connections() > heard
+    })?;
     let mark = town.world.b().mark();
     let store = town.world.pod("store").clone();
     let addresses = [(store.v4(0).ip(), "v4"), (store.v6(0).ip(), "v6")];
@@ -376,6 +386,9 @@ fn a_label_that_changes_reaches_what_is_open() -> Result<()> {
     ensure!(line["authorization"]["policy"] == "AuthorizationPolicy stock/list", "{line}");
     ping(&mut batch, "nothing denies it")?;
     town.check_denied("front", PORT, "stock/list", &json!(0))?;
+    // It speaks at last, in the clear, to what is STRICT now.
+    let spoke = ping(&mut silent, "some stock");
+    ensure!(spoke.is_err(), "plaintext under STRICT: the label came while it was silent");
     Ok(())
 }
 

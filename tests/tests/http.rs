@@ -182,6 +182,40 @@ fn check_denied(answer: &Answer) -> Result<()> {
     Ok(())
 }
 
+/// What only tries, and what only watches, is told of each request as well.
+#[test]
+fn dry_runs_and_audits_take_notes_of_requests() -> Result<()> {
+    let town = web::start(|spec| spec)?;
+    let generation = town.world.b().generation()?;
+    let policy = |name: &str, annotations: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, \
+             namespace: app{annotations}}}\nspec: {spec}\n---\n"
+        )
+    };
+    let deletes = "rules: [{to: [{operation: {methods: [DELETE]}}]}]";
+    let tries = policy(
+        "tries",
+        ", annotations: {istio.io/dry-run: 'true'}",
+        &format!("{{action: DENY, {deletes}}}"),
+    );
+    let watches = policy("watches", "", &format!("{{action: AUDIT, {deletes}}}"));
+    town.world.mesh.write_file("notes.yaml", &(tries + &watches))?;
+    town.world.b().reloaded_after(generation)?;
+    let mark = town.world.b().mark();
+    let got = town.curl("client", town.server(PORT), "/quiet", &[])?;
+    ensure!((got.exit, got.code) == (0, 200), "{got:?}");
+    let got = town.curl("client", town.server(PORT), "/stock/7?secret", &["-X", "DELETE"])?;
+    ensure!((got.exit, got.code) == (0, 200), "it decides nothing: {got:?}");
+    let line = town.world.b().logged(mark, "the note", |l| l["event"] == "request_noted")?;
+    ensure!(line["method"] == "DELETE" && line["path"] == "/stock/7", "{line}");
+    ensure!(line["identity"] == CLIENT, "{line}");
+    let (dry, audit) = (&line["dry_run"], &line["audit"]);
+    ensure!(dry["policy"] == "AuthorizationPolicy app/tries" && dry["allowed"] == false, "{line}");
+    ensure!(audit["policy"] == "AuthorizationPolicy app/watches" && audit["rule"] == 0, "{line}");
+    Ok(())
+}
+
 #[test]
 fn requests_are_judged_one_by_one_in_one_form() -> Result<()> {
     let mut town = web::start(|spec| spec.with("--path-normalization", "merge-slashes"))?;

@@ -91,9 +91,13 @@ impl InTheClear {
             }
             Self::Outbound { workload, destination, endpoint } => {
                 // Each endpoint of a service has its own answer: ask for this one.
-                for index in 0..ENDPOINTS_ASKED {
-                    let plan =
-                        snapshot.outbound(workload, *destination, &mut |count| index % count);
+                let (mut index, mut endpoints) = (0, 1);
+                while index < endpoints {
+                    let plan = snapshot.outbound(workload, *destination, &mut |count| {
+                        endpoints = count;
+                        index % count
+                    });
+                    index += 1;
                     let (address, tls) = match plan {
                         OutboundPlan::Connect { address, tls, .. } => (address, tls),
                         OutboundPlan::RulesDisagree { .. } => {
@@ -121,9 +125,6 @@ impl InTheClear {
         }
     }
 }
-
-/// Endpoints of one service that are looked through for the one in use.
-const ENDPOINTS_ASKED: usize = 4096;
 
 /// What both sides of a connection showed when it was opened.
 #[derive(Debug)]
@@ -172,6 +173,10 @@ impl Live {
     pub fn enter(&self, pod: &Arc<Pod>, listening: Listening, age: Option<MaxAge>) -> Place<'_> {
         let number = self.next.replace(self.next.get() + 1);
         let stop = Rc::new(Stop::default());
+        if pod.has_ended() {
+            // Accepted at that moment: nobody will tell it.
+            stop.tell(left_the_mesh());
+        }
         let entry = Entry {
             pod: pod.clone(),
             listening,
@@ -194,7 +199,7 @@ impl Live {
     pub fn end_pod(&self, pod: &Arc<Pod>) {
         let entries = self.entries.borrow();
         let of_pod = entries.values().filter(|entry| Arc::ptr_eq(&entry.pod, pod));
-        of_pod.for_each(|entry| entry.stop.tell(Failure::Drained));
+        of_pod.for_each(|entry| entry.stop.tell(left_the_mesh()));
     }
 
     /// Ends the connections that `snapshot` denies, and those that carry in the clear what it does
@@ -242,6 +247,12 @@ impl Live {
     }
 }
 
+/// Why a workload's connections end with its enrolment.
+fn left_the_mesh() -> Failure {
+    let because = "the workload is no longer enrolled, or its network namespace is gone".into();
+    Failure::PolicyChanged { because }
+}
+
 fn admit(parties: &Parties, snapshot: &Snapshot) -> Result<Verdict, Failure> {
     let verdict = parties.judge(snapshot);
     if verdict.allowed { Ok(verdict) } else { Err(denied(parties, verdict)) }
@@ -262,9 +273,17 @@ impl Place<'_> {
         open
     }
 
+    /// The enrolled workload as it is described now: a label may have changed while the connection was
+    /// being settled, and nobody has judged that yet.
+    fn workload(&self) -> Option<Arc<Workload>> {
+        let entries = self.live.entries.borrow();
+        Some(entries.get(&self.number)?.pod.current().workload.clone())
+    }
+
     /// From here on the connection is relayed as bytes, if AuthorizationPolicy allows it: as it is
     /// now, and as it will be.
     pub fn admit(&self, shared: &Shared, parties: Parties) -> Result<Verdict, Failure> {
+        let parties = self.workload().map_or(parties.clone(), |now| parties.now(&now));
         let verdict = admit(&parties, &shared.snapshot.load())?;
         if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {
             entry.admitted = Some(parties);
@@ -285,6 +304,7 @@ impl Place<'_> {
     /// From here on the connection is relayed in the clear. Asks again whether it may: a policy can
     /// have come since its plan was made.
     pub fn in_the_clear(&self, shared: &Shared, what: InTheClear) -> Result<(), Failure> {
+        let what = self.workload().map_or(what.clone(), |now| what.now(&now));
         what.judge(&shared.snapshot.load())
             .map_err(|because| Failure::PolicyChanged { because })?;
         if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {

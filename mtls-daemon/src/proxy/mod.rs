@@ -182,6 +182,10 @@ impl Pod {
         self.life.send_replace(Life::Ended);
     }
 
+    fn has_ended(&self) -> bool {
+        *self.life.borrow() == Life::Ended
+    }
+
     /// How many of its connections are open.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Acquire)

@@ -131,9 +131,10 @@ async fn accept(
     let mut last_warning = None;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = pod.reached(Life::NoNewConnections) => return,
             () = drain.draining() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {

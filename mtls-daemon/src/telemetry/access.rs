@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::FlowRecord;
 use super::line::Line;
-use super::requests::DeniedLine;
+use super::requests::RequestLine;
 
 /// Lines that wait for the sink before more are dropped: about 4 MiB.
 const CAPACITY: usize = 8192;
@@ -99,8 +99,8 @@ impl AccessLog {
         queue.send(Line::of(&self.node, flow).to_json());
     }
 
-    /// As [`AccessLog::write`], for a request that policy denied; `line` is given the node's name.
-    pub(super) fn write_denied<'a>(&'a self, line: impl FnOnce(&'a str) -> DeniedLine<'a>) {
+    /// As [`AccessLog::write`], for a request that policy denied or noted; `line` is given the node's name.
+    pub(super) fn write_request<'a>(&'a self, line: impl FnOnce(&'a str) -> RequestLine<'a>) {
         let Some(queue) = &self.queue else { return };
         let mut text = Vec::with_capacity(512);
         serde_json::to_writer(&mut text, &line(&self.node)).expect("strings into memory");

@@ -72,11 +72,18 @@ struct Authorization<'a> {
     dry_run: Option<Noted<'a>>,
 }
 
+/// A match that decided nothing.
 #[derive(Serialize)]
-struct Noted<'a> {
+pub(super) struct Noted<'a> {
     allowed: bool,
     policy: &'a str,
     rule: Option<u32>,
+}
+
+impl<'a> Noted<'a> {
+    pub(super) fn of(hit: &'a Hit) -> Self {
+        Self { allowed: hit.allowed, policy: &hit.policy, rule: hit.rule }
+    }
 }
 
 /// None: no policy has anything to do with the connection.
@@ -91,15 +98,13 @@ fn verdict(flow: &FlowRecord) -> Option<&Verdict> {
 
 impl<'a> Authorization<'a> {
     fn of(verdict: &'a Verdict) -> Self {
-        let noted =
-            |hit: &'a Hit| Noted { allowed: hit.allowed, policy: &hit.policy, rule: hit.rule };
         Self {
             allowed: verdict.allowed,
             policy: verdict.policy.as_deref(),
             rule: verdict.rule,
             reason: verdict.reason.to_string(),
-            audit: verdict.audit.as_ref().map(noted),
-            dry_run: verdict.dry_run.as_ref().map(noted),
+            audit: verdict.audit.as_ref().map(Noted::of),
+            dry_run: verdict.dry_run.as_ref().map(Noted::of),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Requests of inbound connections, as they are counted and, where policy denied them, logged.
+//! Requests of inbound connections, as they are counted and, where policy denied them or took a note of
+//! them, logged.
 //!
 //! Istio's standard HTTP metrics: a connection looks its labels up once, a request only its outcome.
 
@@ -18,11 +19,12 @@ use prometheus_client::metrics::counter::ConstCounter;
 use serde::Serialize;
 
 use super::access::AccessLog;
+use super::line::Noted;
 use super::tcp::{Labels, MAX_LABEL_SETS};
 use super::{FlowRecord, line};
 use crate::identity::SpiffeId;
 use crate::mesh::Workload;
-use crate::proxy::http::{Denied, Finished, Report};
+use crate::proxy::http::{Finished, Judged, Report};
 
 /// Milliseconds; Envoy's own, which dashboards for Istio expect.
 const BUCKETS: [f64; 20] = [
@@ -75,27 +77,30 @@ impl Report for Requests {
         self.outcomes.count(finished);
     }
 
-    fn denied(&self, denied: &Denied<'_>) {
-        self.access.write_denied(|node| DeniedLine {
+    fn judged(&self, judged: &Judged<'_>) {
+        let verdict = judged.verdict;
+        self.access.write_request(|node| RequestLine {
             time: SystemTime::now(),
-            event: "request_denied",
+            event: if verdict.allowed { "request_noted" } else { "request_denied" },
             node,
             workload: &self.workload,
             source: self.source,
             identity: self.client.as_ref().map(SpiffeId::as_str),
-            method: denied.method,
-            host: denied.host,
-            path: denied.path,
-            policy: denied.verdict.policy.as_deref(),
-            rule: denied.verdict.rule,
-            reason: denied.verdict.reason.to_string(),
+            method: judged.method,
+            host: judged.host,
+            path: judged.path,
+            policy: verdict.policy.as_deref(),
+            rule: verdict.rule,
+            reason: verdict.reason.to_string(),
+            audit: verdict.audit.as_ref().map(Noted::of),
+            dry_run: verdict.dry_run.as_ref().map(Noted::of),
         });
     }
 }
 
-/// One denied request, as the access log has it.
+/// One request, as the access log has it.
 #[derive(Serialize)]
-pub(super) struct DeniedLine<'a> {
+pub(super) struct RequestLine<'a> {
     #[serde(serialize_with = "line::rfc3339")]
     time: SystemTime,
     event: &'static str,
@@ -110,6 +115,10 @@ pub(super) struct DeniedLine<'a> {
     policy: Option<&'a str>,
     rule: Option<u32>,
     reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<Noted<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dry_run: Option<Noted<'a>>,
 }
 
 /// How a request ended.

@@ -58,8 +58,8 @@ fn a_denied_request_is_one_line_that_names_policy_and_rule() {
         audit: None,
         dry_run: None,
     };
-    let denied = Denied { method: "GET", path: "/a\"b", host: "svc", verdict: &verdict };
-    telemetry.requests(&flow).denied(&denied);
+    let denied = Judged { method: "GET", path: "/a\"b", host: "svc", verdict: &verdict };
+    telemetry.requests(&flow).judged(&denied);
     assert!(telemetry.access.flush(Duration::from_secs(5)));
     let text = std::fs::read_to_string(&file).expect("the log");
     let line: serde_json::Value = serde_json::from_str(text.trim()).expect("one JSON line");

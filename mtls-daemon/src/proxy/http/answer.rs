@@ -27,9 +27,9 @@ pub struct Finished {
     pub elapsed: Duration,
 }
 
-/// A request that policy denied.
+/// A request that policy denied, or took a note of.
 #[derive(Debug, Clone, Copy)]
-pub struct Denied<'a> {
+pub struct Judged<'a> {
     pub method: &'a str,
     /// Normalised, without its query.
     pub path: &'a str,
@@ -40,7 +40,8 @@ pub struct Denied<'a> {
 /// Hears of requests. Never blocks.
 pub trait Report {
     fn finished(&self, finished: &Finished);
-    fn denied(&self, denied: &Denied<'_>);
+    /// Whatever the access log has a line for: a denial, or a match of AUDIT or of a dry run.
+    fn judged(&self, judged: &Judged<'_>);
 }
 
 /// Reports a request once, when its answer ends or is given up.

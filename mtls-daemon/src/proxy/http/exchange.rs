@@ -12,7 +12,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 
-use super::answer::{self, Denied, Payload, Record};
+use super::answer::{self, Judged, Payload, Record};
 use super::backend::{Backend, NoAnswer};
 use super::guard::MARK;
 use super::in_flight::{self, Ticket};
@@ -162,13 +162,15 @@ impl<'a> Exchange<'a> {
         let headers = Fields(&parts.headers);
         let asked = in_flight::request(&parts.method, &parts.uri, &is.host, &headers);
         let verdict = self.context.authorize.request(&connection, &asked);
-        if verdict.allowed {
-            return Ok(self.context.in_flight.enter(parts, &is.host, connection.remote));
+        if !verdict.allowed || verdict.audit.is_some() || verdict.dry_run.is_some() {
+            let path = parts.uri.path();
+            let judged = Judged { method: asked.method, path, host: &is.host, verdict: &verdict };
+            self.context.report.judged(&judged);
         }
-        let path = parts.uri.path();
-        let denied = Denied { method: asked.method, path, host: &is.host, verdict: &verdict };
-        self.context.report.denied(&denied);
-        Err(Stop::Denied)
+        match verdict.allowed {
+            true => Ok(self.context.in_flight.enter(parts, &is.host, connection.remote)),
+            false => Err(Stop::Denied),
+        }
     }
 
     fn no_answer(&self, error: NoAnswer) -> Stop {

@@ -9,6 +9,7 @@ use hyper::http::uri::{PathAndQuery, Scheme};
 use hyper::{Method, Uri, Version};
 
 use super::Context;
+use super::head::MAX_HEADERS;
 use super::refusal::Refusal;
 use crate::policy::xfcc::{self, Forward};
 use crate::policy::{authz, path};
@@ -44,6 +45,10 @@ pub struct Sanitised {
 /// The request means different things to different readers.
 pub fn request(parts: &mut Parts, context: &Context<'_>) -> Result<Sanitised, Refusal> {
     let http2 = parts.version == Version::HTTP_2;
+    // HTTP/1's guard has counted them; in HTTP/2 each may be a byte on the wire and a hundred in memory.
+    if parts.headers.len() > MAX_HEADERS {
+        return Err(Refusal::TOO_LARGE);
+    }
     let connect = parts.method == Method::CONNECT;
     let host = host(parts, context, http2)?;
     let protocols = if http2 { Vec::new() } else { hop_by_hop(parts)? };

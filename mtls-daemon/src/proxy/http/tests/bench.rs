@@ -12,7 +12,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::super::{
-    Authorize, Connecting, Context, Denied, Finished, InFlight, Report, Traffic, serve,
+    Authorize, Connecting, Context, Finished, InFlight, Judged, Report, Traffic, serve,
 };
 use crate::drain;
 use crate::policy::Normalisation;
@@ -76,8 +76,8 @@ impl Report for Heard {
         self.finished.borrow_mut().push(*finished);
     }
 
-    fn denied(&self, denied: &Denied<'_>) {
-        let line = format!("{} {} {}", denied.method, denied.path, denied.verdict);
+    fn judged(&self, judged: &Judged<'_>) {
+        let line = format!("{} {} {}", judged.method, judged.path, judged.verdict);
         self.denied.borrow_mut().push(line);
     }
 }

@@ -306,6 +306,25 @@ fn head_and_empty_answers_keep_their_length() {
     });
 }
 
+/// A header is a byte or two there, and a hundred in memory for as long as its answer takes.
+#[test]
+fn an_http2_request_has_no_more_headers_than_another() {
+    run(async {
+        let answer = |_: Request<Incoming>| async { Response::new(Full::new(Bytes::new())) };
+        let front = front(&Setup::default(), application(true, answer).await).await;
+        let mut client = http2(front).await;
+        for (headers, status) in [(100, 200), (101, 431), (1, 200)] {
+            let mut request = Request::get("http://svc.example/");
+            for number in 0..headers {
+                request = request.header(format!("x-{number}"), "");
+            }
+            let request = request.body(empty()).expect("a request");
+            let answer = client.send_request(request).await.expect("an answer");
+            assert_eq!(answer.status(), status, "{headers} headers");
+        }
+    });
+}
+
 #[test]
 fn http2_streams_share_a_connection_and_each_has_the_header() {
     run(async {

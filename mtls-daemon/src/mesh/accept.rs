@@ -197,11 +197,11 @@ fn claims(object: &Object) -> Vec<String> {
     match object {
         Object::WorkloadEntry(entry) => vec![entry.address.to_string()],
         Object::ServiceEntry(entry) => entry
-            .addresses
+            .virtual_addresses()
             .iter()
             .flat_map(|(address, _)| entry.ports.iter().map(move |p| (address, p.number)))
             .map(|(address, port)| format!("{address} {port}"))
-            .chain(entry.endpoints.iter().map(|endpoint| endpoint.address.to_string()))
+            .chain(entry.server_addresses().map(|address| address.to_string()))
             .collect(),
         Object::NodeWorkload(workload) => workload
             .workload_entries

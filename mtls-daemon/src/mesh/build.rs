@@ -120,6 +120,7 @@ impl Snapshot {
             authentications: &authentications,
             authorizations: &authorizations,
             rules: &rules,
+            members: &members,
             subset: objects.subset.as_deref(),
         };
         let mut answers = Answers::default();
@@ -135,7 +136,7 @@ impl Snapshot {
         }
         for (index, (service, entry)) in services.iter().enumerate() {
             answers.services.push(policy.service(service, entry));
-            add_service(&mut answers, index, service);
+            add_service(&mut answers, index, service, &members);
         }
         warn_disagreements(&answers, &services, &mut warnings);
         answers.node_workloads = members.node_workloads;
@@ -146,7 +147,7 @@ impl Snapshot {
     }
 }
 
-fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
+fn add_service(answers: &mut Answers, index: usize, service: &Service, members: &Members) {
     for address in &service.addresses {
         answers.virtual_addresses.entry(*address).or_default().push(index);
     }
@@ -157,9 +158,9 @@ fn add_service(answers: &mut Answers, index: usize, service: &Arc<Service>) {
     // plans, which hold ready endpoints by family.
     for port in &service.ports {
         let (mut v4, mut v6) = (0, 0);
-        for endpoint in service.endpoints.iter().filter(|endpoint| endpoint.ready) {
+        for (_, endpoint, number) in services::ready(service, port, members) {
             let count = if endpoint.address.is_ipv4() { &mut v4 } else { &mut v6 };
-            let address = SocketAddr::new(endpoint.address, target_port(endpoint, port));
+            let address = SocketAddr::new(endpoint.address, number);
             answers.headless.entry(address).or_default().push(HeadlessPort {
                 service: index,
                 port: port.number,

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::members::Members;
 use super::service_entry::ServiceEntry;
-use super::services::target_port;
 use super::{
     AskFor, ClientTls, Endpoint, MeshSettings, Origination, Service, ServicePort, Workload, naming,
+    services,
 };
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, WorkloadAuthorization};
@@ -25,6 +26,7 @@ pub(super) struct Policy<'p> {
     pub authentications: &'p PeerAuthentications,
     pub authorizations: &'p Authorizations,
     pub rules: &'p DestinationRules,
+    pub members: &'p Members,
     /// The subset that a route sends connections to. Nothing that is read here routes: only
     /// questions from the command line name one.
     pub subset: Option<&'p str>,
@@ -45,6 +47,16 @@ pub(super) struct CompiledService {
 struct ClientPlans {
     selected: Vec<(BTreeMap<String, String>, Arc<ServicePlan>)>,
     otherwise: Arc<ServicePlan>,
+}
+
+impl ClientPlans {
+    /// Whether they are the same plans.
+    fn is_as(&self, other: &Self) -> bool {
+        let mut pairs = self.selected.iter().zip(&other.selected);
+        Arc::ptr_eq(&self.otherwise, &other.otherwise)
+            && self.selected.len() == other.selected.len()
+            && pairs.all(|((a, plan), (b, same))| a == b && Arc::ptr_eq(plan, same))
+    }
 }
 
 /// A service under one rule: ready endpoints by service port.
@@ -182,13 +194,15 @@ impl Policy<'_> {
         let otherwise = for_namespace("");
         let plans = self
             .rules
-            .namespaces()
+            .namespaces(&service.namespace, &service.hosts)
             .into_iter()
             .chain([service.namespace.clone()])
             .map(|namespace| {
                 let plans = for_namespace(&namespace);
                 (namespace, plans)
             })
+            // Most see what everyone sees: with many namespaces and services that is most of the memory.
+            .filter(|(_, plans)| !plans.is_as(&otherwise))
             .collect();
         CompiledService {
             service: service.clone(),
@@ -211,9 +225,8 @@ impl Policy<'_> {
                 let host = service.hosts.first().map_or("", |host| host);
                 let sni = naming::service_sni(port.number, host, &service.name, &service.namespace);
                 let (mut v4, mut v6) = (Vec::new(), Vec::new());
-                let ready = service.endpoints.iter().zip(servers).filter(|(e, _)| e.ready);
-                for (endpoint, server) in ready {
-                    let number = target_port(endpoint, port);
+                for (index, endpoint, number) in services::ready(service, port, self.members) {
+                    let server = &servers[index];
                     let target = Target {
                         address: SocketAddr::new(endpoint.address, number),
                         tls: self.service_tls(service, port, server, number, rule, &sni),

@@ -5,6 +5,7 @@ use crate::policy::authz::RefusedPolicy;
 use crate::policy::error::{Origin, Report};
 use crate::policy::field::Field;
 use crate::policy::metadata::{Document, name_of};
+use crate::policy::near::nearest;
 use crate::policy::yaml::{Node, Value};
 use crate::policy::{DestinationRule, ObjectMeta, PeerAuthentication};
 
@@ -120,9 +121,11 @@ pub(super) fn origin(node: &Node, report: &Report) -> Origin {
     Origin { file: report.file.clone(), line: node.line, object }
 }
 
-/// A misspelt kind of these groups can be anything.
+/// A misspelt kind of these groups can be anything; a misspelt group is taken for the one that was meant.
 pub(super) fn ours(group: &str) -> bool {
-    group.is_empty() || group.ends_with("istio.io") || group == "mtls-ebpf.dev"
+    const GROUPS: [&str; 4] =
+        ["security.istio.io", "networking.istio.io", "authentication.istio.io", "mtls-ebpf.dev"];
+    group.is_empty() || group.ends_with("istio.io") || nearest(group, GROUPS.into_iter()).is_some()
 }
 
 fn text<'n>(node: &'n Node, path: &[&str]) -> Option<&'n str> {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::workload_entry::{NodeWorkloadEntry, WorkloadEntry, speaks_mtls};
-use super::{Cgroup, MeshSettings, NodeWorkload, Place, Workload, naming};
+use super::{Cgroup, Endpoint, MeshSettings, NodeWorkload, Place, Workload, naming};
 use crate::identity::SpiffeId;
 use crate::policy::error::{Code, ConfigError, Origin};
 
@@ -35,6 +35,21 @@ pub struct Members {
 impl Members {
     pub fn at(&self, address: IpAddr) -> Option<&Member> {
         self.by_address.get(&address).map(|index| &self.list[*index])
+    }
+
+    /// Every workload that has the address: on a host several.
+    pub fn all_at(&self, address: IpAddr) -> Vec<&Member> {
+        if self.is_shared(address) {
+            self.list.iter().filter(|member| member.address == address).collect()
+        } else {
+            self.at(address).into_iter().collect()
+        }
+    }
+
+    /// Whether the endpoint's workload has not declared the port of its host, and another one has.
+    pub fn is_anothers(&self, endpoint: &Endpoint, number: u16) -> bool {
+        endpoint.workload.as_ref().is_some_and(|workload| !workload.has_port(number))
+            && self.host_ports.contains_key(&SocketAddr::new(endpoint.address, number))
     }
 
     /// Whether the address alone does not say whose it is.

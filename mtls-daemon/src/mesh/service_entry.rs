@@ -51,6 +51,13 @@ impl ServiceEntry {
         if self.resolution == Resolution::None { &[] } else { &self.addresses }
     }
 
+    /// Addresses that the entry names as servers' own: several entries may name one.
+    pub fn server_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let own = if self.resolution == Resolution::None { &*self.addresses } else { &[] };
+        let inline = self.endpoints.iter().map(|endpoint| endpoint.address);
+        inline.chain(own.iter().map(|(address, _)| *address))
+    }
+
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();
         let mut fields = document.spec(report)?;

@@ -28,16 +28,7 @@ pub fn build<'e>(
     services.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     check_addresses(&services, members, incumbents, errors);
     for (_, entry) in &services {
-        // (of those by selector, each workload is an endpoint of its own)
-        for endpoint in entry.endpoints.iter().filter(|e| members.is_shared(e.address)) {
-            let reason = format!(
-                "{} is a host's, and several workloads have ports there: name them by workloadSelector",
-                endpoint.address
-            );
-            let field = format!("{}.address", endpoint.path);
-            let error = entry.meta.origin.error(&field, Code::Conflict, reason);
-            errors.push(ConfigError { line: endpoint.line, ..error });
-        }
+        check_shared(entry, members, incumbents, errors);
     }
     for (service, entry) in &services {
         let own = |e: &Endpoint| {
@@ -74,10 +65,15 @@ fn service(
             Resolution::Static => {
                 entry.endpoints.iter().map(|spec| of_spec(spec, members)).collect()
             }
-            // Each address is a server's own.
-            Resolution::None => {
-                entry.addresses.iter().map(|(address, _)| at(*address, members)).collect()
-            }
+            // Each address is a server's own, or a host's.
+            Resolution::None => entry
+                .addresses
+                .iter()
+                .flat_map(|(address, _)| match members.all_at(*address) {
+                    found if found.is_empty() => vec![unknown(*address)],
+                    found => found.into_iter().map(of_member).collect(),
+                })
+                .collect(),
             Resolution::Dns => {
                 let (endpoints, error) = resolved(entry, members, names, warnings);
                 unresolved = error;
@@ -127,23 +123,19 @@ fn resolved(
             }
         }
     }
-    let endpoints = addresses.into_iter().map(|address| at(address, members)).collect();
-    (endpoints, error)
+    (addresses.into_iter().map(unknown).collect(), error)
 }
 
 /// An endpoint of which only the address is known.
-fn at(address: IpAddr, members: &Members) -> Endpoint {
-    match members.at(address) {
-        Some(member) => of_member(member),
-        None => Endpoint {
-            address,
-            ports: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            service_account: None,
-            speaks_mtls: false,
-            ready: true,
-            workload: None,
-        },
+fn unknown(address: IpAddr) -> Endpoint {
+    Endpoint {
+        address,
+        ports: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        service_account: None,
+        speaks_mtls: false,
+        ready: true,
+        workload: None,
     }
 }
 
@@ -188,6 +180,53 @@ pub fn target_port(endpoint: &Endpoint, port: &ServicePort) -> u16 {
     endpoint.ports.get(&*port.name).copied().or(port.target_port).unwrap_or(port.number)
 }
 
+/// A port's ready endpoints, each with its index and its own port. A workload is none where another one
+/// of its host declared the port: whoever selects it has no say in how that one is reached.
+pub fn ready<'s>(
+    service: &'s Service,
+    port: &'s ServicePort,
+    members: &'s Members,
+) -> impl Iterator<Item = (usize, &'s Endpoint, u16)> {
+    let all = service.endpoints.iter().enumerate().filter(|(_, endpoint)| endpoint.ready);
+    all.map(|(index, endpoint)| (index, endpoint, target_port(endpoint, port)))
+        .filter(|(_, endpoint, number)| !members.is_anothers(endpoint, *number))
+}
+
+/// An address of several workloads names none of them. (Of those by selector, each is an endpoint of
+/// its own.) Whoever comes to share an address that an entry in force names yields.
+fn check_shared(
+    entry: &ServiceEntry,
+    members: &Members,
+    incumbents: &HashSet<Arc<str>>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let newer = |origin: &Origin| !incumbents.contains(&origin.object);
+    let origin = &entry.meta.origin;
+    for endpoint in entry.endpoints.iter().filter(|e| members.is_shared(e.address)) {
+        let address = endpoint.address;
+        let all = members.all_at(address);
+        // (the first had it to itself)
+        let newcomers: Vec<_> = all.iter().skip(1).filter(|m| newer(&m.origin)).collect();
+        if newer(origin) || newcomers.is_empty() {
+            let reason = format!(
+                "{address} is a host's, and several workloads have ports there: name them by workloadSelector"
+            );
+            let field = format!("{}.address", endpoint.path);
+            let error = origin.error(&field, Code::Conflict, reason);
+            errors.push(ConfigError { line: endpoint.line, ..error });
+            continue;
+        }
+        for member in newcomers {
+            let place = origin.place();
+            let reason = format!(
+                "{address} is an endpoint of {place}, which means {}",
+                all[0].workload.key()
+            );
+            errors.push(member.origin.error("spec.address", Code::Conflict, reason));
+        }
+    }
+}
+
 /// Two objects claim one address: the one that is not in force already yields.
 fn check_addresses(
     services: &[(Arc<Service>, &ServiceEntry)],
@@ -198,7 +237,7 @@ fn check_addresses(
     let mut claims: HashMap<SocketAddr, &ServiceEntry> = HashMap::new();
     let mut inline: HashMap<IpAddr, &ServiceEntry> = HashMap::new();
     for (_, entry) in services {
-        inline.extend(entry.endpoints.iter().map(|endpoint| (endpoint.address, *entry)));
+        inline.extend(entry.server_addresses().map(|address| (address, *entry)));
     }
     let newer = |origin: &Origin| !incumbents.contains(&origin.object);
     let mut entries: Vec<&ServiceEntry> = services.iter().map(|(_, entry)| *entry).collect();
@@ -221,10 +260,14 @@ fn check_addresses(
                     )));
                 }
             } else if let Some(other) = inline.get(address) {
+                let field = match other.resolution {
+                    Resolution::None => "spec.addresses",
+                    Resolution::Static | Resolution::Dns => "spec.endpoints",
+                };
                 let other = &other.meta.origin;
                 if newer(other) && !newer(origin) {
                     let reason = format!("{address} is an address of {}", origin.place());
-                    errors.push(other.error("spec.endpoints", Code::Conflict, reason));
+                    errors.push(other.error(field, Code::Conflict, reason));
                 } else {
                     errors.push(conflict(format!("{address} is an endpoint of {}", other.place())));
                 }

@@ -57,13 +57,14 @@ impl DestinationRule {
         let meta = document.meta.clone();
         let mut fields = document.spec(report)?;
         let host = fields.need(report, "host").and_then(|field| read_host(&field, &meta, report));
-        let workload_selector = fields
-            .take(report, "workloadSelector")
-            .and_then(|field| read_workload_selector(&field, report))
-            .unwrap_or_default();
+        let selector = fields.take(report, "workloadSelector");
+        // Also one without labels, which selects every client there.
+        let private = selector.is_some();
+        let workload_selector =
+            selector.and_then(|field| read_workload_selector(&field, report)).unwrap_or_default();
         let export_field = fields.take(report, "exportTo");
         let mut export_to = ExportTo::read(export_field.clone(), &meta.namespace, report);
-        if !workload_selector.is_empty() {
+        if private {
             // Private to its namespace (policy.md 2.1.5).
             if let (Some(field), false) = (&export_field, export_to == ExportTo::Own) {
                 field.error(
@@ -119,12 +120,12 @@ impl DestinationRule {
             untold.host = false;
         }
         let selector = fields.take(&mut unheard, "workloadSelector");
+        let private = selector.is_some();
         let labels = selector.and_then(|f| read_workload_selector(&f, &mut unheard));
         let export_field = fields.take(&mut unheard, "exportTo");
         let export_to = ExportTo::read(export_field, &object.meta.namespace, &mut unheard);
         if unheard.errors.is_empty() && unheard.warnings.is_empty() {
             object.workload_selector = labels.unwrap_or_default();
-            let private = !object.workload_selector.is_empty();
             object.export_to = if private { ExportTo::Own } else { export_to };
             untold.clients = false;
         }
@@ -162,7 +163,11 @@ fn read_workload_selector(
     let labels =
         fields.take(report, "matchLabels").map(|f| f.selector_labels(report)).unwrap_or_default();
     if labels.is_empty() {
-        field.warn(report, Code::WarnSuspicious, "selects by no label, so it is as if absent");
+        field.warn(
+            report,
+            Code::WarnSuspicious,
+            "selects by no label, so every client of its namespace",
+        );
     }
     fields.finish(report);
     Some(labels)

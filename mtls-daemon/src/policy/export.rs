@@ -13,7 +13,7 @@ const MOST_NAMES: usize = 1000;
 pub enum ExportTo {
     /// Absent, empty, or `*`.
     All,
-    /// `.` alone.
+    /// `.` alone, or the own namespace's name alone.
     Own,
     /// Names, with the own namespace among them if `.` was.
     Names(Vec<Arc<str>>),
@@ -53,8 +53,9 @@ impl ExportTo {
             field.error(report, Code::Unsupported, "\"~\" is not supported");
         }
         match values.as_slice() {
-            [] | ["*"] => Self::All,
-            ["."] => Self::Own,
+            [] => Self::All,
+            names if names.contains(&"*") => Self::All,
+            [one] if *one == "." || *one == own => Self::Own,
             names => Self::Names(
                 names
                     .iter()

@@ -21,6 +21,12 @@ pub struct DestinationRules {
     /// Refused rules whose host could not be read: each may be for any host, and for that one as
     /// specific as any other rule.
     of_any_host: HashMap<Arc<str>, Vec<Arc<DestinationRule>>>,
+    /// Namespaces with a rule for exactly this host.
+    with_host: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Namespaces with a rule for more than one host, and the root namespace.
+    with_any: BTreeSet<Arc<str>>,
+    /// Namespaces that the rules of this one name in `exportTo`.
+    named_by: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
 }
 
 /// The rules that apply to one client and host, merged.
@@ -58,8 +64,20 @@ impl DestinationRules {
     pub fn new(root_namespace: &str, mut rules: Vec<DestinationRule>) -> Self {
         rules.sort_by(|a, b| a.meta.age_order().cmp(&b.meta.age_order()));
         let mut all = Self { root_namespace: root_namespace.into(), ..Self::default() };
+        all.with_any.insert(all.root_namespace.clone());
         for rule in rules {
-            if rule.refused.is_some_and(|untold| untold.host) {
+            let namespace = &rule.meta.namespace;
+            if let ExportTo::Names(names) = &rule.export_to {
+                all.named_by.entry(namespace.clone()).or_default().extend(names.iter().cloned());
+            }
+            let unread = rule.refused.is_some_and(|untold| untold.host);
+            match unread || rule.host.starts_with('*') {
+                true => all.with_any.insert(namespace.clone()),
+                false => {
+                    all.with_host.entry(rule.host.clone()).or_default().insert(namespace.clone())
+                }
+            };
+            if unread {
                 let known = all.of_any_host.entry(rule.meta.namespace.clone()).or_default();
                 known.push(Arc::new(rule));
                 continue;
@@ -74,18 +92,13 @@ impl DestinationRules {
         all
     }
 
-    /// Every namespace whose clients may see other rules than clients elsewhere.
-    pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
-        let mut names: BTreeSet<Arc<str>> =
-            self.by_namespace.keys().chain(self.of_any_host.keys()).cloned().collect();
-        let by_host = self.by_namespace.values().flat_map(|hosts| hosts.values());
-        for rule in by_host.chain(self.of_any_host.values()).flatten() {
-            if let ExportTo::Names(list) = &rule.export_to {
-                names.extend(list.iter().cloned());
-            }
-        }
-        names.insert(self.root_namespace.clone());
-        names
+    /// Every namespace whose clients may see other rules than clients elsewhere, for a service of
+    /// namespace `service` with these names.
+    pub fn namespaces<H: AsRef<str>>(&self, service: &str, hosts: &[H]) -> BTreeSet<Arc<str>> {
+        let of_host = hosts.iter().filter_map(|host| self.with_host.get(host.as_ref()));
+        let exporting = [service, &*self.root_namespace];
+        let named = exporting.into_iter().filter_map(|namespace| self.named_by.get(namespace));
+        of_host.chain(named).chain([&self.with_any]).flatten().cloned().collect()
     }
 
     /// The rules for clients of `client` that call a service of namespace `service` with these
@@ -104,7 +117,11 @@ impl DestinationRules {
                 |rule: &DestinationRule| rule.export_to == ExportTo::Own || rule.is_for_anyone();
             self.in_namespace(client, hosts, private)
         } else {
-            self.in_namespace(client, hosts, |_| true)
+            // One that is exported to others alone is none for clients beside it.
+            let visible = |rule: &DestinationRule| {
+                rule.export_to.visible_from(client, client) || rule.is_for_anyone()
+            };
+            self.in_namespace(client, hosts, visible)
         };
         let exported = |namespace: &str| self.exported(namespace, client, hosts);
         own.or_else(|| exported(service)).or_else(|| exported(root))

@@ -15,7 +15,7 @@ pub mod legacy;
 pub mod lookup;
 pub mod metadata;
 pub mod mode;
-mod near;
+pub(crate) mod near;
 pub mod parse;
 pub mod path;
 pub mod peer_authentication;

@@ -302,6 +302,40 @@ fn rule_2_1_2_the_first_namespace_with_a_match_wins_whole() {
     assert_eq!(find("third"), "DestinationRule root/d");
 }
 
+/// As Istio's index has it: an object exported to others alone is none for its own namespace, and its own
+/// name says what `.` says.
+#[test]
+fn rule_2_1_5_an_export_counts_in_its_own_namespace_too() {
+    let found = |rules: &str, client: &str| {
+        let (_, rules, report) = read(rules);
+        assert_eq!(report.errors, []);
+        let all = DestinationRules::new("root", rules);
+        let found = all.find(client, "foo", &["web.foo.svc.cluster.local"]);
+        found.map(|found| found.otherwise.unwrap().because.to_string())
+    };
+    let elsewhere = rule("d", "foo", "{host: web, exportTo: [bar]}");
+    assert_eq!(found(&elsewhere, "foo"), None);
+    assert_eq!(found(&elsewhere, "bar").as_deref(), Some("DestinationRule foo/d"));
+    let beside = rule("d", "foo", "{host: web, exportTo: [bar, foo]}");
+    assert_eq!(found(&beside, "foo").as_deref(), Some("DestinationRule foo/d"));
+    // What is private hides nothing that is exported.
+    for own in [".", "foo"] {
+        let both = rule("a", "foo", &format!("{{host: web, exportTo: ['{own}']}}"))
+            + &rule("b", "foo", "{host: '*.foo.svc.cluster.local'}");
+        assert_eq!(found(&both, "foo").as_deref(), Some("DestinationRule foo/a"), "{own}");
+        assert_eq!(found(&both, "bar").as_deref(), Some("DestinationRule foo/b"), "{own}");
+        // The root namespace's own goes first for its clients.
+        let root = rule("a", "root", &format!("{{host: '*', exportTo: ['{own}']}}"))
+            .replace("'foo'", "'root'")
+            + &rule("b", "foo", "{host: web}");
+        assert_eq!(found(&root, "root").as_deref(), Some("DestinationRule root/a"), "{own}");
+    }
+    // Also with a selector that selects everybody.
+    let selects = rule("d", "foo", "{host: web, workloadSelector: {}}");
+    assert_eq!(found(&selects, "foo").as_deref(), Some("DestinationRule foo/d"));
+    assert_eq!(found(&selects, "bar"), None);
+}
+
 #[test]
 fn a_slip_of_the_pen_is_told_with_what_was_meant() {
     let a = |spec: &str| authn("x", "foo", "", spec);

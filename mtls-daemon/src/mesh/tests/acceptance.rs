@@ -187,6 +187,21 @@ fn a_policy_that_may_have_moved_to_an_unreadable_file_stays() {
     assert!(mode(&third, "10.0.0.2").starts_with("PERMISSIVE"), "{}", mode(&third, "10.0.0.2"));
 }
 
+/// What was meant is plain, so it is closed, and an earlier version stays.
+#[test]
+fn a_misspelt_group_opens_nothing() {
+    let strict = authn("full", STRICT);
+    for group in ["security.istio.oi/v1", "security.istio.com/v1", "securty.istioio/v1"] {
+        let misspelt = strict.replace("security.istio.io/v1", group);
+        let built = again(None, &[("m", MESH), ("a", &misspelt)]);
+        assert!(mode(&built, "10.0.0.2").starts_with("STRICT"), "{}", mode(&built, "10.0.0.2"));
+        let first = again(None, &[("m", MESH), ("a", &strict)]);
+        let second = again(Some(&first.accepted), &[("m", MESH), ("a", &misspelt)]);
+        assert!(mode(&second, "10.0.0.2").starts_with("STRICT"), "{}", mode(&second, "10.0.0.2"));
+        says(&second, "stays in force");
+    }
+}
+
 #[test]
 fn another_groups_kind_of_the_same_name_is_nobodys_policy() {
     let foreign = authn("full", STRICT).replace("security.istio.io/v1", "example.com/v1");
@@ -226,6 +241,78 @@ fn an_address_that_is_taken_stays_with_who_had_it() {
     objects.add_file("a", thief.as_bytes(), &Limits::default());
     objects.add_file("m", MESH.as_bytes(), &Limits::default());
     Snapshot::build(objects, None, settings(), "a", 1).unwrap_err();
+}
+
+#[test]
+fn whoever_comes_to_share_a_host_takes_no_service_from_it() {
+    let on_host = |namespace: &str, ports: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+             metadata: {{name: w, namespace: {namespace}}}\nspec: {{address: 192.0.2.1, \
+             serviceAccount: server, labels: {{security.istio.io/tlsMode: istio}}}}\n---\n\
+             apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\n\
+             metadata: {{name: w, namespace: {namespace}}}\nspec: {{cgroup: /{namespace}.slice, \
+             ports: [{ports}], workloadEntries: [w]}}\n"
+        )
+    };
+    let (own, other) = (on_host("full", "8080"), on_host("evil", ""));
+    let service = service_at("full", "10.96.0.9", "endpoints: [{address: 192.0.2.1}]")
+        .replace("number: 443", "number: 443, targetPort: 8080");
+    let first = again(None, &[("m", MESH), ("h", &own), ("s", &service)]);
+    let expected = format!("mtls 192.0.2.1:8080 {SERVER}");
+    assert_eq!(answer(&first.snapshot, "10.96.0.9:443", 0), expected);
+    let files = [("a", &*other), ("m", MESH), ("h", &own), ("s", &service)];
+    let mut previous = first.accepted;
+    for _ in 0..2 {
+        let next = again(Some(&previous), &files);
+        assert_eq!(answer(&next.snapshot, "10.96.0.9:443", 0), expected);
+        says(&next, "a:1: WorkloadEntry evil/w: spec.address: 192.0.2.1 is an endpoint of");
+        assert!(!next.accepted.objects.contains_key("WorkloadEntry evil/w"));
+        previous = next.accepted;
+    }
+    // Where they share it already, it is the service that is new.
+    let first = again(None, &files[..3]);
+    let second = again(Some(&first.accepted), &files);
+    says(&second, "ServiceEntry full/pay: spec.endpoints[0].address: 192.0.2.1 is a host's");
+    assert!(second.accepted.objects.contains_key("WorkloadEntry evil/w"));
+}
+
+/// Of port 443.
+fn service_at(namespace: &str, address: &str, more: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: pay, namespace: {namespace}}}\n\
+         spec: {{hosts: [pay.{namespace}.test], addresses: [{address}], location: MESH_INTERNAL, \
+         ports: [{{number: 443, name: tcp}}], {more}}}\n"
+    )
+}
+
+#[test]
+fn an_address_that_a_service_names_as_a_servers_is_no_others_virtual_one() {
+    let at = "203.0.113.10";
+    let servers = service_at("full", at, "resolution: NONE");
+    let virtual_one = service_at("evil", at, "endpoints: [{address: 198.51.100.66}]");
+    for (had, came, goes_to, refused) in [
+        (&servers, &virtual_one, at, "evil/pay: spec.addresses[0]: 203.0.113.10 is"),
+        (&virtual_one, &servers, "198.51.100.66", "full/pay: spec.addresses: 203.0.113.10 is"),
+    ] {
+        let first = again(None, &[("m", MESH), ("s", had)]);
+        let second = again(Some(&first.accepted), &[("a", came), ("m", MESH), ("s", had)]);
+        let found = answer(&second.snapshot, "203.0.113.10:443", 0);
+        assert_eq!(found, format!("plain {goes_to}:443"));
+        says(&second, &format!("ServiceEntry {refused}"));
+    }
+    // Several may name one server.
+    let both = [("m", MESH), ("s", &servers), ("t", &servers.replace("full", "other"))];
+    assert_eq!(again(None, &both).errors, []);
+    // Virtual on another port before, it is a new claim all the same.
+    let beside = service_at("full", at, "resolution: DNS").replace("443", "80");
+    let first = again(None, &[("m", MESH), ("s", &virtual_one), ("t", &beside)]);
+    assert_eq!(first.errors, []);
+    let turned = beside.replace("DNS", "NONE");
+    let second = again(Some(&first.accepted), &[("m", MESH), ("s", &virtual_one), ("t", &turned)]);
+    says(&second, "ServiceEntry full/pay: spec.addresses: 203.0.113.10 is an address of");
+    assert_eq!(answer(&second.snapshot, "203.0.113.10:443", 0), "plain 198.51.100.66:443");
 }
 
 #[test]

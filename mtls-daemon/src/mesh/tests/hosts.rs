@@ -138,6 +138,72 @@ fn a_service_reaches_them_by_selector() {
     assert!(errors[0].contains("name them by workloadSelector"), "{errors:?}");
 }
 
+/// A service of `namespace` for port 5432, which is `metal/db`'s.
+fn at_5432(namespace: &str, more: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{name: db, namespace: {namespace}}}\n\
+         spec: {{hosts: [db.{namespace}.test], ports: [{{number: 5432, name: tcp}}], {more}}}\n"
+    )
+}
+
+const NONE: &str = "resolution: NONE, addresses: [192.0.2.1]";
+
+#[test]
+fn a_declared_port_is_its_workloads_whoever_else_a_service_has_at_the_address() {
+    let evil = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+                metadata: {name: e, namespace: evil}\n\
+                spec: {address: 192.0.2.1, serviceAccount: e, labels: {app: e}}\n---\n\
+                apiVersion: mtls-ebpf.dev/v1alpha1\nkind: NodeWorkload\n\
+                metadata: {name: e, namespace: evil}\n\
+                spec: {node: b, cgroup: /e.slice, ports: [], workloadEntries: [e]}\n";
+    let selected = at_5432("evil", "workloadSelector: {labels: {app: e}}");
+    let own = at_5432("metal", "location: MESH_INTERNAL, workloadSelector: {labels: {app: db}}");
+    let strict = authn("istio-system", "{mtls: {mode: STRICT}}");
+    let open = rule("evil", "db.evil.test", "trafficPolicy: {tls: {mode: DISABLE}}");
+    let all = HOST.replace("labels: {app", "labels: {host: one, app");
+    let of_all = "location: MESH_INTERNAL, workloadSelector: {labels: {host: one}}";
+    let headless = at_5432("metal", of_all);
+    let virtual_too = at_5432("metal", &format!("addresses: [10.96.0.8], {of_all}"));
+    let none = at_5432("evil", NONE);
+    for (what, objects) in [
+        ("by address", vec![HOST, &none]),
+        ("by address, with a rule", vec![HOST, &none, &open]),
+        ("by selector", vec![HOST, evil, &selected]),
+        ("by selector, with a rule", vec![HOST, evil, &selected, &open]),
+        ("beside the owner's", vec![HOST, evil, &selected, &own]),
+        ("of several of the host", vec![&all, &headless]),
+        ("of several at a virtual address", vec![&all, &virtual_too]),
+    ] {
+        let texts: Vec<&str> = [MESH, &strict].into_iter().chain(objects).collect();
+        let snapshot = build(&texts);
+        let expected = mtls("192.0.2.1:5432", "db");
+        assert_eq!(answer(&snapshot, "192.0.2.1:5432", 0), expected, "{what}");
+        assert_eq!(answer(&snapshot, "192.0.2.1:22", 0), "plain 192.0.2.1:22", "{what}");
+        if what.contains("virtual") {
+            for choice in 0..3 {
+                assert_eq!(answer(&snapshot, "10.96.0.8:5432", choice), expected, "{choice}");
+            }
+        }
+        // Nor past the daemon.
+        let client = snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+        let rows = snapshot.outbound_rows(client);
+        let row = rows.iter().find(|row| row.address.is_ipv4() && row.port == 5432);
+        assert!(row.is_some_and(|row| !row.untouched), "{what}: {rows:?}");
+    }
+}
+
+#[test]
+fn a_service_of_the_hosts_address_speaks_for_each_workload_of_its_namespace() {
+    let own = at_5432("metal", &format!("location: MESH_INTERNAL, {NONE}"));
+    let open = rule("metal", "db.metal.test", "trafficPolicy: {tls: {mode: DISABLE}}");
+    let snapshot = build_on("b", &[MESH, HOST, &own, &open]);
+    assert_eq!(answer(&snapshot, "192.0.2.1:5432", 0), "plain 192.0.2.1:5432");
+    assert_eq!(answer(&snapshot, "192.0.2.1:8080", 0), mtls("192.0.2.1:8080", "web"));
+    let db = &snapshot.node_workloads()[1].workload;
+    assert_eq!(snapshot.inbound(db, 5432).protocol, PortProtocol::Tcp);
+}
+
 #[test]
 fn one_port_is_one_workloads_and_an_address_is_a_hosts_or_not() {
     let twice = HOST.replace("ports: [5432]", "ports: [5432, 8080]");

@@ -258,26 +258,17 @@ impl Kernel {
         if self.pins.namespace_link(netns_cookie).exists() {
             return Ok(());
         }
-        let attached = link::lookup_programs(namespace)
-            .map_err(|error| BpfError::Call { what: "query sk_lookup programs", error })?;
-        let foreign = aya::programs::loaded_programs().flatten().any(|info| {
-            attached.contains(&info.id())
-                && info.name_as_str().is_some_and(object::is_lookup_program)
+        let pinned = fs::read_dir(&self.pins.all).into_iter().flatten().flatten().find(|node| {
+            node.path() != self.pins.node
+                && node.path().join("links").join(namespace_link_name(netns_cookie)).exists()
         });
-        if !foreign {
+        // Its pins may be out of sight. Its programs have names where the kernel has tracepoints, by which
+        // the loader library finds out whether it has names.
+        if pinned.is_none() && !is_attached(namespace)? {
             return Ok(());
         }
-        let owner = fs::read_dir(&self.pins.all)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .find(|node| {
-                node.path() != self.pins.node
-                    && node.path().join("links").join(namespace_link_name(netns_cookie)).exists()
-            })
-            .map(|node| format!(", of node {}", node.file_name().to_string_lossy()))
-            .unwrap_or_default();
-        Err(BpfError::ForeignNamespace { path: path.into(), owner })
+        let owner = pinned.map(|node| format!(", of node {}", node.file_name().to_string_lossy()));
+        Err(BpfError::ForeignNamespace { path: path.into(), owner: owner.unwrap_or_default() })
     }
 
     /// Whether a namespace that is attached still exists. A namespace without a name lives on as
@@ -331,6 +322,15 @@ impl Kernel {
         });
         counts.collect()
     }
+}
+
+/// Whether one of our programs, whoever loaded it, looks up the namespace's sockets.
+fn is_attached(namespace: BorrowedFd<'_>) -> Result<bool, BpfError> {
+    let attached = link::lookup_programs(namespace)
+        .map_err(|error| BpfError::Call { what: "query sk_lookup programs", error })?;
+    Ok(aya::programs::loaded_programs().flatten().any(|info| {
+        attached.contains(&info.id()) && info.name_as_str().is_some_and(object::is_lookup_program)
+    }))
 }
 
 fn pinned_namespaces(pins: &Pins) -> Vec<u64> {

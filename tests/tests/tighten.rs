@@ -125,6 +125,8 @@ fn a_reset_is_noticed_while_the_other_side_does_not_read() -> Result<()> {
     let mark = drip.stdout.len();
     world.pod("sleep-full").inside(|| {
         let mut stream = client::connect(To::Full.v4(ECHO))?;
+        // Its end before it is relayed would be another story.
+        mtls_tests::world::event(&drip, mark, "accepted")?;
         stream.set_nonblocking(true)?;
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(500) {

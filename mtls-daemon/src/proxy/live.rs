@@ -283,7 +283,10 @@ impl Place<'_> {
     /// From here on the connection is relayed as bytes, if AuthorizationPolicy allows it: as it is
     /// now, and as it will be.
     pub fn admit(&self, shared: &Shared, parties: Parties) -> Result<Verdict, Failure> {
-        let parties = self.workload().map_or(parties.clone(), |now| parties.now(&now));
+        let parties = match self.workload() {
+            Some(now) => parties.now(&now),
+            None => parties,
+        };
         let verdict = admit(&parties, &shared.snapshot.load())?;
         if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {
             entry.admitted = Some(parties);
@@ -304,7 +307,10 @@ impl Place<'_> {
     /// From here on the connection is relayed in the clear. Asks again whether it may: a policy can
     /// have come since its plan was made.
     pub fn in_the_clear(&self, shared: &Shared, what: InTheClear) -> Result<(), Failure> {
-        let what = self.workload().map_or(what.clone(), |now| what.now(&now));
+        let what = match self.workload() {
+            Some(now) => what.now(&now),
+            None => what,
+        };
         what.judge(&shared.snapshot.load())
             .map_err(|because| Failure::PolicyChanged { because })?;
         if let Some(entry) = self.live.entries.borrow_mut().get_mut(&self.number) {

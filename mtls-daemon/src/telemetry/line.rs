@@ -59,7 +59,7 @@ struct Destination<'a> {
 
 /// What AuthorizationPolicy said.
 #[derive(Serialize)]
-struct Authorization<'a> {
+pub(super) struct Authorization<'a> {
     allowed: bool,
     policy: Option<&'a str>,
     rule: Option<u32>,
@@ -74,14 +74,14 @@ struct Authorization<'a> {
 
 /// A match that decided nothing.
 #[derive(Serialize)]
-pub(super) struct Noted<'a> {
+struct Noted<'a> {
     allowed: bool,
     policy: &'a str,
     rule: Option<u32>,
 }
 
 impl<'a> Noted<'a> {
-    pub(super) fn of(hit: &'a Hit) -> Self {
+    fn of(hit: &'a Hit) -> Self {
         Self { allowed: hit.allowed, policy: &hit.policy, rule: hit.rule }
     }
 }
@@ -97,7 +97,7 @@ fn verdict(flow: &FlowRecord) -> Option<&Verdict> {
 }
 
 impl<'a> Authorization<'a> {
-    fn of(verdict: &'a Verdict) -> Self {
+    pub(super) fn of(verdict: &'a Verdict) -> Self {
         Self {
             allowed: verdict.allowed,
             policy: verdict.policy.as_deref(),

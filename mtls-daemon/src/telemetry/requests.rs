@@ -19,7 +19,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use serde::Serialize;
 
 use super::access::AccessLog;
-use super::line::Noted;
+use super::line::Authorization;
 use super::tcp::{Labels, MAX_LABEL_SETS};
 use super::{FlowRecord, line};
 use crate::identity::SpiffeId;
@@ -89,11 +89,7 @@ impl Report for Requests {
             method: judged.method,
             host: judged.host,
             path: judged.path,
-            policy: verdict.policy.as_deref(),
-            rule: verdict.rule,
-            reason: verdict.reason.to_string(),
-            audit: verdict.audit.as_ref().map(Noted::of),
-            dry_run: verdict.dry_run.as_ref().map(Noted::of),
+            authorization: Authorization::of(verdict),
         });
     }
 }
@@ -112,13 +108,8 @@ pub(super) struct RequestLine<'a> {
     method: &'a str,
     host: &'a str,
     path: &'a str,
-    policy: Option<&'a str>,
-    rule: Option<u32>,
-    reason: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    audit: Option<Noted<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dry_run: Option<Noted<'a>>,
+    #[serde(flatten)]
+    authorization: Authorization<'a>,
 }
 
 /// How a request ended.

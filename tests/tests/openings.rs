@@ -66,7 +66,7 @@ fn what_an_earlier_daemon_left_is_shut_also_where_policy_left_it_open() -> Resul
     let node = world.b().spec.name.clone();
     let elsewhere = json!({
         "node": node,
-        "networkNamespace": netns::path(&format!("{}never", world.bed.prefix)),
+        "networkNamespace": netns::path(&format!("{}-never", world.bed.prefix)),
         "workloadEntries": ["httpbin-full-v4", "httpbin-full-v6"],
     });
     world.mesh.namespace_mode("full", "STRICT");
@@ -84,7 +84,7 @@ fn what_an_earlier_daemon_left_is_shut_also_where_policy_left_it_open() -> Resul
 #[test]
 fn exceptions_hold_from_the_first_moment() -> Result<()> {
     let mut world = World::new()?;
-    let name = format!("{}late", world.bed.prefix);
+    let name = format!("{}-late", world.bed.prefix);
     let node = world.a().spec.name.clone();
     world.change(|mesh| {
         let labels = json!({"app": "late", "security.istio.io/tlsMode": "istio"});
@@ -109,7 +109,7 @@ fn exceptions_hold_from_the_first_moment() -> Result<()> {
 #[test]
 fn a_file_that_is_no_namespace_yet_is_waited_for() -> Result<()> {
     let mut world = World::new()?;
-    let name = format!("{}half", world.bed.prefix);
+    let name = format!("{}-half", world.bed.prefix);
     let path = netns::path(&name);
     fs::write(&path, "")?;
     let node = world.a().spec.name.clone();

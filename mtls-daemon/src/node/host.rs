@@ -110,7 +110,7 @@ pub fn places(workload: &Workload, outbound_port: u16) -> HashMap<SocketAddr, u3
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let listener = workload.addresses.iter().copied().chain(loopback);
     let redirected = listener.map(|ip| (SocketAddr::new(ip, outbound_port), ListenerTag::OUTBOUND));
-    // A listener is at no declared port (`declared_ports`).
+    // Where both are one place (declared after the listener was opened), the declaration counts.
     redirected.chain(declared).collect()
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -42,6 +43,15 @@ impl Talker {
     /// When the connection has ended.
     pub fn end(&self) -> Result<()> {
         self.0.get_ref().shutdown(Shutdown::Write).context("the end of what is sent")
+    }
+
+    /// The connection ends here, and nothing more is heard.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reset(self) -> Result<()> {
+        socket2::SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO))?;
+        Ok(())
     }
 
     /// # Errors

@@ -389,6 +389,10 @@ fn upgrades_trailers_and_uploads_pass_and_a_silent_server_is_503() -> Result<()>
         let answer = talker.ask("CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\n")?;
         ensure!(answer.code == 200, "{client}: {answer:?}");
         talker.echo("\0through\0")?;
+        let mark = town.world.b().mark();
+        talker.reset()?;
+        let line = town.world.b().logged(mark, "the tunnel", |l| l["direction"] == "inbound")?;
+        ensure!(line["outcome"] == "client_reset", "{client}: {line}");
 
         let mut talker = town.talker(client, to)?;
         let answer = talker.ask(

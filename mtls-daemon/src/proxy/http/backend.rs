@@ -18,6 +18,7 @@ use super::inward::Inward;
 use super::tasks::Spawner;
 use crate::node::dial::close_in_order;
 use crate::proxy::failure::Failure;
+use crate::proxy::relay::Side;
 
 /// Why the application gave no answer.
 pub enum NoAnswer {
@@ -153,7 +154,13 @@ async fn reach(context: &Context<'_>) -> Result<TokioIo<Application>, NoAnswer> 
 }
 
 /// The application's end. Dropped without having been shut down, it resets.
-struct Application(TcpStream);
+pub struct Application(TcpStream);
+
+impl Side for Application {
+    fn tcp(&self) -> &TcpStream {
+        &self.0
+    }
+}
 
 impl AsyncRead for Application {
     fn poll_read(

@@ -21,6 +21,7 @@ use super::link::{Link, Turn};
 use super::refusal::Refusal;
 use super::sanitise::{self, Fields, Sanitised};
 use super::tasks::Spawner;
+use super::tunnel::Tunnel;
 use super::{Context, io_kind};
 use crate::proxy::failure::Failure;
 
@@ -33,7 +34,10 @@ pub struct Exchange<'a> {
     link: Arc<Link>,
     spawner: Spawner<'a>,
     http2: bool,
+    tunnel: Tunnel,
     tunnels: Cell<bool>,
+    /// How the tunnel broke.
+    tunnel_broke: Rc<Cell<Option<Failure>>>,
     cut: Rc<Cut>,
     /// Why a request was refused after the guard had let it pass.
     refused: Cell<Option<&'static str>>,
@@ -43,10 +47,26 @@ pub struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    pub fn new(context: Context<'a>, link: Arc<Link>, spawner: Spawner<'a>, http2: bool) -> Self {
-        let backend = Backend::new(spawner.clone());
-        let (tunnels, cut, refused, not_switched) = Default::default();
-        Self { context, backend, link, spawner, http2, tunnels, cut, refused, not_switched }
+    pub fn new(
+        context: Context<'a>,
+        link: Arc<Link>,
+        spawner: Spawner<'a>,
+        http2: bool,
+        tunnel: Tunnel,
+    ) -> Self {
+        Self {
+            context,
+            backend: Backend::new(spawner.clone()),
+            link,
+            spawner,
+            http2,
+            tunnel,
+            tunnels: Cell::default(),
+            tunnel_broke: Rc::default(),
+            cut: Rc::default(),
+            refused: Cell::default(),
+            not_switched: RefCell::default(),
+        }
     }
 
     pub fn tunnels(&self) -> bool {
@@ -68,6 +88,9 @@ impl<'a> Exchange<'a> {
 
     /// How the connection ended.
     pub fn outcome(&self, result: hyper::Result<()>) -> Result<(), Failure> {
+        if let Some(failure) = self.tunnel_broke.take() {
+            return Err(failure);
+        }
         if let Some(refusal) = self.link.refusal() {
             return Err(Failure::HttpRefused(refusal.reason));
         }
@@ -174,17 +197,16 @@ impl<'a> Exchange<'a> {
     }
 
     fn no_answer(&self, error: NoAnswer) -> Stop {
-        // A body that two readers could read differently ended the request in its middle.
-        if let Some(refusal) = self.link.refusal() {
-            return Stop::Refused(refusal);
-        }
         match error {
             NoAnswer::Unreachable(failure) => Stop::Unreachable(failure),
             NoAnswer::Broken(error) if error.is_parse() => {
                 Stop::Broken(StatusCode::BAD_GATEWAY, format!("not an HTTP answer: {error}"))
             }
-            // Its body comes from the client's side.
-            NoAnswer::Broken(error) if error.is_user() => Stop::Refused(Refusal::bad(CUT)),
+            // Its body comes from the client's side: it broke off, or two readers could have read
+            // it differently.
+            NoAnswer::Broken(error) if error.is_user() => {
+                Stop::Refused(self.link.refusal().unwrap_or(Refusal::bad(CUT)))
+            }
             NoAnswer::Broken(error) => Stop::Broken(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("the application broke off before it answered: {error}"),
@@ -226,8 +248,9 @@ impl<'a> Exchange<'a> {
         *turn = Turn::Tunnel;
         self.not_switched.take();
         self.tunnels.set(true);
+        let (tunnel, broke) = ((self.tunnel)(client, application), self.tunnel_broke.clone());
         self.spawner.spawn(async move {
-            tunnel(client, application).await;
+            broke.set(tunnel.await.err());
             drop(ticket);
         });
         Ok(response)
@@ -240,13 +263,4 @@ enum Stop {
     Denied,
     Unreachable(Failure),
     Broken(StatusCode, String),
-}
-
-/// Bytes both ways until both have ended. What breaks resets the other side.
-async fn tunnel(client: OnUpgrade, application: OnUpgrade) {
-    let (Ok(client), Ok(application)) = tokio::join!(client, application) else { return };
-    let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut application).await {
-        tracing::debug!(%error, "a tunnel broke");
-    }
 }

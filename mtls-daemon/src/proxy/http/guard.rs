@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::framing::Body;
@@ -327,6 +328,12 @@ impl<S: Side> Guard<S> {
             }
         }
         Poll::Ready(())
+    }
+}
+
+impl<S: Side> Side for Guard<S> {
+    fn tcp(&self) -> &TcpStream {
+        self.stream.tcp()
     }
 }
 

@@ -38,6 +38,7 @@ mod sanitise;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 mod unavailable;
 
 use std::cell::RefCell;
@@ -185,7 +186,9 @@ where
     let mut tasks = Tasks::default();
     let link = Arc::new(Link::new(context.traffic.clone()));
     let (head_time, leaving) = (context.head_time, context.leaving);
-    let exchange = Rc::new(Exchange::new(context, link.clone(), tasks.spawner.clone(), http2));
+    let tunnel: tunnel::Tunnel = if http2 { tunnel::run_stream } else { tunnel::run::<S> };
+    let exchange =
+        Rc::new(Exchange::new(context, link.clone(), tasks.spawner.clone(), http2, tunnel));
     let result = {
         let exchange = exchange.clone();
         let service = service_fn(move |request: Request<Incoming>| {

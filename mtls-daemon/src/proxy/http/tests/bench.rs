@@ -126,8 +126,13 @@ pub async fn front(setup: &Setup, application: SocketAddr) -> SocketAddr {
             spawn_local(async move {
                 let connect = move || {
                     Box::pin(async move {
-                        let connected = TcpStream::connect(application).await;
-                        connected.map_err(|error| Failure::UpstreamConnect { address, error })
+                        let stream = TcpStream::connect(application)
+                            .await
+                            .map_err(|error| Failure::UpstreamConnect { address, error })?;
+                        socket2::SockRef::from(&stream)
+                            .set_linger(Some(Duration::ZERO))
+                            .expect("linger");
+                        Ok(stream)
                     }) as Connecting<'_>
                 };
                 let client = setup.mtls.then(|| Client {

@@ -16,16 +16,16 @@ use crate::policy::authz::{Connection, WorkloadAuthorization};
 use crate::proxy::failure::Failure;
 
 /// How soon an application hears that its client is gone.
-const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 
-async fn listener() -> (TcpListener, SocketAddr) {
+pub async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let address = listener.local_addr().expect("an address");
     (listener, address)
 }
 
 /// Reads a request's head.
-async fn head(stream: &mut TcpStream) {
+pub async fn head(stream: &mut TcpStream) {
     let mut head = Vec::new();
     while !head.windows(4).any(|four| four == b"\r\n\r\n") {
         let count = stream.read_buf(&mut head).await.expect("no reset");
@@ -34,7 +34,7 @@ async fn head(stream: &mut TcpStream) {
 }
 
 /// How the daemon's side ended its first connection.
-async fn ended(setup: &Setup) -> Result<(), Failure> {
+pub async fn ended(setup: &Setup) -> Result<(), Failure> {
     let wait = async {
         while setup.heard.ended.borrow().is_empty() {
             sleep(Duration::from_millis(5)).await;

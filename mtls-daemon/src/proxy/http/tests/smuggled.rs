@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::bench::{OK, Setup, front, raw, recorder, run};
 
@@ -318,4 +318,18 @@ proptest! {
             }
         });
     }
+}
+
+#[test]
+fn a_malformed_request_is_answered_for_itself_and_not_for_the_one_before() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let nobody = listener.local_addr().expect("an address");
+        drop(listener);
+        let front = front(&Setup::default(), nobody).await;
+        let both = "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+        let answer = raw(front, both.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("HTTP/1.1 400 "), "{answer}");
+    });
 }

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 use super::bench::{ELEMENT, OK, Setup, exchange, front, recorder, run, run_for};
+use super::parting::ended;
 
 #[derive(Clone)]
 pub struct Local;
@@ -433,4 +434,36 @@ impl Body for Channel {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.0.poll_recv(cx).map(|frame| frame.map(Ok))
     }
+}
+
+#[test]
+fn connect_in_a_stream_is_a_tunnel_of_its_own() {
+    run(async {
+        let granted = |mut request: Request<Incoming>| async move {
+            spawn_local(async move {
+                let stream = hyper::upgrade::on(&mut request).await.expect("switched");
+                let (mut from, mut to) = tokio::io::split(TokioIo::new(stream));
+                tokio::io::copy(&mut from, &mut to).await.ok();
+                to.shutdown().await.ok();
+            });
+            Response::new(empty())
+        };
+        let setup = Setup::default();
+        let front = front(&setup, application(true, granted).await).await;
+        let mut client = http2(front).await;
+        let asked = Request::connect("db:5432").body(empty()).expect("a request");
+        let answer = client.send_request(asked).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        let stream = hyper::upgrade::on(answer).await.expect("switched");
+        let mut stream = TokioIo::new(stream);
+        stream.write_all(b"through").await.expect("sent");
+        let mut back = [0; 7];
+        stream.read_exact(&mut back).await.expect("echoed");
+        assert_eq!(&back, b"through");
+        stream.shutdown().await.expect("shut");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.expect("an orderly end");
+        drop((stream, client));
+        assert!(ended(&setup).await.is_ok());
+    });
 }

@@ -1,10 +1,17 @@
 //! Connections that become another protocol, only where both sides said so.
 
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 
 use super::bench::{OK, Setup, exchange, front, raw, recorder, run};
+use super::parting::{SOON, ended, head, listener};
+use crate::proxy::failure::Failure;
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
@@ -58,6 +65,72 @@ fn bytes_are_tunnelled_after_the_switch_that_was_asked_for() {
         stream.read_to_end(&mut rest).await.expect("an orderly end");
         assert_eq!(rest, b"last");
         assert_eq!(setup.heard.asked.borrow().len(), 1);
+        assert!(ended(&setup).await.is_ok());
+    });
+}
+
+/// A client and an application with a tunnel between them.
+async fn tunnel(setup: &Setup) -> (TcpStream, TcpStream) {
+    let (listener, address) = listener().await;
+    let front = front(setup, address).await;
+    let mut client = TcpStream::connect(front).await.expect("connected");
+    client.write_all(UPGRADE.as_bytes()).await.expect("sent");
+    let (mut application, _) = listener.accept().await.expect("a connection");
+    head(&mut application).await;
+    application.write_all(SWITCHED.as_bytes()).await.expect("answered");
+    assert!(exchange(&mut client, b"", "\r\n\r\n").await.starts_with("HTTP/1.1 101 "));
+    client.write_all(b"hello").await.expect("sent");
+    let mut hello = [0; 5];
+    application.read_exact(&mut hello).await.expect("tunnelled");
+    (client, application)
+}
+
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("linger");
+}
+
+/// How `stream` ends.
+async fn end(stream: &mut TcpStream) -> Result<(), ErrorKind> {
+    let mut rest = Vec::new();
+    let end = timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it should end");
+    end.map(drop).map_err(|error| error.kind())
+}
+
+#[test]
+fn who_cuts_a_tunnel_is_known_and_the_other_side_is_reset() {
+    run(async {
+        let setup = Setup::default();
+        let (client, mut application) = tunnel(&setup).await;
+        reset(client);
+        assert_eq!(end(&mut application).await, Err(ErrorKind::ConnectionReset));
+        let outcome = ended(&setup).await;
+        assert!(matches!(outcome, Err(Failure::ClientReset(_))), "{outcome:?}");
+
+        let setup = Setup::default();
+        let (mut client, application) = tunnel(&setup).await;
+        reset(application);
+        assert_eq!(end(&mut client).await, Err(ErrorKind::ConnectionReset));
+        let outcome = ended(&setup).await;
+        assert!(matches!(outcome, Err(Failure::UpstreamReset(_))), "{outcome:?}");
+    });
+}
+
+#[test]
+fn an_application_that_reads_nothing_hears_that_its_tunnel_was_cut() {
+    run(async {
+        let setup = Setup::default();
+        let (mut client, mut application) = tunnel(&setup).await;
+        // More than anybody in between keeps: then nobody reads the client either.
+        let fill = async {
+            loop {
+                client.write_all(&[0; 65536]).await.expect("taken");
+            }
+        };
+        timeout(Duration::from_secs(1), fill).await.expect_err("it should not all be taken");
+        reset(client);
+        let outcome = ended(&setup).await;
+        assert!(matches!(outcome, Err(Failure::ClientReset(_))), "{outcome:?}");
+        assert_eq!(end(&mut application).await, Err(ErrorKind::ConnectionReset));
     });
 }
 

@@ -2,7 +2,7 @@
 //! bytes are awaited, and never the verdict.
 #![forbid(unsafe_code)]
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use mtls_tests::world::{To, serve};
 use mtls_tests::{Pod, PodSpec, World, client};
 
 const PORT: u16 = 9001;
+/// Of no service.
+const UNDECLARED: u16 = 9101;
 
 /// How long the banner takes to come, for a client that sends nothing.
 fn banner(client: &Pod, to: SocketAddr) -> Result<Duration> {
@@ -77,5 +79,26 @@ fn strict_never_lets_a_silent_client_hear_the_server() -> Result<()> {
         client::read_to_end(&mut stream)
     })?;
     assert_eq!(bytes, b"", "the server's first words reached a client without identity");
+    Ok(())
+}
+
+/// Nothing has judged such a request or taken forged headers out of it.
+#[test]
+fn a_request_behind_a_greeting_is_refused_and_the_log_says_why() -> Result<()> {
+    let world = World::new()?;
+    let server = world.pod("httpbin-full");
+    let _banner = serve(server, "banner", UNDECLARED)?;
+    let mark = world.b().mark();
+    let mut stream = world.pod("sleep-legacy").inside(|| client::connect(server.v4(UNDECLARED)))?;
+    let mut greeting = vec![0; BANNER.len()];
+    stream.read_exact(&mut greeting)?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")?;
+    let (bytes, _) = client::read_to_end(&mut stream)?;
+    ensure!(bytes.is_empty(), "it was answered: {:?}", String::from_utf8_lossy(&bytes));
+    let line = world.b().logged(mark, "the connection", |line| line["direction"] == "inbound")?;
+    ensure!(line["outcome"] == "http_refused", "{line}");
+    let says =
+        line["detail"].as_str().is_some_and(|detail| detail.contains("declare the port HTTP"));
+    ensure!(says, "{line}");
     Ok(())
 }

@@ -12,6 +12,15 @@ use tokio::net::TcpStream;
 use super::http::detect;
 use super::relay::Side;
 
+/// What the connection breaks with.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LateRequest(pub &'static str);
+
+const LATE: LateRequest = LateRequest(
+    "it came after the connection had been taken for another protocol's; declare the port HTTP",
+);
+
 pub struct NeverHttp<S> {
     stream: S,
     /// What the client has begun with. None: it is settled.
@@ -46,9 +55,7 @@ impl<S: Side> AsyncRead for NeverHttp<S> {
                 Some(false) => this.beginning = None,
                 Some(true) => {
                     out.set_filled(before);
-                    let reason = "an HTTP request that came too slowly on a port that is not \
-                                  declared HTTP: declare it";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, LATE)));
                 }
             }
         }
@@ -104,7 +111,7 @@ mod tests {
             &[b"\r\n", b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"],
         ] {
             let error = through(pieces).await.expect_err("a request");
-            assert!(error.to_string().contains("declare it"), "{error}");
+            assert!(error.get_ref().is_some_and(|error| error.is::<LateRequest>()), "{error}");
         }
         for pieces in [
             &[&b"hello"[..], b" world\r\n", b"GET / HTTP/1.1\r\n"][..],

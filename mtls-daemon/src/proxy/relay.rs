@@ -18,6 +18,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::failure::Failure;
 use super::http_error::Begun;
+use super::never_http::LateRequest;
 use crate::node::dial::close_in_order;
 use crate::tls::accept::ServerStream;
 use crate::tls::connect::ClientStream;
@@ -211,6 +212,10 @@ pub fn broken(stream: &TcpStream) -> Option<io::Error> {
 }
 
 fn client_broke(error: io::Error) -> Failure {
+    let late = error.get_ref().and_then(|error| error.downcast_ref::<LateRequest>());
+    if let Some(LateRequest(reason)) = late {
+        return Failure::HttpRefused(reason);
+    }
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Failure::ClientTruncated,
         _ => Failure::ClientReset(error),

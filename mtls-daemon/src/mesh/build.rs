@@ -10,7 +10,7 @@ use super::members::Members;
 use super::service_entry::ServiceEntry;
 use super::services::{self, target_port};
 use super::snapshot::{Answers, HeadlessPort};
-use super::{Endpoint, MeshSettings, Objects, Service, Snapshot, legacy};
+use super::{Endpoint, MeshSettings, Objects, Service, Snapshot, legacy, unmatched};
 use crate::identity::SpiffeId;
 use crate::policy::authz::{Authorizations, AuthzSettings};
 use crate::policy::error::{Code, ConfigError};
@@ -86,6 +86,7 @@ impl Snapshot {
         let mut kinds = kinds;
         kinds.take_in_place(std::mem::take(&mut chosen.in_place), &settings.root_namespace);
         warn_policies(&kinds, &settings, &mut warnings);
+        unmatched::warn(&kinds, &entries, &members, &settings, &mut warnings);
         legacy::convert(
             std::mem::take(&mut kinds.legacy),
             &entries,

@@ -74,7 +74,7 @@ pub(super) fn of(document: &Document<'_>) -> InPlace {
         }
         "DestinationRule" => InPlace::Closed(DestinationRule::refused(document)),
         "WorkloadEntry" | "ServiceEntry" | "NodeWorkload" => InPlace::Unplaced,
-        kind if HARMLESS.contains(&kind) => InPlace::Nothing,
+        kind if HARMLESS.contains(&kind) || cores(document.group, kind) => InPlace::Nothing,
         _ => InPlace::Unknown,
     }
 }
@@ -106,6 +106,7 @@ pub(super) fn of_node(node: &Node, origin: &Origin) -> InPlace {
         (Some("DestinationRule"), Some(meta)) => InPlace::Closed(DestinationRule::closed(meta)),
         (Some("WorkloadEntry" | "ServiceEntry" | "NodeWorkload"), _) => InPlace::Unplaced,
         (Some(kind), _) if HARMLESS.contains(&kind) => InPlace::Nothing,
+        (Some(kind), _) if group.is_some_and(|group| cores(group, kind)) => InPlace::Nothing,
         _ => InPlace::Unknown,
     }
 }
@@ -126,6 +127,22 @@ pub(super) fn ours(group: &str) -> bool {
     const GROUPS: [&str; 4] =
         ["security.istio.io", "networking.istio.io", "authentication.istio.io", "mtls-ebpf.dev"];
     group.is_empty() || group.ends_with("istio.io") || nearest(group, GROUPS.into_iter()).is_some()
+}
+
+/// A kind of Kubernetes' own, such as a Service, in `v1`, which has no group: not one of ours whose
+/// group was forgotten.
+fn cores(group: &str, kind: &str) -> bool {
+    const READ: [&str; 8] = [
+        "AuthorizationPolicy",
+        "PeerAuthentication",
+        "Policy",
+        "MeshPolicy",
+        "DestinationRule",
+        "WorkloadEntry",
+        "ServiceEntry",
+        "NodeWorkload",
+    ];
+    group.is_empty() && !kind.ends_with("List") && nearest(kind, READ.into_iter()).is_none()
 }
 
 fn text<'n>(node: &'n Node, path: &[&str]) -> Option<&'n str> {

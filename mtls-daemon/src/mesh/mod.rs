@@ -21,6 +21,7 @@ mod services;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
+mod unmatched;
 pub mod workload;
 mod workload_entry;
 

@@ -92,7 +92,7 @@ impl Objects {
             self.unclear.insert(report.file.clone());
             self.unreadable = true;
         }
-        for node in documents {
+        for node in documents.into_iter().flat_map(parse::objects) {
             self.add_document(&node, &mut report);
         }
         self.errors.append(&mut report.errors);

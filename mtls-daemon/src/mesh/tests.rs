@@ -589,3 +589,4 @@ mod acceptance;
 mod hosts;
 mod origination;
 mod owners;
+mod unmatched;

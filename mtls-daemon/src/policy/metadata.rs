@@ -78,8 +78,7 @@ impl<'n> Document<'n> {
                 node.line,
                 "kind",
                 Code::ObjectKind,
-                "lists are not read: write each item as a document of its own, with a line --- \
-                 between two",
+                "the items of a list are a sequence of objects, and none of them is a list",
             );
             return None;
         }
@@ -124,7 +123,16 @@ fn read_metadata(
         fields.take(report, "creationTimestamp").and_then(|field| timestamp(&field, report));
     let dry_run = fields.take(report, "annotations").and_then(|f| dry_run(&f, kind, report));
     // Written by `kubectl get -o yaml`; nothing here depends on them.
-    for known in ["uid", "resourceVersion", "generation", "managedFields"] {
+    for known in [
+        "uid",
+        "resourceVersion",
+        "generation",
+        "managedFields",
+        "selfLink",
+        "ownerReferences",
+        "finalizers",
+        "generateName",
+    ] {
         fields.skip(known);
     }
     let origin = Origin { file: report.file.clone(), line, object: report.object.clone() };

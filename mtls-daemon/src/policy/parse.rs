@@ -4,7 +4,7 @@
 use serde_saphyr::{Error, Options};
 
 use super::error::{Code, Report};
-use super::yaml::Node;
+use super::yaml::{Node, Value};
 
 /// How much one configuration file may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,19 @@ impl Default for Limits {
 /// Stack of the thread that parses. A level of nesting takes up to 80 KiB in an unoptimised build
 /// (measured), so `max_depth` levels would not fit a thread of unknown size.
 const PARSER_STACK: usize = 16 * 1024 * 1024;
+
+/// What a document holds: itself, or the items of a `List`, as `kubectl get -o yaml` writes several
+/// objects.
+pub fn objects(document: Node) -> Vec<Node> {
+    let Value::Map(entries) = &document.value else { return vec![document] };
+    let find = |key: &str| entries.iter().find(|entry| entry.key == key).map(|e| &e.node.value);
+    match (find("kind"), find("items")) {
+        (Some(Value::String(kind)), Some(Value::List(items))) if kind.ends_with("List") => {
+            items.clone()
+        }
+        _ => vec![document],
+    }
+}
 
 /// The documents of one file; empty ones are left out. None: an error was reported.
 pub fn documents(text: &[u8], limits: &Limits, report: &mut Report) -> Option<Vec<Node>> {

@@ -431,11 +431,11 @@ fn keys_that_are_there_twice_are_named() {
 }
 
 #[test]
-fn lists_of_objects_are_refused_with_advice() {
-    let (.., report) = read("apiVersion: v1\nkind: List\nmetadata: {}\nitems: []\n");
+fn a_list_that_is_no_list_of_objects_is_refused() {
+    let (.., report) = read("apiVersion: v1\nkind: List\nmetadata: {}\nitems: {}\n");
     let [error] = &report.errors[..] else { panic!("{:?}", report.errors) };
     assert_eq!((error.field.as_str(), error.code), ("kind", Code::ObjectKind));
-    assert!(error.reason.contains("document of its own"), "{error}");
+    assert!(error.reason.contains("sequence of objects"), "{error}");
 }
 
 #[test]

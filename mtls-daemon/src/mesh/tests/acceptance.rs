@@ -403,11 +403,59 @@ fn kinds_that_close_nothing_are_refused_and_nothing_else_is() {
         ("networking.istio.io/v1", "VirtualService"),
         ("security.istio.io/v1", "RequestAuthentication"),
         ("apps/v1", "Deployment"),
+        ("v1", "Service"),
+        ("v1", "Namespace"),
+        ("v1", "ServiceAccount"),
+        ("v1", "ConfigMap"),
     ] {
         let text = format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{}}\n");
         let built = again(None, &[("m", MESH), ("a", &text)]);
         says(&built, &format!("{kind} default/x"));
         assert!(mode(&built, "10.0.0.2").starts_with("PERMISSIVE"));
+        // Nor does it keep a policy that somebody deletes.
+        let strict = authn("full", STRICT);
+        let with = again(None, &[("m", MESH), ("a", &text), ("b", &strict)]);
+        assert!(mode(&with, "10.0.0.2").starts_with("STRICT"));
+        let without = again(Some(&with.accepted), &[("m", MESH), ("a", &text)]);
+        assert!(mode(&without, "10.0.0.2").starts_with("PERMISSIVE"), "{kind}");
+    }
+}
+
+#[test]
+fn a_slip_in_what_could_close_something_closes() {
+    for slip in ["v1", "v1beta1"] {
+        let text = authn("full", STRICT).replace("security.istio.io/v1", slip);
+        let built = again(None, &[("m", MESH), ("a", &text)]);
+        assert!(mode(&built, "10.0.0.2").starts_with("STRICT"), "{text}");
+    }
+}
+
+#[test]
+fn a_list_is_its_items() {
+    let indented = |text: &str| text.replace('\n', "\n    ");
+    let list = |kind: &str, items: &[String]| {
+        let items = items.iter().map(|item| format!("  - {}\n", indented(item.trim_end())));
+        let items: String = items.collect();
+        format!("apiVersion: v1\nkind: {kind}\nmetadata: {{resourceVersion: ''}}\nitems:\n{items}")
+    };
+    let strict = authn("full", STRICT);
+    let both = [authn("other", WRONG), strict.clone()];
+    for kind in ["List", "PeerAuthenticationList"] {
+        let built = again(None, &[("m", MESH), ("a", &list(kind, &both))]);
+        assert!(mode(&built, "10.0.0.2").ends_with("by PeerAuthentication full/default"));
+        assert!(!built.accepted.objects.contains_key("PeerAuthentication other/default"));
+        says(&built, "SOMETIMES");
+    }
+    // Nothing in it any more: deleted. None in it that could be read: as of any other file.
+    let first = again(None, &[("m", MESH), ("a", &list("List", &both))]);
+    let empty = "apiVersion: v1\nkind: List\nitems: []\n";
+    let second = again(Some(&first.accepted), &[("m", MESH), ("a", empty)]);
+    assert!(mode(&second, "10.0.0.2").starts_with("PERMISSIVE"));
+    for broken in ["apiVersion: v1\nkind: List\nitems: {}\n", &list("List", &[list("List", &both)])]
+    {
+        let second = again(Some(&first.accepted), &[("m", MESH), ("a", broken)]);
+        assert!(mode(&second, "10.0.0.2").starts_with("STRICT"), "{broken}");
+        says(&second, "none of them is a list");
     }
 }
 

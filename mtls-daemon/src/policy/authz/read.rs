@@ -129,6 +129,9 @@ fn read_targets(fields: &mut Fields<'_>, selector: bool, report: &mut Report) ->
         one.clone().into_iter().chain(many.iter().flat_map(|f| f.list(report))).collect();
     for target in &targets {
         read_target(target, report);
+        let reason = "is a gateway or a service behind a waypoint, and neither is here: this policy is \
+                      enforced nowhere; select workloads with selector";
+        target.warn(report, Code::WarnIgnored, reason);
     }
     let several = usize::from(selector)
         + usize::from(one.is_some())

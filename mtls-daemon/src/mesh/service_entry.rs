@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::ServicePort;
 use super::workload_entry::EndpointSpec;
 use crate::policy::ObjectMeta;
@@ -27,6 +29,9 @@ pub struct ServiceEntry {
     pub export_to: ExportTo,
     pub subject_alt_names: Vec<String>,
     pub resolution: Resolution,
+    /// It is also for servers outside whose addresses it does not say: their connections are left as
+    /// they are, whatever rules say.
+    pub everywhere: bool,
 }
 
 /// Where endpoints come from.
@@ -63,10 +68,7 @@ impl ServiceEntry {
         let mut fields = document.spec(report)?;
         let hosts =
             fields.need(report, "hosts").map(|f| read_hosts(&f, report)).unwrap_or_default();
-        let addresses = fields
-            .take(report, "addresses")
-            .map(|f| read_addresses(&f, report))
-            .unwrap_or_default();
+        let addresses_field = fields.take(report, "addresses");
         let ports =
             fields.need(report, "ports").map(|f| read_ports(&f, report)).unwrap_or_default();
         let external = fields.take(report, "location").is_none_or(|f| read_external(&f, report));
@@ -82,7 +84,18 @@ impl ServiceEntry {
         }
         let has_endpoints = endpoints_field.is_some() || selector_field.is_some();
         let resolution = read_resolution(&mut fields, has_endpoints, report);
-        check_resolution(resolution, &hosts, &addresses, report, fields.line);
+        let outside = external && resolution == Resolution::None;
+        let addresses = addresses_field
+            .as_ref()
+            .map(|f| read_addresses(f, outside, report))
+            .unwrap_or_default();
+        check_resolution(resolution, &hosts, addresses.is_empty() && !outside, report, fields.line);
+        let everywhere = outside && (addresses.is_empty() || has_range(&addresses_field, report));
+        if everywhere {
+            let reason = "NONE without single addresses: nothing here goes by names or ranges, so \
+                          connections go to where the client asks for, as they are";
+            report.warn(fields.line, "spec.resolution", Code::WarnIgnored, reason);
+        }
         let export_to = ExportTo::read(fields.take(report, "exportTo"), &meta.namespace, report);
         let subject_alt_names = fields
             .take(report, "subjectAltNames")
@@ -100,6 +113,7 @@ impl ServiceEntry {
             export_to,
             subject_alt_names,
             resolution,
+            everywhere,
         })
     }
 }
@@ -132,9 +146,13 @@ fn read_hosts(field: &Field<'_>, report: &mut Report) -> Vec<Arc<str>> {
     hosts
 }
 
-fn read_addresses(field: &Field<'_>, report: &mut Report) -> Vec<(IpAddr, u32)> {
+/// `ranges`: those may be among them, and are left out.
+fn read_addresses(field: &Field<'_>, ranges: bool, report: &mut Report) -> Vec<(IpAddr, u32)> {
     let mut addresses: Vec<(IpAddr, u32)> = Vec::new();
     for item in field.list(report) {
+        if ranges && is_range(&item) {
+            continue;
+        }
         let Some(address) = item.ip(report) else { continue };
         if addresses.iter().any(|(known, _)| *known == address) {
             item.error(report, Code::FieldValue, format!("{address} is there twice"));
@@ -143,6 +161,14 @@ fn read_addresses(field: &Field<'_>, report: &mut Report) -> Vec<(IpAddr, u32)> 
         }
     }
     addresses
+}
+
+fn has_range(field: &Option<Field<'_>>, report: &mut Report) -> bool {
+    field.as_ref().is_some_and(|field| field.list(report).iter().any(is_range))
+}
+
+fn is_range(field: &Field<'_>) -> bool {
+    field.text(&mut Report::default()).is_some_and(|text| text.parse::<IpNet>().is_ok())
 }
 
 fn read_ports(field: &Field<'_>, report: &mut Report) -> Vec<ServicePort> {
@@ -220,23 +246,15 @@ fn read_selector(field: &Field<'_>, report: &mut Report) -> Option<BTreeMap<Stri
     Some(labels)
 }
 
-/// Where endpoints or a selector are given, STATIC is the default, and DNS has nothing to resolve:
-/// they are addresses.
+/// NONE is the default, as in Istio; where endpoints or a selector are given STATIC is, and DNS has
+/// nothing to resolve: they are addresses.
 fn read_resolution(
     fields: &mut Fields<'_>,
     has_endpoints: bool,
     report: &mut Report,
 ) -> Resolution {
     let Some(field) = fields.take(report, "resolution") else {
-        if !has_endpoints {
-            report.error(
-                fields.line,
-                &format!("{}.endpoints", fields.path),
-                Code::FieldMissing,
-                "endpoints, workloadSelector or resolution is required",
-            );
-        }
-        return Resolution::Static;
+        return if has_endpoints { Resolution::Static } else { Resolution::None };
     };
     match field.string(report) {
         Some("STATIC") if !has_endpoints => {
@@ -264,7 +282,7 @@ fn read_resolution(
 fn check_resolution(
     resolution: Resolution,
     hosts: &[Arc<str>],
-    addresses: &[(IpAddr, u32)],
+    nowhere: bool,
     report: &mut Report,
     line: u32,
 ) {
@@ -275,9 +293,10 @@ fn check_resolution(
                 report.error(line, "spec.hosts", Code::FieldValue, reason);
             }
         }
-        // Without addresses it would be every server's port.
-        Resolution::None if addresses.is_empty() => {
-            let reason = "NONE needs addresses here: say which servers are meant, or DNS";
+        // Without addresses it would be every workload's port.
+        Resolution::None if nowhere => {
+            let reason = "NONE, the default, needs addresses in the mesh: say which servers are \
+                          meant, or give endpoints, a workloadSelector or resolution DNS";
             report.error(line, "spec.addresses", Code::FieldMissing, reason);
         }
         Resolution::None | Resolution::Static => {}

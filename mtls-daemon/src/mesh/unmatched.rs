@@ -8,7 +8,7 @@ use super::kinds::Kinds;
 use super::members::Members;
 use super::service_entry::ServiceEntry;
 use crate::policy::error::{Code, ConfigError, Origin};
-use crate::policy::{DestinationRule, host};
+use crate::policy::host;
 
 /// Warns of rules without a service and of selectors without a workload. A configuration without any
 /// service or workload, such as a folder of policies in CI, is not judged.
@@ -22,9 +22,9 @@ pub(super) fn warn(
     if !entries.is_empty() {
         let hosts = Hosts::of(entries);
         let rules = kinds.destination_rules.iter().filter(|rule| rule.refused.is_none());
-        for rule in rules.filter(|rule| says_tls(rule) && !hosts.has(&rule.host)) {
+        for rule in rules.filter(|rule| rule.tls().next().is_some() && !hosts.has(&rule.host)) {
             let reason = format!(
-                "no ServiceEntry has the host {}, so what this rule says of TLS is for nobody's \
+                "no ServiceEntry whose servers are known has the host {}, so what this rule says of TLS is for nobody's \
                  connections",
                 rule.host
             );
@@ -60,14 +60,6 @@ pub(super) fn warn(
     }
 }
 
-fn says_tls(rule: &DestinationRule) -> bool {
-    let subsets = rule.subsets.iter().filter_map(|subset| subset.traffic.as_ref());
-    rule.traffic
-        .iter()
-        .chain(subsets)
-        .any(|traffic| traffic.tls.is_some() || traffic.ports.values().any(Option::is_some))
-}
-
 /// The hosts of all services, so that thousands of rules are not compared with each.
 struct Hosts {
     exact: HashSet<String>,
@@ -76,7 +68,8 @@ struct Hosts {
 
 impl Hosts {
     fn of(entries: &[ServiceEntry]) -> Self {
-        let hosts = entries.iter().flat_map(|entry| &entry.hosts);
+        let placed = entries.iter().filter(|entry| !entry.everywhere);
+        let hosts = placed.flat_map(|entry| &entry.hosts);
         let (wildcards, exact): (Vec<String>, Vec<String>) =
             hosts.map(|host| host.to_ascii_lowercase()).partition(|host| host.starts_with('*'));
         Self { exact: exact.into_iter().collect(), wildcards }

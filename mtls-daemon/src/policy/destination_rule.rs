@@ -52,6 +52,13 @@ pub struct Subset {
 }
 
 impl DestinationRule {
+    /// What it says of TLS, at whatever level.
+    pub fn tls(&self) -> impl Iterator<Item = &Arc<TlsSettings>> {
+        let subsets = self.subsets.iter().filter_map(|subset| subset.traffic.as_ref());
+        let all = self.traffic.iter().chain(subsets);
+        all.flat_map(|traffic| traffic.tls.iter().chain(traffic.ports.values().flatten()))
+    }
+
     /// Reads and validates (policy.md 2.1.5, 2.3).
     pub fn read(document: &Document<'_>, report: &mut Report) -> Option<Self> {
         let meta = document.meta.clone();

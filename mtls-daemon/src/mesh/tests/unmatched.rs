@@ -33,9 +33,9 @@ fn a_rule_for_a_host_that_no_service_has_is_said() {
             ", subsets: [{name: s, trafficPolicy: {tls: {mode: DISABLE}}}]",
         ] {
             let warned = warned(&[MESH, &rule(host, rest)]);
-            let said = warned.iter().any(|w| {
-                w.contains("DestinationRule full/r: spec.host: no ServiceEntry has the host")
-            });
+            let said = warned
+                .iter()
+                .any(|w| w.contains("DestinationRule full/r: spec.host: no ServiceEntry whose"));
             assert!(said, "{host}{rest}: {warned:?}");
         }
     }
@@ -79,4 +79,37 @@ fn a_policy_for_gateways_is_said_to_be_enforced_nowhere() {
     let spec = "{targetRefs: [{kind: Service, name: server}], action: DENY, rules: [{}]}";
     let warned = warned(&[MESH, &authz("full", spec)]);
     assert!(warned.iter().any(|w| w.contains("enforced nowhere")), "{warned:?}");
+}
+
+/// As the usual entry for egress has it: nothing goes by it here, and it must not cost the start.
+#[test]
+fn an_entry_for_whatever_is_outside_changes_nothing() {
+    let entry = |host: &str, spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+             metadata: {{name: out, namespace: full}}\nspec: {{hosts: ['{host}'], \
+             ports: [{{number: 443, name: tls, protocol: TLS}}]{spec}}}\n"
+        )
+    };
+    for spec in [
+        ", location: MESH_EXTERNAL, resolution: NONE",
+        ", resolution: NONE",
+        "",
+        ", resolution: NONE, addresses: [192.0.2.0/24]",
+        ", resolution: NONE, addresses: [192.0.2.0/24, 198.51.100.7]",
+    ] {
+        let entry = entry("*.wikipedia.org", spec);
+        let warned_of = warned(&[MESH, &entry]);
+        assert!(warned_of.iter().any(|w| w.contains("as they are [W_FIELD_IGNORED]")), "{spec}");
+        // TLS is asked for, and is for nobody's connections.
+        let warned = warned(&[MESH, &entry, &rule("'*.wikipedia.org'", DISABLE)]);
+        assert!(warned.iter().any(|w| w.contains("whose servers are known")), "{warned:?}");
+    }
+    for spec in [", location: MESH_INTERNAL", ", location: MESH_INTERNAL, resolution: NONE"] {
+        let refused = refused(&[MESH, &entry("a.example", spec)]);
+        assert!(refused.iter().any(|e| e.contains("needs addresses in the mesh")), "{refused:?}");
+    }
+    let range = ", location: MESH_INTERNAL, resolution: NONE, addresses: [192.0.2.0/24]";
+    let refused = refused(&[MESH, &entry("a.example", range)]);
+    assert!(refused.iter().any(|e| e.contains("is a range")), "{refused:?}");
 }

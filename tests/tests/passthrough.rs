@@ -9,6 +9,7 @@ use mtls_tests::process::{Process, output};
 use mtls_tests::wait::until;
 use mtls_tests::world::serve;
 use mtls_tests::{Pod, World};
+use serde_json::{Value, json};
 
 const PORT: u16 = 9000;
 const NAME: &str = "app.example";
@@ -61,6 +62,29 @@ fn the_applications_own_tls_passes_permissive_untouched() -> Result<()> {
         Ok(ends) if ends.len() == 1 && ends[0].contains(&address) => Ok(()),
         other => Err(format!("far ends {other:?}, not {address}")),
     })
+}
+
+#[test]
+fn policy_judges_the_name_that_the_client_asks_for() -> Result<()> {
+    let mut world = World::new()?;
+    let (pair, _server) = application(&world)?;
+    let to = world.pod("httpbin-full").v4(PORT);
+    let outcome = |world: &World, name: &str| -> Result<Value> {
+        let mark = world.b().mark();
+        openssl::https(world.pod("sleep-legacy"), to, name, &pair)?;
+        let line = world.b().logged(mark, "inbound", |line| line["direction"] == "inbound")?;
+        Ok(line["outcome"].clone())
+    };
+    for (action, field) in [("DENY", "values"), ("ALLOW", "notValues")] {
+        world.change(|mesh| {
+            let when = json!({"key": "connection.sni", field: ["admin.example"]});
+            let spec = json!({"action": action, "rules": [{"when": [when]}]});
+            mesh.put("security.istio.io/v1", "AuthorizationPolicy", "full", "names", spec);
+        })?;
+        ensure!(outcome(&world, "admin.example")? == "authorization_denied", "{action}");
+        ensure!(outcome(&world, NAME)? == "ok", "{action}");
+    }
+    Ok(())
 }
 
 #[test]

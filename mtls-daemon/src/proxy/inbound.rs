@@ -133,7 +133,7 @@ impl Inbound<'_> {
                 Err(_) => {}
             }
         }
-        self.plaintext(client, plan, None, flow, tally).await
+        self.plaintext(client, None, plan, None, flow, tally).await
     }
 
     /// Any TLS client whose certificate verifies, whatever its ALPN (policy.md 1.10); nobody else.
@@ -229,10 +229,15 @@ impl Inbound<'_> {
             }
             (Handling::PassTls, _) => {
                 flow.security = Security::TlsPassthrough;
-                self.plaintext(client, plan, application, flow, tally).await
+                // Policy asks for the name also where the TLS is not the mesh's.
+                let sni = match kind {
+                    Kind::Tls(hello) => hello.sni.as_deref(),
+                    Kind::NotTls | Kind::Closed => None,
+                };
+                self.plaintext(client, sni, plan, application, flow, tally).await
             }
             (Handling::Plaintext, _) => {
-                self.plaintext(client, plan, application, flow, tally).await
+                self.plaintext(client, None, plan, application, flow, tally).await
             }
             (Handling::Refuse(Refusal::ForeignTls | Refusal::TlsIsNotHttp), _) => {
                 Err(Failure::ForeignTlsOnHttpPort)
@@ -291,6 +296,7 @@ impl Inbound<'_> {
     async fn plaintext(
         &self,
         client: Replay<TcpStream>,
+        sni: Option<&str>,
         plan: &InboundPlan,
         application: Option<TcpStream>,
         flow: &mut FlowRecord,
@@ -304,7 +310,7 @@ impl Inbound<'_> {
         let what = InTheClear::Inbound { workload, port: self.destination.port() };
         self.place.in_the_clear(&self.worker.shared, what)?;
         let settled = Settled {
-            parties: self.parties(None, None),
+            parties: self.parties(None, sni),
             peer: None,
             announced_http: false,
             opaque: flow.security == Security::TlsPassthrough,

@@ -136,6 +136,42 @@ fn each_endpoint_of_a_mixed_service_has_its_own_answer() -> Result<()> {
     Ok(())
 }
 
+/// One that refuses and one whose host is gone: who cannot be reached has heard nothing.
+#[test]
+fn an_endpoint_that_cannot_be_reached_costs_no_connection() -> Result<()> {
+    const PORT: u16 = 9100;
+    let mut world = World::with(
+        &[],
+        |mesh, bed| {
+            let nobody = json!({"address": "10.244.2.250"});
+            let of = |pod: &str| json!({"address": bed.pod(pod).v4(0).ip()});
+            let spec = json!({
+                "hosts": ["halved.full.svc.cluster.local"],
+                "addresses": [address(9)],
+                "ports": [{"number": PORT, "name": "tcp", "protocol": "TCP"}],
+                "location": "MESH_INTERNAL",
+                "resolution": "STATIC",
+                "endpoints": [of("plain-partial"), nobody, of("sleep-legacy")],
+            });
+            mesh.put("networking.istio.io/v1", "ServiceEntry", "full", "halved", spec);
+        },
+        |spec| spec,
+    )?;
+    world.serve("plain-partial", "echo", PORT)?;
+    let client = world.pod("sleep-full");
+    let to: SocketAddr = (address(9), PORT).into();
+    let talks = std::thread::scope(|scope| -> Vec<_> {
+        let talk = || client.inside(|| converse(to, "is anybody there?"));
+        let all: Vec<_> = (0..24).map(|_| scope.spawn(talk)).collect();
+        all.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    for talk in talks {
+        let talk = talk?;
+        ensure!(talk.worked(), "{talk:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn without_auto_mtls_traffic_is_plaintext_and_strict_refuses_it() -> Result<()> {
     let mut world = World::with(&[], |_, _| {}, |spec| spec.with("--enable-auto-mtls", "false"))?;

@@ -139,6 +139,13 @@ async fn run(
     }
 }
 
+/// Endpoints of a service that one connection tries.
+const ENDPOINTS: usize = 3;
+/// How long each may take while others are left: time for one SYN to be lost.
+const NEXT_AFTER: Duration = Duration::from_secs(3);
+
+/// One of a service's endpoints. One that cannot be reached has heard nothing, so that another may
+/// serve as well.
 async fn open(
     worker: &Worker,
     pod: &Pod,
@@ -147,11 +154,42 @@ async fn open(
     destination: SocketAddr,
     flow: &mut FlowRecord,
 ) -> Result<Upstream, Failure> {
+    let first = fastrand::usize(..);
+    let mut tried = 0;
+    loop {
+        let mut endpoints = 1;
+        let plan = {
+            let snapshot = worker.shared.snapshot.load();
+            snapshot.outbound(&current.workload, destination, &mut |count| {
+                endpoints = count;
+                first.wrapping_add(tried) % count
+            })
+        };
+        tried += 1;
+        let more = tried < endpoints.min(ENDPOINTS);
+        let limit = worker.shared.timeouts.connect;
+        let limit = if more { limit.min(NEXT_AFTER) } else { limit };
+        match open_one(worker, pod, current, client, destination, plan, limit, flow).await {
+            Err(failure @ Failure::UpstreamConnect { .. }) if more => {
+                tracing::debug!(%failure, "another endpoint is tried");
+            }
+            result => return result,
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
+async fn open_one(
+    worker: &Worker,
+    pod: &Pod,
+    current: &Current,
+    client: &TcpStream,
+    destination: SocketAddr,
+    plan: OutboundPlan,
+    limit: Duration,
+    flow: &mut FlowRecord,
+) -> Result<Upstream, Failure> {
     let timeouts = &worker.shared.timeouts;
-    let plan = {
-        let snapshot = worker.shared.snapshot.load();
-        snapshot.outbound(&current.workload, destination, &mut |count| fastrand::usize(..count))
-    };
     let (address, tls) = match plan {
         OutboundPlan::Connect { address, tls, service, workload } => {
             flow.endpoint = Some(address);
@@ -187,7 +225,7 @@ async fn open(
     let (expected, sni, because) = match tls {
         ClientTls::Plaintext { because } => {
             flow.because = Some(because);
-            let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+            let server = reach(worker, pod, &current.workload, address, limit).await?;
             flow.security = Security::Plaintext;
             return Ok(Upstream::Plain(server, address));
         }
@@ -195,7 +233,8 @@ async fn open(
         ClientTls::Refused { because } => return Err(Failure::RuleRefused(because.to_string())),
         ClientTls::Originate { origination, because } => {
             flow.because = Some(because);
-            return originate(worker, pod, current, client, address, origination, flow).await;
+            return originate(worker, pod, current, client, address, origination, limit, flow)
+                .await;
         }
     };
     flow.because = Some(because);
@@ -208,7 +247,7 @@ async fn open(
             .await
             .ok_or_else(|| Failure::no_identity(&current.identity))?,
     };
-    let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+    let server = reach(worker, pod, &current.workload, address, limit).await?;
     let begun = Instant::now();
     let shake = connect(server, &own, &expected, &sni);
     let (server, peer, summary) = match timeout(timeouts.handshake, shake).await {
@@ -227,6 +266,7 @@ async fn open(
 }
 
 /// TLS as the rule says, for an application that speaks plaintext (policy.md 2.3).
+#[expect(clippy::too_many_arguments, reason = "one call; a structure would only rename them")]
 async fn originate(
     worker: &Worker,
     pod: &Pod,
@@ -234,6 +274,7 @@ async fn originate(
     client: &TcpStream,
     address: SocketAddr,
     origination: Arc<Origination>,
+    limit: Duration,
     flow: &mut FlowRecord,
 ) -> Result<Upstream, Failure> {
     let (timeouts, originations) = (&worker.shared.timeouts, &worker.shared.originations);
@@ -245,7 +286,7 @@ async fn originate(
     }
     let name = server_name::of(client, &origination.ask_for).await;
     let name = name.ok_or_else(|| failed(OriginationError::NoServerName))?;
-    let server = reach(worker, pod, &current.workload, address, timeouts.connect).await?;
+    let server = reach(worker, pod, &current.workload, address, limit).await?;
     let begun = Instant::now();
     let shake = originations.connect(server, settings, &name);
     let (server, summary) = match timeout(timeouts.handshake, shake).await {

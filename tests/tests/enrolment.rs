@@ -126,6 +126,44 @@ fn a_namespace_is_enrolled_when_it_comes_and_again_when_it_is_made_anew() -> Res
     eventually(Duration::from_secs(5), "the links of both namespaces to go", || pinned() == 1)
 }
 
+/// Whoever starts a program in a new namespace has a moment after which nothing it sends is missed.
+#[test]
+fn a_program_in_a_new_namespace_can_wait_until_it_is_known() -> Result<()> {
+    let mut world = World::new()?;
+    let name = format!("{}-waits", world.bed.prefix);
+    let spec = world.a().spec.clone();
+    let wait = |namespace: &str, timeout: &str| {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]);
+        command.arg(mtls_tests::process::sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+        command.args(["wait", "--node", &spec.name, "--timeout", timeout, "--run-dir"]);
+        command.arg(&spec.run);
+        output(command)
+    };
+    world.change(|mesh| {
+        enrol(mesh, &spec.name, "waits", "10.244.1.78", &mtls_tests::netns::path(&name))
+    })?;
+    for _ in 0..3 {
+        ip(&["netns", "add", &name])?;
+        let waited = wait(&name, "30s");
+        let found = state(world.a(), "full/waits");
+        ip(&["netns", "delete", &name])?;
+        let waited = waited?;
+        ensure!(waited.status.success(), "{waited:?}");
+        ensure!(found?.0 == "enrolled", "it did not wait");
+        until(Duration::from_secs(5), "the namespace to be gone", || {
+            match state(world.a(), "full/waits") {
+                Ok((state, _)) if state == "pending" => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+    }
+    let waited = wait(&world.pod("sleep-legacy").netns, "300ms")?;
+    let said = String::from_utf8_lossy(&waited.stderr);
+    ensure!(waited.status.code() == Some(1) && said.contains("network namespace"), "{waited:?}");
+    Ok(())
+}
+
 #[test]
 fn the_daemons_own_namespace_is_refused_and_the_others_are_served() -> Result<()> {
     let mut world = World::new()?;

@@ -1,4 +1,5 @@
-//! `mtls-daemon wait`: what a unit runs before its own program, and the daemon's unit after the daemon's.
+//! `mtls-daemon wait`: what a unit, or whoever starts a program in a network namespace, runs before the
+//! program, and the daemon's unit after the daemon's.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -39,12 +40,42 @@ pub(super) struct WaitArgs {
 /// What is waited for.
 enum Awaited {
     Ready,
-    /// A workload of one of these cgroups, the nearest first.
-    Workload(Vec<u64>),
+    Workload(Own),
+}
+
+/// Which workload this process is.
+struct Own {
+    /// That of one of these cgroups, the nearest first;
+    cgroups: Vec<u64>,
+    /// else that of this network namespace, by device and inode. None: it is the host's.
+    namespace: Option<(u64, u64)>,
+}
+
+impl Own {
+    fn find() -> anyhow::Result<Self> {
+        let (own, hosts) = (namespace("/proc/self/ns/net")?, namespace("/proc/1/ns/net").ok());
+        let namespace = Some(own).filter(|own| hosts != Some(*own));
+        let cgroups = match own_cgroups() {
+            Err(error) if namespace.is_none() => return Err(error),
+            found => found.unwrap_or_default(),
+        };
+        Ok(Self { cgroups, namespace })
+    }
+
+    fn is(&self, workload: &WorkloadStatus) -> bool {
+        let path = workload.network_namespace.as_ref();
+        self.namespace.is_some() && path.is_some_and(|path| namespace(path).ok() == self.namespace)
+    }
+}
+
+fn namespace(path: impl AsRef<Path>) -> anyhow::Result<(u64, u64)> {
+    let path = path.as_ref();
+    let found = path.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+    Ok((found.dev(), found.ino()))
 }
 
 pub(super) fn wait(args: WaitArgs) -> Result<(), Failed> {
-    let awaited = if args.ready { Awaited::Ready } else { Awaited::Workload(own_cgroups()?) };
+    let awaited = if args.ready { Awaited::Ready } else { Awaited::Workload(Own::find()?) };
     let whose = match &awaited {
         // A unit need not know what its node is called: its cgroup is one daemon's alone.
         Awaited::Workload(_) if args.node.node.is_none() => Whose::Any(args.node.run_dir),
@@ -110,14 +141,17 @@ fn is_ready(status: &Status) -> anyhow::Result<()> {
 }
 
 /// Whether the workload is enrolled and has a certificate: without one its connections would fail.
-fn can_talk(status: &Status, own: &[u64], now: SystemTime) -> anyhow::Result<()> {
-    let workload = own.iter().find_map(|id| {
-        let mut workloads = status.workloads.iter();
-        workloads.find(|it| it.state == WorkloadState::Enrolled && it.cgroup_id == Some(*id))
-    });
-    let Some(WorkloadStatus { workload, identity, .. }) = workload else {
+fn can_talk(status: &Status, own: &Own, now: SystemTime) -> anyhow::Result<()> {
+    let enrolled = || status.workloads.iter().filter(|it| it.state == WorkloadState::Enrolled);
+    let of_cgroup = |id: &u64| enrolled().find(|it| it.cgroup_id == Some(*id));
+    let workload = own.cgroups.iter().find_map(of_cgroup);
+    let Some(WorkloadStatus { workload, identity, .. }) =
+        workload.or_else(|| enrolled().find(|it| own.is(it)))
+    else {
         let (node, refused) = (&status.node, refused(status));
-        bail!("no workload of node {node} is in this process' cgroup{refused}");
+        bail!(
+            "no workload of node {node} is in this process' cgroup or network namespace{refused}"
+        );
     };
     let svid = status.svids.iter().find(|svid| svid.identity == *identity);
     if svid.is_some_and(|svid| is_valid(svid, now)) {
@@ -135,8 +169,8 @@ fn is_valid(svid: &SvidStatus, now: SystemTime) -> bool {
 
 /// Perhaps one of them is why.
 fn refused(status: &Status) -> String {
-    let on_host = status.workloads.iter().filter(|workload| workload.cgroup.is_some());
-    on_host
+    let workloads = status.workloads.iter();
+    workloads
         .filter_map(|workload| {
             Some(format!("; {}: {}", workload.workload, workload.reason.as_ref()?))
         })
@@ -217,17 +251,40 @@ mod tests {
     #[test]
     fn the_nearest_workload_must_have_a_certificate() {
         let now = humantime::parse_rfc3339("2026-01-01T00:00:00Z").expect("a time");
+        let own = |cgroups: &[u64]| Own { cgroups: cgroups.to_vec(), namespace: None };
         let (good, past) = (Some("2026-01-01T00:00:01Z"), Some("2026-01-01T00:00:00Z"));
-        assert!(can_talk(&status(good, Some("the CA is away")), &[8, 7], now).is_ok());
+        assert!(can_talk(&status(good, Some("the CA is away")), &own(&[8, 7]), now).is_ok());
         // The one above it has one all the while.
-        assert!(can_talk(&status(None, None), &[9, 7], now).is_ok());
+        assert!(can_talk(&status(None, None), &own(&[9, 7]), now).is_ok());
         let waits = "metal/web is enrolled and waits for the certificate of spiffe://td/web";
-        assert_eq!(error(can_talk(&status(None, None), &[8, 7], now)), waits);
+        assert_eq!(error(can_talk(&status(None, None), &own(&[8, 7]), now)), waits);
         let why = format!("{waits}: the CA is away");
-        assert_eq!(error(can_talk(&status(past, Some("the CA is away")), &[8, 7], now)), why);
-        let nobody = error(can_talk(&status(good, None), &[9], now));
-        assert!(nobody.contains("of node vm-1 is in this process' cgroup"), "{nobody}");
+        assert_eq!(error(can_talk(&status(past, Some("the CA is away")), &own(&[8, 7]), now)), why);
+        let nobody = error(can_talk(&status(good, None), &own(&[9]), now));
+        assert!(
+            nobody.contains("of node vm-1 is in this process' cgroup or network namespace"),
+            "{nobody}"
+        );
         assert!(nobody.ends_with("; metal/other: no address of this host"), "{nobody}");
+    }
+
+    #[test]
+    fn a_workload_is_known_by_its_network_namespace() {
+        let now = humantime::parse_rfc3339("2026-01-01T00:00:00Z").expect("a time");
+        let directory = tempfile::tempdir().expect("a directory");
+        let (web, other) = (directory.path().join("web"), directory.path().join("other"));
+        for file in [&web, &other] {
+            std::fs::write(file, "").expect("written");
+        }
+        let mut status = status(Some("2026-01-01T00:00:01Z"), None);
+        status.workloads[1].network_namespace = Some(web.clone());
+        status.workloads[1].cgroup_id = None;
+        let own = |path| Own { cgroups: vec![9], namespace: Some(namespace(path).expect("there")) };
+        assert!(can_talk(&status, &own(&web), now).is_ok());
+        assert!(can_talk(&status, &own(&other), now).is_err());
+        assert!(can_talk(&status, &Own { cgroups: vec![9], namespace: None }, now).is_err());
+        std::fs::remove_file(&web).expect("gone");
+        assert!(can_talk(&status, &own(&other), now).is_err());
     }
 
     #[test]

@@ -226,11 +226,25 @@ impl Daemon {
         netns::inside(&self.spec.node.place.netns, || admin::get_tcp(address, path))
     }
 
-    /// The value of the first metric line that starts with `name` and holds all of `labels`.
+    /// The sum over the metric's lines that hold all of `labels`.
     ///
     /// # Errors
     /// When metrics cannot be read. A metric that is not there is 0: nothing was counted yet.
     pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        Ok(self.values(name, labels)?.into_iter().sum())
+    }
+
+    /// The same for a metric that must be there, where 0 would say something.
+    ///
+    /// # Errors
+    /// When metrics cannot be read, or no line is such.
+    pub fn reported(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let values = self.values(name, labels)?;
+        ensure!(!values.is_empty(), "no metric {name} with {labels:?}");
+        Ok(values.into_iter().sum())
+    }
+
+    fn values(&self, name: &str, labels: &[&str]) -> Result<Vec<f64>> {
         let (code, body) = self.http("/metrics")?;
         ensure!(code == 200, "GET /metrics: {code}");
         let named = |line: &&str| {
@@ -238,7 +252,7 @@ impl Daemon {
                 && labels.iter().all(|label| line.contains(label))
         };
         let values = body.lines().filter(named).filter_map(|line| line.rsplit(' ').next());
-        Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
+        values.map(|value| value.parse().with_context(|| format!("{name}: {value}"))).collect()
     }
 
     /// Memory that it occupies now, in KiB.

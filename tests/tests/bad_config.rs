@@ -113,6 +113,7 @@ fn lint_prints_findings_for_programs_and_ends_with_65() -> Result<()> {
     for Bad { what, text, .. } in CLOSED {
         let (code, out, _) = lint(text.as_bytes(), &["-o", "json"])?;
         ensure!(code == Some(65), "{what}: {code:?}: {out}");
+        ensure!(!out.is_empty(), "{what}: no finding");
         for line in out.lines() {
             let finding: serde_json::Value = serde_json::from_str(line)?;
             for field in ["file", "object", "field", "code", "severity", "reason"] {

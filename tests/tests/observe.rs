@@ -164,6 +164,7 @@ fn certs_shows_each_certificate_and_never_a_key() -> Result<()> {
     let world = World::new()?;
     let status = world.b().status()?;
     let svids = status["svids"].as_array().context("svids")?;
+    ensure!(svids.len() == 2, "a certificate for each identity of the node: {status}");
     let certs = |more: &[&str]| -> Result<String> {
         let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
         let spec = &world.b().spec;

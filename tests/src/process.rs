@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::lines::Lines;
 use crate::wait;
 
-/// A program built beside this one (`mtls-testbed`, `mtls-daemon`), or where `variable` points.
+/// A program built beside this one (`mtls-testbed`, `mtls-daemon`, `mtls-demo`), or where `variable` points.
 ///
 /// # Errors
 /// When it has not been built.
@@ -34,6 +34,14 @@ pub fn sibling(name: &str, variable: &str) -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// A command of this host, in no testbed's namespace. As in a [`Place`], the kernel kills it with the thread
+/// that starts it, and Ctrl-C is not for it.
+pub fn bound(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).process_group(0);
+    command
 }
 
 /// Where a process runs.

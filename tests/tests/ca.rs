@@ -1,7 +1,6 @@
 //! A CA for many nodes: its root is replaced under load, and it may be away for a while.
 #![forbid(unsafe_code)]
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, converse, ping};
 use mtls_tests::daemon::Daemon;
 use mtls_tests::demo::SLEEP;
-use mtls_tests::process::{Process, sibling};
+use mtls_tests::process::{Process, bound, sibling};
 use mtls_tests::wait::{patience, until};
 use mtls_tests::world::To;
 use mtls_tests::{Ca, Pod, World};
@@ -128,7 +127,7 @@ fn a_root_is_replaced_in_three_steps_and_no_request_fails() -> Result<()> {
 
 /// `ca root rotate`, which goes on by itself.
 fn rotate(ca: &Ca) -> Result<Process> {
-    let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+    let mut command = bound(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
     command.args(["ca", "root", "rotate", "--dir"]).arg(&ca.directory);
     Process::start("ca root rotate", command)
 }
@@ -198,7 +197,7 @@ fn a_ca_that_is_away_breaks_nothing_until_certificates_end_and_is_said_before() 
     ensure!(!works()?, "an expired certificate");
     let line = world.a().logged(mark, "the refusal", |line| line["outcome"] == "no_identity")?;
     ensure!(line["detail"].as_str().is_some_and(|it| it.contains(SLEEP)), "{line}");
-    ensure!(world.a().metric("mtls_svid_expiry_seconds", &[SLEEP])? <= 0.0, "it has ended");
+    ensure!(world.a().reported("mtls_svid_expiry_seconds", &[SLEEP])? <= 0.0, "it has ended");
 
     let own = format!("spiffe://cluster.local/node/{}", world.a().spec.name);
     world.a().said(0, "the node's own", |line| {
@@ -210,7 +209,7 @@ fn a_ca_that_is_away_breaks_nothing_until_certificates_end_and_is_said_before() 
         .iter()
         .any(|svid| svid["identity"] == own.as_str() && svid["last_error"].is_string());
     ensure!(shown, "a row for {own}");
-    world.a().metric("mtls_svid_expiry_seconds", &[&own])?;
+    world.a().reported("mtls_svid_expiry_seconds", &[&own])?;
 
     // The nodes' own certificates, which live as long here, are to end as well.
     thread::sleep(patience(lifetime).saturating_sub(away.elapsed()) + Duration::from_secs(1));

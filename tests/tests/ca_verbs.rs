@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mtls_tests::process::{Process, output, sibling};
+use mtls_tests::process::{Process, bound, output, sibling};
 use mtls_tests::wait;
 use nix::sys::signal::Signal;
 
@@ -31,7 +31,7 @@ impl Place {
     }
 
     fn start(&self, arguments: &[&str]) -> Result<Process> {
-        let mut command = Command::new(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
+        let mut command = bound(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
         command.args(["ca", "run", "--listen", "127.0.0.1:0", "--dir"]).arg(&self.directory);
         command.args(arguments);
         Process::start("the CA", command)
@@ -149,7 +149,7 @@ fn the_directory_knows_its_trust_domain() -> Result<()> {
 fn the_ca_takes_all_the_files_that_it_may_open() -> Result<()> {
     let place = Place::new()?;
     let limits = r#"ulimit -S -n 256 && ulimit -H -n 8192 && exec "$@""#;
-    let mut command = Command::new("sh");
+    let mut command = bound("sh");
     command.args(["-c", limits, "sh"]).arg(sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
     command.args(["ca", "run", "--listen", "127.0.0.1:0", "--dir"]).arg(&place.directory);
     let process = Process::start("the CA", command)?;

@@ -87,7 +87,7 @@ fn ip(arguments: &[&str]) -> Result<()> {
 #[test]
 fn a_namespace_is_enrolled_when_it_comes_and_again_when_it_is_made_anew() -> Result<()> {
     let mut world = World::new()?;
-    let name = format!("{}late", world.bed.prefix);
+    let name = format!("{}-late", world.bed.prefix);
     let node = world.a().spec.name.clone();
     world.change(|mesh| {
         enrol(mesh, &node, "late", "10.244.1.77", &mtls_tests::netns::path(&name))

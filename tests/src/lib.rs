@@ -23,6 +23,7 @@
 //! | [`walkthrough`], [`demo`] | the walkthroughs, shared by `mtls-demo` and the tests |
 //! | [`secrets`] | private keys, looked for in a process' memory and in what it prints |
 //! | [`svids`] | certificates in directories, as an operator's own tools put them there |
+//! | [`settings`] | what the daemon could set in a namespace, to compare with |
 //! | [`servers`] | Redis and nginx with TLS of their own, and an authority for them |
 #![forbid(unsafe_code)]
 
@@ -49,6 +50,7 @@ pub mod process;
 pub mod recorder;
 pub mod secrets;
 pub mod servers;
+pub mod settings;
 pub mod smtp;
 pub mod svids;
 pub mod talker;

@@ -1,6 +1,7 @@
 //! Workloads of a host come and go, as do their daemons: what is shut meanwhile, and what is not.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use mtls_tests::process::{Place, Process, sibling};
 use mtls_tests::svids::Material;
 use mtls_tests::wait::{eventually, until};
 use mtls_tests::world::serve;
-use mtls_tests::{Capture, DaemonSpec, Pod, cgroup, curl, leftovers};
+use mtls_tests::{Capture, DaemonSpec, Pod, cgroup, curl, leftovers, settings};
 use serde_json::json;
 
 #[test]
@@ -62,28 +63,26 @@ fn a_killed_daemon_shuts_its_units_and_nothing_else() -> Result<()> {
 
 #[test]
 fn cleanup_leaves_the_host_as_it_was() -> Result<()> {
-    let mut hosts = Hosts::stand("STRICT")?;
-    let settings = |node: usize| -> Result<String> {
-        let place = hosts.bed().nodes[node].place.clone();
-        let mut command = place.command("sh")?;
-        command.args([
-            "-c",
-            "ip rule; ip -6 rule; ip route show table all; sysctl -a 2>/dev/null | grep fwmark",
-        ]);
-        Ok(String::from_utf8(mtls_tests::process::output(command)?.stdout)?)
+    let mut hosts = Hosts::prepare()?;
+    let look = |hosts: &Hosts| -> Result<Vec<BTreeSet<String>>> {
+        hosts.bed().nodes.iter().map(|node| settings::of(&node.place.netns)).collect()
     };
-    let with = [settings(0)?, settings(1)?];
-    for text in &with {
-        ensure!(!text.contains("28020") && !text.contains("0x6d746c73"), "{text}");
-        ensure!(
-            text.lines().filter(|line| line.contains("fwmark")).all(|l| l.ends_with("= 0")),
-            "{text}"
-        );
-    }
+    let same = |hosts: &Hosts, before: &[BTreeSet<String>]| -> Result<()> {
+        before.iter().zip(look(hosts)?).try_for_each(|(before, now)| settings::same(before, &now))
+    };
+    let before = look(&hosts)?;
+    hosts.world.mesh.namespace_mode("metal", "STRICT");
+    hosts.world.start(|spec| spec)?;
+    hosts.serve()?;
+    let marks = hosts.marks();
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    hosts.mutual(marks, "client", "web")?;
+    same(&hosts, &before).context("with the daemons")?;
     for daemon in &mut hosts.world.daemons {
         daemon.kill9()?;
         daemon.cleanup()?;
     }
+    same(&hosts, &before).context("after the cleanup")?;
     let pins: Vec<String> = leftovers::remains(&hosts.bed().prefix)
         .into_iter()
         .filter(|what| what.starts_with("pins"))
@@ -366,6 +365,11 @@ fn a_kernel_that_does_not_tell_the_cgroup_refuses_host_workloads_alone() -> Resu
 #[test]
 fn one_of_two_units_is_taken_away() -> Result<()> {
     let mut hosts = Hosts::stand("STRICT")?;
+    let taken = |hosts: &Hosts| -> Result<bool> {
+        let programs = hosts.world.b().status()?["kernel"]["programs"].clone();
+        Ok(programs.as_object().context("programs")?.contains_key("mtls_host"))
+    };
+    ensure!(taken(&hosts)?, "two units are");
     hosts.world.change(|mesh| {
         mesh.remove("NodeWorkload", "metal", "other");
         mesh.remove("WorkloadEntry", "metal", "other-v4");
@@ -383,8 +387,7 @@ fn one_of_two_units_is_taken_away() -> Result<()> {
         mesh.remove("NodeWorkload", "metal", "web");
     })?;
     ensure!(get(&a, hosts.web.v4(WEB))?.code == 200, "in the clear again");
-    let programs = hosts.world.b().status()?["kernel"]["programs"].clone();
-    ensure!(programs.get("mtls_host").is_none(), "{programs}");
+    ensure!(!taken(&hosts)?, "nobody's ports are left");
     Ok(())
 }
 

@@ -1,46 +1,18 @@
 //! When all is over, nothing is left: no rule, route, listener, pin, cgroup, namespace or process.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 use mtls_tests::client::{converse, listening_ports};
 use mtls_tests::world::{To, serve};
-use mtls_tests::{DaemonSpec, Pod, World, leftovers, process};
-
-/// Rules, routes and sysctls of a pod, as text.
-fn routing(pod: &Pod) -> Result<String> {
-    let mut text = String::new();
-    for family in ["-4", "-6"] {
-        for what in [&["rule", "list"][..], &["route", "list", "table", "all"]] {
-            let mut command = Command::new("ip");
-            command.args(["-n", &pod.netns, family]).args(what);
-            let output = process::output(command)?;
-            // Neighbours' lifetimes and counters are not settings.
-            text.push_str(&String::from_utf8_lossy(&output.stdout));
-        }
-    }
-    let sysctls = pod.inside(|| {
-        let mut values = String::new();
-        for name in ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"] {
-            values.push_str(&std::fs::read_to_string(format!("/proc/sys/net/{name}"))?);
-        }
-        Ok(values)
-    })?;
-    Ok(text + &sysctls)
-}
-
-fn lines(text: &str) -> BTreeSet<&str> {
-    text.lines().collect()
-}
+use mtls_tests::{DaemonSpec, World, leftovers, settings};
 
 #[test]
 fn a_pod_is_as_it_was_before_the_daemon_came() -> Result<()> {
     let mut world = World::without_daemons(&[])?;
     let names = ["sleep-full", "httpbin-full", "httpbin-partial"];
     let look = |world: &World| {
-        names.iter().map(|name| routing(world.pod(name))).collect::<Result<Vec<_>>>()
+        let places = names.iter().map(|name| &world.pod(name).place);
+        places.map(|place| settings::of(&place.netns)).collect::<Result<Vec<_>>>()
     };
     let before = look(&world)?;
     world.mesh.write()?;
@@ -56,10 +28,7 @@ fn a_pod_is_as_it_was_before_the_daemon_came() -> Result<()> {
     // Dropping a daemon ends it and runs its cleanup.
     world.daemons.clear();
     for (before, after) in before.iter().zip(look(&world)?) {
-        let (before, after) = (lines(before), lines(&after));
-        let gone: Vec<_> = before.difference(&after).collect();
-        let left: Vec<_> = after.difference(&before).collect();
-        assert!(gone.is_empty() && left.is_empty(), "left: {left:?}, gone: {gone:?}");
+        settings::same(before, &after)?;
     }
     let ports = world.pod("sleep-full").inside(listening_ports)?;
     ensure!(ports.is_empty(), "{ports:?}");

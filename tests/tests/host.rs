@@ -106,6 +106,15 @@ fn the_rest_of_a_host_is_untouched() -> Result<()> {
         let answer = get(from, to)?;
         ensure!(answer.code == 200, "{} to {to}: {answer:?}", from.name);
     }
+    // The lines of one that is through both come after any of those, and alone.
+    let last = hosts.marks();
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    hosts.mutual(last, "client", "web")?;
+    for (daemon, mark) in [(hosts.world.a(), marks.0), (hosts.world.b(), marks.1)] {
+        let lines = daemon.process.stdout.json_after(mark);
+        ensure!(lines.len() == 1, "through the daemon: {lines:?}");
+    }
+    let marks = hosts.marks();
     // STRICT is for who is declared.
     hosts.world.change(|mesh| {
         mesh.namespace_mode("metal", "STRICT");
@@ -124,8 +133,16 @@ fn the_rest_of_a_host_is_untouched() -> Result<()> {
     for (from, to) in [(&a, hosts.web.v4(UNDECLARED)), (&b, hosts.web.v6(UNDECLARED))] {
         ensure!(get(from, to)?.code == 200, "{} to {to}", from.name);
     }
+    let last = hosts.marks();
+    ensure!(get(&hosts.client.pod, hosts.web.v4(WEB))?.code == 200);
+    hosts.mutual(last, "client", "web")?;
     let lines = hosts.world.a().process.stdout.json_after(marks.0);
-    ensure!(lines.is_empty(), "through the daemon: {lines:?}");
+    ensure!(lines.len() == 1, "through the daemon: {lines:?}");
+    let declared = format!(":{WEB}");
+    for line in hosts.world.b().process.stdout.json_after(marks.1) {
+        let to = line["destination"]["address"].as_str().context("an address")?;
+        ensure!(to.ends_with(&declared), "through the daemon: {line}");
+    }
     Ok(())
 }
 

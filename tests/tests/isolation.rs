@@ -92,13 +92,15 @@ fn a_mark_that_a_pod_sets_exempts_it_from_nothing() -> Result<()> {
     marks.push(u32::from_be_bytes(*b"mtls"));
     for mark in marks {
         for to in [world.pod("httpbin-full").v4(PORT), To::Full.v4(PORT)] {
-            // It may fail; it must not pass in the clear.
-            let _ = client.inside(|| {
+            client.inside(|| {
                 let socket = socket(to, None)?;
                 socket.set_mark(mark)?;
-                socket.set_read_timeout(Some(std::time::Duration::from_secs(3)))?;
-                ping(&mut connect_socket(socket, to)?, "canary-marked")
-            });
+                ensure!(socket.mark()? == mark, "it is not marked");
+                // It may fail; it must not pass in the clear.
+                let _ = connect_socket(socket, to)
+                    .and_then(|mut stream| ping(&mut stream, "canary-marked"));
+                Ok(())
+            })?;
         }
     }
     // Something must have crossed for an absence to say anything.

@@ -6,8 +6,9 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
@@ -15,7 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{cgroup, netns, process};
+use crate::{cgroup, netns, process, wait};
 
 /// One directory per living testbed: its configuration, state, sockets.
 pub const DIRECTORY: &str = "/run/mtls-tests";
@@ -174,8 +175,10 @@ pub fn remove(prefix: &str) -> Result<()> {
     }
     let in_memory =
         names_in(Path::new(MEMORY)).into_iter().filter(|name| prefix_of(name) == prefix);
+    // What was not cleaned up stays noted: the next who removes this tries again.
+    let notes = pins.is_ok().then_some(directory);
     let mut files = Ok(());
-    for directory in in_memory.map(|name| Path::new(MEMORY).join(name)).chain([directory]) {
+    for directory in in_memory.map(|name| Path::new(MEMORY).join(name)).chain(notes) {
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 files = Err(error).with_context(|| format!("removing {}", directory.display()));
@@ -222,28 +225,44 @@ pub fn run_directory(bed: &Path) -> PathBuf {
 
 fn cleanup_nodes(bed: &Path) -> Result<()> {
     let mut result = Ok(());
+    let run = run_directory(bed);
     for node in names_in(&nodes_directory(bed)) {
-        let cleaned = cleanup_node(&node, &run_directory(bed));
-        result = result.and(cleaned);
+        // Its daemon was killed a moment ago and may not be dead yet.
+        let dead = wait::until(DYING, &format!("{node}'s daemon to let go"), || {
+            let output = run_cleanup(&node, &run).map_err(|error| format!("{error:#}"))?;
+            if output.status.code() == Some(BUSY) { Err(said(&output)) } else { Ok(output) }
+        });
+        result = result.and(dead.and_then(|output| cleaned(&node, &output)));
     }
     result
 }
+
+/// How long a killed daemon may take to be gone.
+const DYING: Duration = Duration::from_secs(10);
+/// The exit code of `mtls-daemon cleanup` while a daemon runs.
+const BUSY: i32 = 73;
 
 /// `mtls-daemon cleanup`: takes away what the node's daemon left in the kernel on purpose.
 ///
 /// # Errors
 /// When it fails; its own words are in the error.
 pub fn cleanup_node(node: &str, run: &Path) -> Result<()> {
+    cleaned(node, &run_cleanup(node, run)?)
+}
+
+fn run_cleanup(node: &str, run: &Path) -> Result<Output> {
     let mut command = Command::new(process::sibling("mtls-daemon", "MTLS_DAEMON_BIN")?);
     command.args(["cleanup", "--node", node, "--run-dir"]).arg(run);
-    let output = process::output(command)?;
-    ensure!(
-        output.status.success(),
-        "mtls-daemon cleanup --node {node}: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
+    process::output(command)
+}
+
+fn cleaned(node: &str, output: &Output) -> Result<()> {
+    ensure!(output.status.success(), "mtls-daemon cleanup --node {node}: {}", said(output));
     Ok(())
+}
+
+fn said(output: &Output) -> String {
+    format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr))
 }
 
 #[cfg(test)]

@@ -79,8 +79,12 @@ impl Binaries {
     pub fn environment(&self) -> Vec<(String, String)> {
         let mut environment =
             vec![("MTLS_DAEMON_BIN".to_owned(), self.daemon.display().to_string())];
-        if let Ok(testbed) = self.tests_program("mtls-testbed") {
-            environment.push(("MTLS_TESTBED_BIN".to_owned(), testbed.display().to_string()));
+        for (program, variable) in
+            [("mtls-testbed", "MTLS_TESTBED_BIN"), ("mtls-demo", "MTLS_DEMO_BIN")]
+        {
+            if let Ok(path) = self.tests_program(program) {
+                environment.push((variable.to_owned(), path.display().to_string()));
+            }
         }
         environment
     }

@@ -1,6 +1,6 @@
 //! The walkthroughs' tables against an outside judge: a file of rows that somebody else took from
-//! the same documents. `MTLS_CONFORMANCE` names the folder that has it; without it our own table is
-//! all there is, and the test of the walkthroughs asserts that.
+//! the same documents. `MTLS_CONFORMANCE` names the folder that has it; without it, the few rows of
+//! each kind beside this file.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -108,13 +108,14 @@ fn judge(row: &Value) -> Result<()> {
 }
 
 #[test]
-fn every_row_of_the_outside_judge_is_a_row_of_ours() -> Result<()> {
-    let Some(folder) = std::env::var_os("MTLS_CONFORMANCE") else {
-        println!("MTLS_CONFORMANCE is not set: nobody judges our table");
-        return Ok(());
+fn every_row_of_the_judge_is_a_row_of_ours() -> Result<()> {
+    let text = match std::env::var_os("MTLS_CONFORMANCE") {
+        None => include_str!("conformance/walkthrough-matrices.json").to_owned(),
+        Some(folder) => {
+            let path = Path::new(&folder).join(FILE);
+            std::fs::read_to_string(&path).with_context(|| path.display().to_string())?
+        }
     };
-    let path = Path::new(&folder).join(FILE);
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let file: Value = serde_json::from_str(&text)?;
     let rows = file["cases"].as_array().context("no cases")?;
     let (mut agreed, mut skipped, mut disagree) = (0, 0, BTreeSet::new());
@@ -130,7 +131,7 @@ fn every_row_of_the_outside_judge_is_a_row_of_ours() -> Result<()> {
         }
     }
     println!("{FILE}: {} rows, {agreed} agreed, {skipped} skipped", rows.len());
-    ensure!(!rows.is_empty(), "{FILE} has no rows");
+    ensure!(agreed + disagree.len() > 0, "{FILE} has no row to judge");
     ensure!(disagree.is_empty(), "{}", disagree.into_iter().collect::<Vec<_>>().join("\n"));
     Ok(())
 }

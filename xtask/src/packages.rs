@@ -10,6 +10,8 @@ use crate::shell::{has, output, run, say};
 /// installed.
 pub struct Package {
     pub name: &'static str,
+    /// What older releases call it.
+    formerly: &'static [&'static str],
     /// A program, or the path of a file. Looked for before dpkg is asked: what somebody installed by hand,
     /// or another distribution has, is as good.
     brings: &'static str,
@@ -17,7 +19,11 @@ pub struct Package {
 }
 
 const fn package(name: &'static str, brings: &'static str, why: &'static str) -> Package {
-    Package { name, brings, why }
+    Package { name, formerly: &[], brings, why }
+}
+
+const fn formerly(formerly: &'static [&'static str], package: Package) -> Package {
+    Package { formerly, ..package }
 }
 
 /// To compile the workspace.
@@ -59,8 +65,15 @@ pub const TEST: &[Package] = &[
 
 /// For the tests alone: applications whose traffic the daemon carries.
 pub const APPLICATIONS: &[Package] = &[
-    package("mariadb-server-core", "mariadbd", "a database whose server speaks first"),
-    package("mariadb-client-core", "mariadb", "and its client"),
+    // (Ubuntu 22.04)
+    formerly(
+        &["mariadb-server-core-10.6"],
+        package("mariadb-server-core", "mariadbd", "a database whose server speaks first"),
+    ),
+    formerly(
+        &["mariadb-client-core-10.6"],
+        package("mariadb-client-core", "mariadb", "and its client"),
+    ),
     package(
         "python3-aiosmtpd",
         "/usr/lib/python3/dist-packages/aiosmtpd",
@@ -92,24 +105,24 @@ pub fn ensure(packages: &[Package]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names = missing.iter().map(|package| package.name).collect::<Vec<_>>();
+    let names = || missing.iter().map(|package| package.offered(candidate)).collect::<Vec<_>>();
     if !has("apt-get") {
         bail!(
             "these packages are missing and there is no apt-get to install them with: {} (the names \
              are Debian's; install their like by hand)",
-            names.join(" ")
+            names().join(" ")
         );
     }
     for package in &missing {
         say(format_args!("installing {}: {}", package.name, package.why));
     }
     // The lists may be old or absent, as on a fresh container: only then are they fetched.
-    if output(&mut apt_get(&names)?).is_ok() {
+    if output(&mut apt_get(&names())?).is_ok() {
         return Ok(());
     }
     say("refreshing the package lists");
     refresh()?;
-    run(&mut apt_get(&names)?).context("apt-get could not install what is missing")
+    run(&mut apt_get(&names())?).context("apt-get could not install what is missing")
 }
 
 /// Fetches the package lists anew.
@@ -142,16 +155,37 @@ impl Package {
             path if path.starts_with('/') => Path::new(path).exists(),
             program => has(program),
         };
-        here || installed(self.name)
+        here || installed(self.installed())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.name).chain(self.formerly.iter().copied())
+    }
+
+    /// The name that it is installed by, or would be today.
+    pub fn installed(&self) -> &'static str {
+        self.names().find(|name| installed(name)).unwrap_or(self.name)
+    }
+
+    /// The name that the distribution offers it by; today's where it is not known.
+    fn offered(&self, candidate: impl Fn(&str) -> Option<String>) -> &'static str {
+        match self.formerly {
+            [] => self.name,
+            _ => self.names().find(|name| candidate(name).is_some()).unwrap_or(self.name),
+        }
     }
 }
 
 /// Servers come with their packages and are started by the tests alone: the file that forbids
 /// packages to start them is put in place for the time of the installation, unless there is one.
+/// dash runs the EXIT trap only when it exits by itself, also after a signal.
 const NOT_STARTED: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
     printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy" || exit 1
 fi
 apt-get "$@"
@@ -188,4 +222,55 @@ fn privileged(program: &str) -> Result<Command> {
     };
     command.env("DEBIAN_FRONTEND", "noninteractive");
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::{fs::PermissionsExt, process::CommandExt};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// With a file of the test's own in the place of the policy, and an installation that takes until
+    /// somebody ends it.
+    #[test]
+    fn an_installation_that_is_interrupted_lets_packages_start_servers_again() -> Result<()> {
+        let folder = std::env::temp_dir().join(format!("xtask-packages-{}", std::process::id()));
+        for signal in ["INT", "TERM", "HUP"] {
+            fs::create_dir_all(&folder)?;
+            let (apt, policy) = (folder.join("apt-get"), folder.join("policy-rc.d"));
+            fs::write(&apt, "#!/bin/sh\n: >\"${0%/*}/begun\"\nexec sleep 600\n")?;
+            fs::set_permissions(&apt, fs::Permissions::from_mode(0o755))?;
+            let script =
+                NOT_STARTED.replace("/usr/sbin/policy-rc.d", &policy.display().to_string());
+            // As in a terminal, the whole group gets the signal.
+            let mut command = Command::new("env");
+            command.args(["--default-signal=INT,TERM,HUP", "sh", "-c", &script, "apt-get"]);
+            command.env("PATH", format!("{}:/usr/bin:/bin", folder.display())).process_group(0);
+            let mut child = command.spawn()?;
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !folder.join("begun").exists() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let there = policy.exists();
+            run(Command::new("kill").args(["-s", signal, "--", &format!("-{}", child.id())]))?;
+            let status = child.wait()?;
+            let left = policy.exists();
+            fs::remove_dir_all(&folder)?;
+            assert!(there && !left, "{signal}: there: {there}, left: {left}");
+            assert!(!status.success(), "{signal}: {status}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_package_has_the_name_that_the_distribution_offers() {
+        let offered = |names: &'static [&str]| {
+            APPLICATIONS[0].offered(move |name| names.contains(&name).then(|| "1:10.6".to_owned()))
+        };
+        assert_eq!(offered(&["mariadb-server-core"]), "mariadb-server-core");
+        assert_eq!(offered(&["mariadb-server-core-10.6"]), "mariadb-server-core-10.6");
+        assert_eq!(offered(&[]), "mariadb-server-core");
+    }
 }

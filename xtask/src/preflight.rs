@@ -28,7 +28,8 @@ pub fn check() -> Result<()> {
     let mut missing = Vec::new();
     if !is_root() {
         missing.push(
-            "root: namespaces, cgroups and BPF programs need it. Run the same command with sudo -E"
+            "root: namespaces, cgroups and BPF programs need it. Run the same command behind \
+             `sudo -E env \"PATH=$PATH\"`, which keeps cargo where it is found"
                 .to_owned(),
         );
     } else {

@@ -64,6 +64,22 @@ pub fn lines(trust_domain: &str, namespace: &str, key: Key) -> Vec<String> {
 
 /// The first of `lines` that `text` lacks; the order does not matter, as extensions have none.
 pub fn missing<'a>(text: &str, lines: &'a [String]) -> Option<&'a str> {
-    let has = |line: &str| text.lines().any(|of| of.contains(line));
+    // Older versions of openssl put blanks around the sign.
+    let plain = |text: &str| text.replace(" = ", "=");
+    let text = plain(text);
+    let has = |line: &str| text.lines().any(|of| of.contains(&plain(line)));
     lines.iter().map(String::as_str).find(|line| !has(line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issuer_is_found_however_openssl_writes_it() {
+        let wanted = ["Issuer: O = cluster.local".to_owned()];
+        assert_eq!(missing("  Issuer: O = cluster.local\n", &wanted), None);
+        assert_eq!(missing("  Issuer: O=cluster.local\n", &wanted), None);
+        assert_eq!(missing("  Issuer: O=other\n", &wanted), Some(wanted[0].as_str()));
+    }
 }

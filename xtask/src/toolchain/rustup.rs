@@ -73,9 +73,8 @@ fn find() -> Result<Candidate> {
     if !has("rustup") {
         bail!("there is no rustup");
     }
-    let list = output(Command::new("rustup").args(["toolchain", "list", "--quiet"]))?;
-    let mut nightlies: Vec<_> =
-        list.lines().map(str::trim).filter(|name| name.starts_with("nightly")).collect();
+    let list = output(Command::new("rustup").args(["toolchain", "list"]))?;
+    let mut nightlies = nightlies(&list);
     if nightlies.is_empty() {
         bail!("rustup has no nightly toolchain");
     }
@@ -89,6 +88,12 @@ fn find() -> Result<Candidate> {
         }
     }
     bail!("{}", refused.join(", "))
+}
+
+/// Of a list of toolchains, a line each: the name, and what rustup has to say of it.
+fn nightlies(list: &str) -> Vec<&str> {
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| name.starts_with("nightly")).collect()
 }
 
 fn look_at(name: &str) -> Result<Candidate> {
@@ -105,4 +110,20 @@ fn look_at(name: &str) -> Result<Candidate> {
         bail!("uses LLVM {generation}, not {LLVM}");
     }
     Ok(Candidate { name: name.to_owned(), sysroot, version })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nightlies;
+
+    #[test]
+    fn nightlies_are_found_in_what_rustup_lists() {
+        let list = "stable-x86_64-unknown-linux-gnu (active, default)\n\
+                    nightly-2026-03-01-x86_64-unknown-linux-gnu\n\
+                    nightly-x86_64-unknown-linux-gnu (override)\n";
+        let names =
+            ["nightly-2026-03-01-x86_64-unknown-linux-gnu", "nightly-x86_64-unknown-linux-gnu"];
+        assert_eq!(nightlies(list), names);
+        assert!(nightlies("no installed toolchains\n").is_empty());
+    }
 }

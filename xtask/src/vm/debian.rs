@@ -22,6 +22,12 @@ const SUITES: &[(Part, &str)] = &[
     (Part::Main, "trixie-backports"),
 ];
 
+/// As on Ubuntu.
+const NO_ARCHIVE: &str = "\
+this machine's apt has no Debian archive to take kernels from: set MTLS_DEBIAN_MIRROR, or give --mirror, to \
+the URL of a mirror of Debian without its last part: URL/debian has the archive, URL/debian-security its \
+security updates";
+
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Main,
@@ -130,9 +136,7 @@ fn own_mirror() -> Result<[String; 2]> {
         let line = targets.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix('|'));
         line.map(|uri| uri.trim_end_matches('/').to_owned())
     };
-    let main = find("Debian").context(
-        "this machine's apt has no Debian archive to take kernels from: name one with --mirror URL",
-    )?;
+    let main = find("Debian").context(NO_ARCHIVE)?;
     // Mirrors of Debian commonly have the security archive beside it.
     let security = find("Debian-Security").unwrap_or_else(|| format!("{main}-security"));
     Ok([main, security])

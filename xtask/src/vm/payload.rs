@@ -121,7 +121,8 @@ impl Payload {
         payload.environment.push(("MTLS_DETECT_TIMEOUT".to_owned(), "1s".to_owned()));
         if tests.iter().any(|test| test.target == WITH_APPLICATIONS) {
             packages::ensure(packages::APPLICATIONS)?;
-            payload.packages = packages::APPLICATIONS.iter().map(|it| it.name).collect();
+            payload.packages =
+                packages::APPLICATIONS.iter().map(packages::Package::installed).collect();
         }
         for test in tests {
             let all = args.is_empty();

@@ -14,6 +14,7 @@ use crate::openssl::Pair;
 use crate::process::{Process, output};
 use crate::{client, wait};
 
+const NGINX: &str = "/usr/sbin/nginx";
 /// How long a server may take until it listens.
 const START: Duration = Duration::from_secs(20);
 
@@ -155,24 +156,43 @@ pub fn redis_cli(pod: &Pod, to: SocketAddr, arguments: &[&str]) -> Result<String
 /// # Errors
 /// When it does not listen.
 pub fn nginx(pod: &Pod, ports: &[(u16, &Pair)], clients: &Authority) -> Result<Process> {
+    let asks = format!(
+        "ssl_client_certificate {}; ssl_verify_client on;",
+        clients.certificate().display()
+    );
     let directory = clients.directory.join("nginx");
-    fs::create_dir_all(&directory)?;
-    let place = directory.display();
+    nginx_tls(pod, &directory, ports, &asks, "client $ssl_client_s_dn for $ssl_server_name")
+}
+
+/// The same that asks clients for no certificate. Its page says which server was asked for.
+///
+/// # Errors
+/// When it does not listen.
+pub fn nginx_open(pod: &Pod, directory: &Path, ports: &[(u16, &Pair)]) -> Result<Process> {
+    nginx_tls(pod, &directory.join("nginx-open"), ports, "", "anybody for $ssl_server_name")
+}
+
+fn nginx_tls(
+    pod: &Pod,
+    directory: &Path,
+    ports: &[(u16, &Pair)],
+    settings: &str,
+    page: &str,
+) -> Result<Process> {
+    fs::create_dir_all(directory)?;
     let servers: String = ports
         .iter()
         .map(|(port, pair)| {
             format!(
                 "server {{ listen {port} ssl; ssl_certificate {}; ssl_certificate_key {};\n\
-                 ssl_client_certificate {}; ssl_verify_client on;\n\
-                 location / {{ return 200 \"client $ssl_client_s_dn for $ssl_server_name\"; }} }}\n",
+                 {settings}\nlocation / {{ return 200 \"{page}\"; }} }}\n",
                 pair.certificate.display(),
                 pair.key.display(),
-                clients.certificate().display()
             )
         })
         .collect();
-    let http = format!("{}{servers}", temporary(&place.to_string()));
-    start_nginx(pod, &directory, &http, ports.first().context("a port")?.0)
+    let http = format!("{}{servers}", temporary(&directory.display().to_string()));
+    start_nginx(pod, directory, &http, ports.first().context("a port")?.0)
 }
 
 /// nginx that speaks HTTP/2 in the clear, to clients who know it beforehand. Its page says what it
@@ -218,8 +238,15 @@ fn start_nginx(pod: &Pod, directory: &Path, http: &str, port: u16) -> Result<Pro
     );
     let file = directory.join("nginx.conf");
     fs::write(&file, text)?;
-    let mut command = pod.place.command("/usr/sbin/nginx")?;
-    command.args(["-e", "stderr", "-c"]).arg(&file);
+    let mut command = pod.place.command(NGINX)?;
+    // Without it the host's own log is opened before the configuration is read. nginx before 1.19.5 cannot be told.
+    let early = ["-e", "stderr"];
+    let mut asked = Command::new(NGINX);
+    asked.args(early).arg("-v");
+    if output(asked).context("is nginx installed?")?.status.success() {
+        command.args(early);
+    }
+    command.arg("-c").arg(&file);
     let server = Process::start(format!("nginx in {}", pod.name), command)?;
     listening(server, pod, port)
 }

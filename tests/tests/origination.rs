@@ -8,11 +8,13 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use mtls_tests::client::converse;
 use mtls_tests::curl::{Curl, curl};
 use mtls_tests::process::Process;
-use mtls_tests::servers::{Authority, nginx, redis, redis_cli};
-use mtls_tests::{Pod, PodSpec, World, wait};
+use mtls_tests::servers::{Authority, nginx, nginx_open, redis, redis_cli};
+use mtls_tests::world::To;
+use mtls_tests::{Capture, Pod, PodSpec, World, wait};
 use serde_json::{Value, json};
 
 const HOST: &str = "db.example.com";
@@ -24,6 +26,9 @@ const GOOD: u16 = 8443;
 const EXPIRED: u16 = 8444;
 const OTHER_NAME: u16 = 8445;
 const VERSION_1: u16 = 8446;
+/// These ask for no client certificate.
+const OPEN: u16 = 8447;
+const OPEN_OTHER_NAME: u16 = 8448;
 
 const API: &str = "networking.istio.io/v1";
 /// For a change of files that no test measures.
@@ -54,7 +59,11 @@ fn outside() -> Result<Outside> {
     authority.revocations(&other)?;
     let pod = world.pod("db");
     let ports = [(GOOD, &good), (EXPIRED, &expired), (OTHER_NAME, &other), (VERSION_1, &version_1)];
-    let servers = vec![redis(pod, REDIS, &good, &authority)?, nginx(pod, &ports, &authority)?];
+    let servers = vec![
+        redis(pod, REDIS, &good, &authority)?,
+        nginx(pod, &ports, &authority)?,
+        nginx_open(pod, &files, &[(OPEN, &good), (OPEN_OTHER_NAME, &other)])?,
+    ];
     // The daemon resolves by a file of this testbed's, and nobody else does.
     let hosts = files.join("hosts");
     fs::write(&hosts, format!("{SERVER} dns.example.com twin.example.com\n"))?;
@@ -82,7 +91,7 @@ fn outside() -> Result<Outside> {
 
 /// A service outside the mesh: at a virtual address, or by its name alone.
 fn service(world: &mut World, host: &str, addresses: &[Ipv4Addr]) {
-    let ports: Vec<Value> = [REDIS, GOOD, EXPIRED, OTHER_NAME, VERSION_1]
+    let ports: Vec<Value> = [REDIS, GOOD, EXPIRED, OTHER_NAME, VERSION_1, OPEN, OPEN_OTHER_NAME]
         .iter()
         .map(|port| json!({"number": port, "name": format!("port-{port}")}))
         .collect();
@@ -142,6 +151,19 @@ impl Outside {
         ensure!(got.code == 503 && got.body.contains(code), "not {code}: {got:?}");
         let line = self.world.a().logged(mark, code, |line| line["outcome"] == code)?;
         ensure!(line["detail"].is_string() && line["fault"] != "us", "{line}");
+        Ok(())
+    }
+
+    /// The page that the server at `port` has for who comes so, over TLS that the daemon originated.
+    fn check_page(&self, port: u16, page: &str) -> Result<()> {
+        let mark = self.world.a().mark();
+        let got = self.get(HOST, (VIRTUAL, port).into())?;
+        ensure!(got.code == 200 && got.body == page, "{port}: not {page:?}: {got:?}");
+        let end = format!(":{port}");
+        let line = self.world.a().logged(mark, page, |line| {
+            line["destination"]["address"].as_str().is_some_and(|it| it.ends_with(&end))
+        })?;
+        ensure!(line["security"] == "originated_tls", "{line}");
         Ok(())
     }
 
@@ -254,6 +276,114 @@ fn what_else_is_refused_has_a_code_of_its_own() -> Result<()> {
         "{line}"
     );
     outside.check_redis_refused("rule_refused")
+}
+
+/// The server is verified as the rule says, and sees no certificate.
+#[test]
+fn simple_verifies_the_server_alone() -> Result<()> {
+    let mut outside = outside()?;
+    let capture = Capture::start(outside.world.node(0))?;
+    let mut simple = json!({"mode": "SIMPLE", "caCertificates": outside.file("ca.pem")});
+    outside.rule(HOST, &simple)?;
+    outside.check_page(OPEN, &format!("anybody for {HOST}"))?;
+    outside.check_refused(OPEN_OTHER_NAME, "upstream_name_refused")?;
+    simple["subjectAltNames"] = json!(["other.example.com"]);
+    outside.rule(HOST, &simple)?;
+    outside.check_page(OPEN_OTHER_NAME, &format!("anybody for {HOST}"))?;
+    outside.check_refused(OPEN, "upstream_name_refused")?;
+    ensure!(!capture.flows_to((SERVER, OPEN).into())?.is_empty(), "nothing crossed");
+    ensure!(!capture.saw("canary")?, "plaintext crossed");
+    Ok(())
+}
+
+#[test]
+fn sni_is_what_the_server_is_asked_for_and_the_name_that_it_must_have() -> Result<()> {
+    let mut outside = outside()?;
+    let mut tls = outside.mutual();
+    tls["sni"] = json!("dns.example.com");
+    outside.rule(HOST, &tls)?;
+    outside.check_page(GOOD, "client CN=client for dns.example.com")?;
+    tls["sni"] = json!("elsewhere.example.com");
+    outside.rule(HOST, &tls)?;
+    outside.check_refused(GOOD, "upstream_name_refused")?;
+    // Names that are listed are the ones that count.
+    tls["subjectAltNames"] = json!([HOST]);
+    outside.rule(HOST, &tls)?;
+    outside.check_page(GOOD, "client CN=client for elsewhere.example.com")
+}
+
+#[test]
+fn insecure_skip_verify_asks_nothing_of_the_server() -> Result<()> {
+    let mut outside = outside()?;
+    let mut tls = outside.mutual();
+    tls["caCertificates"] = json!(outside.file("other-ca.pem"));
+    outside.rule(HOST, &tls)?;
+    outside.check_refused(OTHER_NAME, "upstream_ca_unknown")?;
+    // Both at once contradict each other, and the rule from before stays in force.
+    tls["insecureSkipVerify"] = json!(true);
+    outside.rule(HOST, &tls)?;
+    outside.check_refused(OTHER_NAME, "upstream_ca_unknown")?;
+    tls.as_object_mut().context("a rule")?.remove("caCertificates");
+    outside.rule(HOST, &tls)?;
+    for port in [GOOD, OTHER_NAME, EXPIRED] {
+        outside.check_page(port, &format!("client CN=client for {HOST}"))?;
+    }
+    let simple = json!({"mode": "SIMPLE", "insecureSkipVerify": true});
+    outside.rule(HOST, &simple)?;
+    outside.check_page(OPEN_OTHER_NAME, &format!("anybody for {HOST}"))
+}
+
+/// Inside the mesh: the client that could speak mTLS does not.
+#[test]
+fn disable_sends_what_the_application_sends() -> Result<()> {
+    let mut world = World::new()?;
+    let echo = 9000;
+    world.serve("httpbin-full", "echo", echo)?;
+    let to = To::Full.v4(echo);
+    let talk = |world: &World, canary: &str| -> Result<(bool, Value)> {
+        let capture = Capture::start(world.node(0))?;
+        let mark = world.b().mark();
+        let talk = world.pod("sleep-full").inside(|| converse(to, canary))?;
+        ensure!(talk.worked(), "{canary}: {talk:?}");
+        let line = world.b().logged(mark, canary, |line| line["direction"] == "inbound")?;
+        ensure!(!capture.flows_to(world.pod("httpbin-full").v4(echo))?.is_empty(), "{line}");
+        Ok((capture.saw(canary)?, line["security"].clone()))
+    };
+    ensure!(talk(&world, "canary-without-a-rule")? == (false, json!("mutual_tls")));
+    world.change(|mesh| {
+        mesh.destination_rule("full", "httpbin", &To::Full.host(), "DISABLE");
+    })?;
+    ensure!(talk(&world, "canary-disabled")? == (true, json!("plaintext")));
+    // The server's mode is not the client's to choose.
+    world.change(|mesh| {
+        mesh.mode("full", "httpbin", "STRICT");
+    })?;
+    let refused = world.pod("sleep-full").inside(|| converse(to, "canary-refused"))?;
+    ensure!(!refused.worked(), "{refused:?}");
+    Ok(())
+}
+
+#[test]
+fn a_name_that_nobody_resolves_is_refused_by_name() -> Result<()> {
+    let mut outside = outside()?;
+    let (host, address) = ("gone.example.com", Ipv4Addr::new(10, 96, 9, 2));
+    let spec = json!({
+        "hosts": [host],
+        "addresses": [address],
+        "ports": [{"number": GOOD, "name": "tcp"}],
+        "location": "MESH_EXTERNAL",
+        "resolution": "DNS",
+    });
+    outside.world.change(|mesh| {
+        mesh.put(API, "ServiceEntry", "full", host, spec);
+    })?;
+    let mark = outside.world.a().mark();
+    let got = outside.get(host, (address, GOOD).into())?;
+    ensure!(got.code == 503 && got.body.contains("name_not_resolved"), "{got:?}");
+    let refused = |line: &Value| line["outcome"] == "name_not_resolved";
+    let line = outside.world.a().logged(mark, "the refusal", refused)?;
+    ensure!(line["detail"].as_str().is_some_and(|it| it.contains(host)), "{line}");
+    Ok(())
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use mtls_tests::client::converse;
+use mtls_tests::daemon::LOG;
 use mtls_tests::demo::SLEEP;
 use mtls_tests::late::Late;
 use mtls_tests::openssl::{self, Pair};
@@ -295,7 +296,7 @@ fn a_local_greeting_never_beats_a_remote_peer_whose_hello_is_late() -> Result<()
         let sent = smtp::send(client, directory, late.address, &canary)?;
         ensure!(sent.exit == 0, "after {delay:?}: {sent:?}");
         ensure!(late.early()?.is_empty(), "after {delay:?} the greeting came first");
-        ensure!(mail.stdout.all().iter().any(|line| line.contains(&canary)), "no mail");
+        mail.stdout.find_after(0, LOG, "the mail", |line| line.contains(&canary).then_some(()))?;
         for port in [mariadb::PORT, smtp::PORT] {
             let address = server.v4(port).to_string();
             let line = world.b().logged(mark, "inbound", |line| {

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use mtls_tests::client::{Conversation, converse};
+use mtls_tests::daemon::LOG;
 use mtls_tests::demo::report::is_client_hello;
 use mtls_tests::world::{TARGET_PORT, To, serve};
 use mtls_tests::{Capture, World};
@@ -74,6 +75,11 @@ fn no_byte_of_a_plaintext_client_reaches_a_strict_application() -> Result<()> {
     // An application that knows the client by one connection has seen no other.
     let talk = world.pod("sleep-full").inside(|| converse(To::Full.v4(PORT), "mtls"))?;
     assert!(talk.worked(), "{talk:?}");
+    let known = world.pod("sleep-full").v4(0).ip().to_string();
+    echo.stdout.find_json(0, LOG, "the connection with mTLS", |event| {
+        event["event"] == "accepted"
+            && event["peer"].as_str().is_some_and(|peer| peer.starts_with(&known))
+    })?;
     let accepted: Vec<_> = echo
         .stdout
         .json_after(0)

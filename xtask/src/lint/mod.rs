@@ -21,7 +21,7 @@ use crate::{
 ///
 /// Steps: tidy (which module may name what, sizes of files), formatting, dependencies (licences, bans and
 /// sources by deny.toml, known advisories by xtask/advisories.txt), clippy with warnings denied, also for
-/// the kernel programs. None needs a network once the dependencies and the toolchain are there.
+/// the kernel programs and the fuzzers. None needs a network once the dependencies and the toolchain are there.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only this step; may be repeated
@@ -75,7 +75,7 @@ fn formatting(workspace: &Workspace) -> Result<()> {
 fn dependencies(workspace: &Workspace) -> Result<()> {
     let rules = manifest::Rules::read(workspace)?;
     let mut used = Vec::new();
-    for folder in [".", "mtls-ebpf"] {
+    for folder in [".", "mtls-ebpf", "fuzz"] {
         used.extend(manifest::dependencies(workspace, folder)?);
     }
     licenses::check(&rules, &used)?;
@@ -93,6 +93,7 @@ fn clippy(workspace: &Workspace) -> Result<()> {
         "--deny",
         "warnings",
     ]))?;
+    fuzzers(workspace)?;
     // The kernel programs are looked at as if they were for this machine: clippy comes with another
     // compiler than the one that builds `core` for the kernel, and looking needs no linking.
     let target = workspace.root().join("target/ebpf/clippy");
@@ -108,5 +109,22 @@ fn clippy(workspace: &Workspace) -> Result<()> {
             .args(["clippy", "--release", "--target-dir"])
             .arg(target)
             .args(["--", "--deny", "warnings", "--deny", "clippy::undocumented_unsafe_blocks"]),
+    )
+}
+
+/// A workspace of its own that nothing else compiles. Looking needs neither coverage nor libFuzzer itself, which
+/// is C++. With the workspace's own profile, most of what it depends on has been looked at already.
+fn fuzzers(workspace: &Workspace) -> Result<()> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.root().join("target"), PathBuf::from);
+    run_command(
+        workspace
+            .cargo()
+            .env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libfuzzer.a")
+            .args(["clippy", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir"])
+            .arg(target)
+            .args(["--config", "profile.dev.opt-level=0"])
+            .args(["--config", "profile.dev.package.\"*\".opt-level=2"])
+            .args(["--", "--deny", "warnings"]),
     )
 }

@@ -42,7 +42,8 @@ pub struct Signing {
     /// The same, for whoever shows a certificate.
     bundle: Bundle,
     pub server: AuthorityServer,
-    /// When the server's own certificate has to be made anew.
+    /// From when on the server's own certificate is good, and when it has to be made anew.
+    begin: SystemTime,
     pub renew: SystemTime,
     /// The key identifier that certificates of this authority name as their issuer's.
     pub issuer: String,
@@ -91,7 +92,7 @@ impl Signing {
         let server = AuthorityServer::new(&svid, &bundle)
             .map_err(|error| CaError::Sign(error.to_string()))?;
         let left = svid.not_after.duration_since(now).unwrap_or_default();
-        let renew = now + left / 2;
+        let (begin, renew) = (svid.not_before, now + left / 2);
 
         let statement_key =
             KeyPair::generate().map_err(|error| CaError::Sign(error.to_string()))?;
@@ -106,6 +107,7 @@ impl Signing {
             anchors_pem,
             bundle,
             server,
+            begin,
             renew,
             issuer,
             statement_key,
@@ -115,7 +117,9 @@ impl Signing {
     }
 
     pub fn is_current(&self, source: &Source, directory: &StateDir, now: SystemTime) -> bool {
-        now < self.renew && source.stamps(directory).is_ok_and(|stamps| stamps == self.stamps)
+        // Made while the clock was ahead: nobody believes it now, nor what signs lists.
+        let good = (self.begin..self.renew).contains(&now);
+        good && source.stamps(directory).is_ok_and(|stamps| stamps == self.stamps)
     }
 
     /// Whether a client's chain verifies with the anchors of now.

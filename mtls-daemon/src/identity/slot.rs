@@ -53,6 +53,8 @@ struct Renewal {
     /// Of the SVID that is there: from when it came to its end, if it was made for us. What is in its
     /// certificate begins earlier, by what issuers allow for clocks that are behind.
     life: Duration,
+    /// The SVID that is there was made for us: asking brings another.
+    made: bool,
     /// What has been said of the end of the SVID that is there.
     warned: Warned,
     /// The CAs of the own trust domain that came with it.
@@ -144,6 +146,7 @@ impl IdentitySlot {
             last_error: None,
             again: false,
             life: Duration::ZERO,
+            made: false,
             warned: Warned::Nothing,
             roots: Arc::default(),
             retired: false,
@@ -209,12 +212,21 @@ impl IdentitySlot {
 
     /// None: an attempt is under way.
     pub(super) fn due(&self, now: Instant, wall: SystemTime) -> Option<Due> {
-        let wait = match self.renewal().next {
+        let current = self.current();
+        let begins = current.as_ref().map(|current| current.not_before());
+        let renewal = self.renewal();
+        let wait = match renewal.next {
             Next::Working => return None,
+            // Made while the clock was ahead: every peer refuses it until then.
+            Next::RenewAt(_) if renewal.made && begins.is_some_and(|begins| begins > wall) => {
+                let may = renewal.begun.map_or(now, |begun| begun + IN_DEMAND);
+                may.saturating_duration_since(now)
+            }
             Next::RenewAt(at) => at.duration_since(wall).unwrap_or_default(),
             Next::RetryAt(at) => at.saturating_duration_since(now),
         };
-        let expires = self.current().map(|current| current.not_after());
+        drop(renewal);
+        let expires = current.map(|current| current.not_after());
         let idle = self.waiters.load(Ordering::Relaxed) == 0;
         Some(Due { wait, idle, has_svid: expires.is_some(), expires })
     }
@@ -270,6 +282,7 @@ impl IdentitySlot {
             Ok(issued) => {
                 let (now, svid) = (SystemTime::now(), &issued.identity);
                 let begin = if issued.made { now } else { svid.not_before() };
+                renewal.made = issued.made;
                 renewal.life = svid.not_after().duration_since(begin).unwrap_or_default();
                 renewal.next = match again {
                     false => Next::RenewAt(renewal_time(&issued, now)),

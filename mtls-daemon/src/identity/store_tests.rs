@@ -13,6 +13,8 @@ const SOON: Duration = Duration::from_secs(10);
 struct Source {
     authority: Authority,
     lifetime: Mutex<Duration>,
+    /// By how much the clock is ahead when the next one is made.
+    ahead: Mutex<Duration>,
     broken: AtomicBool,
     /// In the order in which they were asked for.
     asked: mpsc::Sender<SpiffeId>,
@@ -25,7 +27,8 @@ impl SvidSource for Source {
             return Err(SourceError::Other("the CA is on holiday".to_owned()));
         }
         let lifetime = *self.lifetime.lock().unwrap();
-        Ok(self.authority.issue(id, KeyType::default(), lifetime, SystemTime::now())?)
+        let now = SystemTime::now() + std::mem::take(&mut *self.ahead.lock().unwrap());
+        Ok(self.authority.issue(id, KeyType::default(), lifetime, now)?)
     }
 
     fn bundle(&self) -> Result<Bundle, SourceError> {
@@ -50,8 +53,9 @@ fn source(lifetime: Duration) -> (Arc<Source>, mpsc::Receiver<SpiffeId>) {
     let (authority, _) =
         Authority::generate(&domain(), KeyType::default(), SystemTime::now()).unwrap();
     let (asked, order) = mpsc::channel();
-    let (lifetime, broken) = (Mutex::new(lifetime), AtomicBool::new(false));
-    (Arc::new(Source { authority, lifetime, broken, asked }), order)
+    let (lifetime, ahead) = (Mutex::new(lifetime), Mutex::default());
+    let broken = AtomicBool::new(false);
+    (Arc::new(Source { authority, lifetime, ahead, broken, asked }), order)
 }
 
 /// Waits for a condition, with a deadline.
@@ -96,6 +100,22 @@ async fn rotation_replaces_the_svid_in_place_at_about_half_life() {
     .await;
     let took = began.elapsed();
     assert!(took > Duration::from_secs(1) && took < Duration::from_millis(3500), "{took:?}");
+    running.abort();
+}
+
+#[tokio::test]
+async fn an_svid_from_when_the_clock_was_ahead_is_replaced() {
+    let (source, _order) = source(Duration::from_secs(24 * 3600));
+    *source.ahead.lock().unwrap() = Duration::from_secs(3600);
+    let store = SvidStore::new(source, Vec::new(), HandshakeSettings::plain());
+    let slot = store.slot(&id("web"));
+    let running = tokio::spawn(store.clone().run());
+    assert!(slot.wait(SOON).await.is_some());
+    until("one that peers believe", || {
+        slot.current().is_some_and(|svid| svid.not_before() <= SystemTime::now())
+    })
+    .await;
+    assert_eq!(store.issued_ok(), 2, "and no more than that");
     running.abort();
 }
 

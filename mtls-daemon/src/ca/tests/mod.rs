@@ -1,6 +1,7 @@
 //! The CA over the wire. Here: a CA on a loopback port, and a client made from the checked-in proto.
 
 mod abuse;
+mod clocks;
 mod conformance;
 mod interop;
 mod lasting;
@@ -174,8 +175,18 @@ impl Running {
     }
 
     async fn timed(place: tempfile::TempDir, settings: Settings, times: Times) -> Self {
+        Self::opened(place, settings, times, SystemTime::now()).await
+    }
+
+    /// One whose clock was at `now` when it began.
+    async fn opened(
+        place: tempfile::TempDir,
+        settings: Settings,
+        times: Times,
+        now: SystemTime,
+    ) -> Self {
         let audit = Lines::default();
-        let ca = Ca::open(settings, Audit::to(audit.clone()), SystemTime::now()).unwrap();
+        let ca = Ca::open(settings, Audit::to(audit.clone()), now).unwrap();
         let cluster = Cluster::default();
         let gate = cluster.0.clone();
         let audience = token_review::AUDIENCE.to_owned();

@@ -131,7 +131,9 @@ impl NodeSvid {
         }
         let held = state.held.as_ref().filter(|held| held.svid.not_after > now);
         let Some(Held { svid, fresh }) = held else { return Ok(Own::Missing) };
-        let young = fresh.as_ref().is_some_and(|it| it.roots == anchors && now < it.half_life);
+        // One that begins later is from when both clocks were ahead.
+        let good = |it: &Fresh| (svid.not_before..it.half_life).contains(&now);
+        let young = fresh.as_ref().is_some_and(|it| it.roots == anchors && good(it));
         let rest = state.rest.as_ref();
         let rests = rest.is_some_and(|(until, roots)| Instant::now() < *until && *roots == anchors);
         Ok(if young || rests { Own::Good(svid.clone()) } else { Own::Due(svid.clone()) })

@@ -15,7 +15,7 @@ pub struct TrustStatus {
     pub roots: Vec<RootStatus>,
     /// Of this node, that have an SVID.
     pub identities: usize,
-    /// Why a restarted daemon will not know them.
+    /// Why a restarted daemon will not know them, or this one does not.
     pub trouble: Option<String>,
 }
 

@@ -105,7 +105,7 @@ impl IstioCa {
         let trust = Arc::new(Trust::new(&settings.root_file, &settings.state_dir));
         let client = Arc::new(Client::new(&settings));
         // A mistake in the file shows at the start, not at the first connection.
-        trust.anchors().map_err(SourceError::Other)?;
+        trust.check_file().map_err(SourceError::Other)?;
         let node = match &settings.credential {
             Credential::TokenFile(_) => None,
             Credential::Node { name, join_token } => {

@@ -28,6 +28,9 @@ pub struct Entry {
     pub identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// The same join token and the same key as before.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub retry: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lifetime_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use rcgen::PublicKeyData;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::allow::{self, AccountName, Pods};
@@ -16,10 +17,12 @@ use super::rate::Rates;
 use super::revoke::{self, Held};
 use super::signing::{Signing, Source, pem_of};
 use super::state::Watched;
+use super::token::UsedUp;
 use super::{Refusal, StateDir, csr, domain, issued, roots, seconds, token};
 use crate::identity::KeyType;
 use crate::identity::ca::sealed::SealingKey;
 use crate::identity::ca::{CaError, Signed, Subject};
+use crate::identity::source::istio_ca;
 use crate::identity::{NodeName, SpiffeId, TrustDomain};
 
 /// Requests of callers who are known, waiting for a processor; one more is told to come back.
@@ -31,8 +34,9 @@ pub(super) const STRANGERS: u32 = 2048;
 const LOOKED_AT: usize = 64;
 
 /// How long a request waits for its turn: whoever asked has an answer soon after, and nothing is signed
-/// for somebody who was told that the CA is busy.
-const QUEUE: Duration = Duration::from_secs(25);
+/// for somebody who was told that the CA is busy, or has given up. It may have to wait twice.
+const QUEUE: Duration = Duration::from_secs(5);
+const _: () = assert!(2 * QUEUE.as_secs() < istio_ca::ANSWER.as_secs());
 
 /// How long a signed revocation list is handed out before it is signed again.
 const SIGN_AGAIN: Duration = Duration::from_secs(2);
@@ -350,7 +354,7 @@ impl Ca {
         now: SystemTime,
         entry: &mut Entry,
     ) -> Result<Vec<String>, Refusal> {
-        // A join token is good for one certificate anyhow.
+        // A join token is good for a few certificates anyhow.
         let counted = match &caller {
             Caller::Joining { .. } => None,
             caller => Some(caller.name()),
@@ -370,7 +374,8 @@ impl Ca {
         let signing = self.signing.load_full();
         let subject = Subject { id: &grant.id, dns_names: &[] };
         let signed = signing.authority.sign(&key, subject, lifetime, now)?;
-        self.record(&grant, &signed, &signing.issuer, now)?;
+        let spki = key.subject_public_key_info();
+        entry.retry = self.record(&grant, &spki, &signed, &signing.issuer, now)?;
         let lives = signed.not_after.duration_since(now).unwrap_or_default();
         entry.signed(&signed.serial, lives, signed.not_after);
         let mut chain: Vec<String> = signed.chain.iter().map(pem_of).collect();
@@ -381,23 +386,32 @@ impl Ca {
 
     /// What has to be true, and to be remembered, at the moment of handing out: in one turn, so that
     /// a token is used once, and a revocation that comes at the same time reaches this certificate or
-    /// stops it.
+    /// stops it. True: it is an answer that was given before.
     fn record(
         &self,
         grant: &Grant,
+        spki: &[u8],
         signed: &Signed,
         issuer: &str,
         now: SystemTime,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let turn = self.directory.turn()?;
         self.refuse_revoked(grant)?;
-        if let Some(id) = &grant.token {
-            let token = token::use_up(&turn, id, now)?
-                .map_err(|error| Refusal::Unauthenticated(error.to_string()))?;
-            let mut nodes: Nodes = turn.read(nodes::FILE)?;
-            let node = Node { identities: token.identities, joined: seconds(now) };
-            nodes.0.insert(token.node, node);
-            turn.write(nodes::FILE, &nodes)?;
+        let used_up = grant.token.as_ref().map(|id| {
+            let used = token::Use { spki, serial: &signed.serial };
+            // Once only: another token may have come in between.
+            token::use_up(&turn, id, used, now, |token| {
+                let mut nodes: Nodes = turn.read(nodes::FILE)?;
+                let node = Node { identities: token.identities.clone(), joined: seconds(now) };
+                nodes.0.insert(token.node.clone(), node);
+                turn.write(nodes::FILE, &nodes)
+            })
+        });
+        let used_up = used_up.transpose()?.transpose();
+        let used_up = used_up.map_err(|error| Refusal::Unauthenticated(error.to_string()))?;
+        let retry = matches!(used_up, Some(UsedUp::Again { .. }));
+        if let Some(UsedUp::Again { serials }) = used_up {
+            self.refuse_serials(&serials)?;
         }
         let issued = issued::Issued {
             serial: signed.serial.clone(),
@@ -411,7 +425,7 @@ impl Ca {
             let lives = signed.not_after.duration_since(now).unwrap_or_default();
             roots::note_lifetime(&turn, lives)?;
         }
-        Ok(())
+        Ok(retry)
     }
 
     fn refuse_revoked(&self, grant: &Grant) -> Result<(), Refusal> {
@@ -431,6 +445,17 @@ impl Ca {
             return refuse(format!("the caller's certificate {serial}"));
         }
         Ok(())
+    }
+
+    /// A key whose certificate was taken back gets no other one.
+    fn refuse_serials(&self, serials: &[String]) -> Result<(), Refusal> {
+        let revoked = self.revoked.get(&self.directory)?;
+        match serials.iter().find(|serial| revoked.names_serial(serial)) {
+            Some(serial) => Err(Refusal::NotAllowed(format!(
+                "the certificate {serial} that the join token brought is revoked"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Whether a caller that was known when it connected has been revoked since.

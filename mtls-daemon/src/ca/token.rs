@@ -1,6 +1,9 @@
 //! Join tokens: how a machine that nobody vouches for yet gets its first certificate, once.
 //!
 //! A token is `mtls-join.<id>.<secret>`. The CA keeps the hash of the secret alone.
+//!
+//! An answer may be lost on its way, and the token would be spent for nothing: so for a while the key
+//! that it was used for, which its holder shows to have, gets another certificate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -22,6 +25,12 @@ pub const PREFIX: &str = "mtls-join.";
 /// the log, not the secret.
 pub const ATTEMPTS: u32 = 5;
 
+/// How long an answer is given again, to the same key.
+const AGAIN: u64 = 15 * 60;
+
+/// How often: more than a node asks in that time.
+const ANSWERS: usize = 21;
+
 /// Used up and expired tokens are listed for so long.
 const REMEMBERED: u64 = 7 * 24 * 3600;
 
@@ -40,6 +49,31 @@ pub struct Token {
     pub failed_attempts: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<u64>,
+    /// SHA-256 of the public key that it was used for, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// Of the certificates that it brought.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    serials: Vec<String>,
+}
+
+/// What a token is to be used for.
+#[derive(Debug, Clone, Copy)]
+pub struct Use<'a> {
+    /// The public key (SubjectPublicKeyInfo, DER), whose private one the caller has.
+    pub spki: &'a [u8],
+    /// Of the certificate.
+    pub serial: &'a str,
+}
+
+/// What using a token up came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UsedUp {
+    First,
+    /// It was used for this key before: these are the certificates that it brought.
+    Again {
+        serials: Vec<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,26 +95,28 @@ pub enum TokenError {
 impl Token {
     /// As `ca token list` shows it.
     pub fn state(&self, now: SystemTime) -> &'static str {
+        if self.used.is_some() {
+            return "used";
+        }
         match self.usable("", now) {
             Ok(()) => "valid",
-            Err(TokenError::Used(_)) => "used",
             Err(TokenError::Void(_)) => "void",
             Err(_) => "expired",
         }
     }
 
+    /// Whether it is good for somebody.
     fn usable(&self, id: &str, now: SystemTime) -> Result<(), TokenError> {
-        let id = id.to_owned();
-        if self.used.is_some() {
-            return Err(TokenError::Used(id));
-        }
-        if self.failed_attempts >= ATTEMPTS {
-            return Err(TokenError::Void(id));
-        }
-        if seconds(now) >= self.expires {
+        let (id, now) = (id.to_owned(), seconds(now));
+        if let Some(used) = self.used {
+            let young = now.abs_diff(used) < AGAIN && self.serials.len() < ANSWERS;
+            if !young || self.key.is_none() {
+                return Err(TokenError::Used(id));
+            }
+        } else if now >= self.expires {
             return Err(TokenError::Expired(id));
         }
-        Ok(())
+        if self.failed_attempts >= ATTEMPTS { Err(TokenError::Void(id)) } else { Ok(()) }
     }
 }
 
@@ -102,13 +138,15 @@ pub fn create(
     let id = hex(&random_bytes::<6>().map_err(CaError::Sign)?);
     let secret = Zeroizing::new(hex(&random_bytes::<32>().map_err(CaError::Sign)?));
     let token = Token {
-        sha256: hash(&secret),
+        sha256: hash(secret.as_bytes()),
         node,
         identities: identities.into_iter().map(|id| id.to_string()).collect(),
         created: seconds(now),
         expires: seconds(now + lifetime),
         failed_attempts: 0,
         used: None,
+        key: None,
+        serials: Vec::new(),
     };
     let turn = directory.turn()?;
     let mut tokens: Tokens = turn.read(FILE)?;
@@ -140,8 +178,8 @@ pub fn parse(text: &str) -> Result<(&str, &str), TokenError> {
     Ok((id, secret))
 }
 
-/// Whether the text is a token that may be used now; counts a wrong secret. Its name and what it is
-/// for.
+/// Whether the text is a token that may be used now, be it by the key alone that used it before; counts
+/// a wrong secret. Its name and what it is for.
 pub fn check(
     directory: &StateDir,
     text: &str,
@@ -176,12 +214,15 @@ pub fn check(
     Ok(Err(TokenError::Secret(id.to_owned())))
 }
 
-/// Uses a token up that [`check`] found good: only one of several callers succeeds.
+/// Uses a token up that [`check`] found good: only one of several callers succeeds, and may come again.
+/// `first`: what has to be written before the token is spent.
 pub fn use_up(
     turn: &Turn<'_>,
     id: &str,
+    used: Use<'_>,
     now: SystemTime,
-) -> Result<Result<Token, TokenError>, CaError> {
+    first: impl FnOnce(&Token) -> Result<(), CaError>,
+) -> Result<Result<UsedUp, TokenError>, CaError> {
     let mut tokens: Tokens = turn.read(FILE)?;
     let Some(token) = tokens.0.get_mut(id) else {
         return Ok(Err(TokenError::Unknown(id.to_owned())));
@@ -189,13 +230,23 @@ pub fn use_up(
     if let Err(error) = token.usable(id, now) {
         return Ok(Err(error));
     }
-    token.used = Some(seconds(now));
-    let token = token.clone();
+    let key = hash(used.spki);
+    let before = token.serials.clone();
+    token.serials.push(used.serial.to_owned());
+    let used_up = match &token.key {
+        Some(known) if *known == key => UsedUp::Again { serials: before },
+        Some(_) => return Ok(Err(TokenError::Used(id.to_owned()))),
+        None => {
+            first(token)?;
+            (token.used, token.key) = (Some(seconds(now)), Some(key));
+            UsedUp::First
+        }
+    };
     turn.write(FILE, &tokens)?;
-    Ok(Ok(token))
+    Ok(Ok(used_up))
 }
 
-fn hash(secret: &str) -> String {
+fn hash(secret: impl AsRef<[u8]>) -> String {
     Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -4,6 +4,7 @@ mod abuse;
 mod clocks;
 mod conformance;
 mod interop;
+mod joining;
 mod lasting;
 mod node_faults;
 mod nodes;

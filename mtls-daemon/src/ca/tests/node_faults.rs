@@ -1,6 +1,5 @@
 //! A node whose disk is full, whose CA is away, hangs, or says what it should not.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::body::Incoming;
@@ -111,9 +110,11 @@ impl Wire {
     }
 }
 
-/// A CA that signs whatever list a test wants.
-struct Odd {
-    address: SocketAddr,
+/// A CA that signs whatever list a test wants, and some of whose certificates get lost.
+pub(super) struct Odd {
+    pub(super) address: SocketAddr,
+    /// So many of the next ones.
+    pub(super) lost: Arc<AtomicUsize>,
     list: Arc<Mutex<Option<RevocationList>>>,
     task: JoinHandle<()>,
 }
@@ -150,16 +151,18 @@ impl NodeService for Lists {
 }
 
 impl Odd {
-    async fn beside(running: &Running) -> Self {
+    pub(super) async fn beside(running: &Running) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let list = Arc::new(Mutex::new(None));
         let lists = Lists { ca: running.ca.clone(), list: list.clone() };
+        let lost = Arc::new(AtomicUsize::new(0));
+        let losing = lost.clone();
         let task = tokio::spawn(async move {
             let mut open = tokio::task::JoinSet::new();
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let lists = lists.clone();
+                let (lists, losing) = (lists.clone(), losing.clone());
                 open.spawn(async move {
                     let server = lists.ca.signing().server.clone();
                     let Ok((stream, client)) = server.accept(stream).await else { return };
@@ -170,12 +173,17 @@ impl Odd {
                             .extensions_mut()
                             .insert(Connection { peer, client: client.clone() });
                         let (mut istio, mut node) = (istio.clone(), node.clone());
+                        let losing = losing.clone();
                         async move {
-                            let answer = match request.uri().path().contains("NodeService") {
-                                true => node.call(request).await,
-                                false => istio.call(request).await,
-                            };
-                            Ok::<_, Infallible>(answer.unwrap())
+                            if request.uri().path().contains("NodeService") {
+                                return Ok(node.call(request).await.unwrap());
+                            }
+                            let answer = istio.call(request).await.unwrap();
+                            let lose = |left: usize| left.checked_sub(1);
+                            match losing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose) {
+                                Ok(_) => Err(std::io::Error::other("the connection broke")),
+                                Err(_) => Ok(answer),
+                            }
                         }
                     });
                     let http = http2::Builder::new(TokioExecutor::new());
@@ -183,7 +191,7 @@ impl Odd {
                 });
             }
         });
-        Self { address, list, task }
+        Self { address, lost, list, task }
     }
 
     fn has(&self, number: u64, issued: SystemTime, serials: &[&str]) {

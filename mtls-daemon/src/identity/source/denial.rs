@@ -3,7 +3,7 @@
 use super::{Reason, SourceError};
 
 /// Why there is no answer. What has no better reason cannot be used.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Denial {
     pub reason: Reason,
     pub text: String,

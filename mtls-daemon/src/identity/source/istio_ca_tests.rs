@@ -64,7 +64,7 @@ fn an_answer_that_is_not_what_was_asked_for_is_refused() {
 /// Also where nobody answers: the guard is what goes.
 #[test]
 fn a_key_that_is_not_used_is_wiped() {
-    let (mut key, _) = key_and_csr(&web(), KeyType::default()).unwrap();
+    let mut key = new_key(KeyType::default()).unwrap();
     assert!(key.0.serialize_der().iter().any(|byte| *byte != 0));
     key.wipe();
     assert!(key.0.serialize_der().iter().all(|byte| *byte == 0));

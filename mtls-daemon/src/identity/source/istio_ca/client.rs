@@ -13,7 +13,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use zeroize::Zeroizing;
 
 use super::trust::Trust;
-use super::{Answer, Denial, Reason, Settings, key_and_csr, read_answer};
+use super::{Answer, Denial, Reason, Settings, Wiped, csr_of, new_key, read_answer};
 use crate::grpc::Channel;
 use crate::grpc::istio_v1_auth::IstioCertificateRequest;
 use crate::grpc::istio_v1_auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -109,18 +109,27 @@ impl Client {
             .map_err(Denial::new(Reason::Unreachable))
     }
 
-    /// A certificate for `id`. `impersonated`: it is asked for on a workload's behalf.
+    /// A certificate for `id`. `impersonated`: it is asked for on a workload's behalf. `key`: the one that
+    /// it is to be for, otherwise a new one.
     pub(super) async fn certificate(
         &self,
         channel: Channel,
         id: &SpiffeId,
         impersonated: Option<&SpiffeId>,
         token: Option<Zeroizing<String>>,
+        key: Option<Wiped>,
     ) -> Result<Answer, Denial> {
         // An RSA key takes seconds, and the node's own is asked for from the main runtime.
         let (named, key_type) = (id.clone(), self.key_type);
-        let made = tokio::task::spawn_blocking(move || key_and_csr(&named, key_type)).await;
-        let (key, csr) = made.map_err(|error| error.to_string())??;
+        let made = tokio::task::spawn_blocking(move || -> Result<_, String> {
+            let key = match key {
+                Some(key) => key,
+                None => new_key(key_type)?,
+            };
+            let csr = csr_of(&named, &key)?;
+            Ok((key, csr))
+        });
+        let (key, csr) = made.await.map_err(|error| error.to_string())??;
         let mut fields = BTreeMap::new();
         if let Some(id) = impersonated {
             let value = Value { kind: Some(Kind::StringValue(id.to_string())) };

@@ -5,6 +5,7 @@
 //! behalf of the node's workloads (impersonation, policy.md 7.4).
 
 mod client;
+mod join_key;
 mod node_svid;
 pub mod poll;
 mod revoked;
@@ -33,7 +34,7 @@ use node_svid::NodeSvid;
 use trust::Trust;
 
 /// Renewal has half of a lifetime: there is no hurry, and a CA that hangs must not hold a place.
-const ANSWER: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER: Duration = Duration::from_secs(15);
 /// As `status` prints it.
 const NAME: &str = "istio-ca";
 
@@ -133,7 +134,7 @@ impl IstioCa {
             None => None,
         };
         let channel = self.client.channel(&self.trust, own.as_ref()).await?;
-        let answer = self.client.certificate(channel, id, Some(id), self.token()?).await;
+        let answer = self.client.certificate(channel, id, Some(id), self.token()?, None).await;
         if answer.is_err() {
             self.client.forget();
         }
@@ -200,16 +201,19 @@ fn read_token(path: &std::path::Path) -> Result<zeroize::Zeroizing<String>, Stri
     }
 }
 
-/// A new key, and the CSR for it. The names in it are a courtesy to CAs that look.
-fn key_and_csr(id: &SpiffeId, key_type: KeyType) -> Result<(Wiped, String), String> {
+fn new_key(key_type: KeyType) -> Result<Wiped, String> {
+    let made = key_type.generate().map_err(|error| format!("no key can be made: {error}"))?;
+    Ok(Wiped(made))
+}
+
+/// The names in a CSR are a courtesy to CAs that look.
+fn csr_of(id: &SpiffeId, key: &Wiped) -> Result<String, String> {
     let failed = |error: rcgen::Error| format!("no CSR can be made: {error}");
-    let key = Wiped(key_type.generate().map_err(failed)?);
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let uri = id.as_str().try_into().map_err(failed)?;
     params.subject_alt_names = vec![SanType::URI(uri)];
-    let csr = params.serialize_request(&key.0).and_then(|csr| csr.pem()).map_err(failed)?;
-    Ok((key, csr))
+    params.serialize_request(&key.0).and_then(|csr| csr.pem()).map_err(failed)
 }
 
 /// Takes a response apart (policy.md 7.1): the leaf, what is between, and all roots in the last

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -12,17 +12,24 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::client::Client;
+use super::join_key::{self, JoinKeys};
 use super::trust::{Trust, certificates};
 use super::{ANSWER, Denial, NAME, Reason, Settings, SourceError, read_token};
 use crate::identity::ca::files;
 use crate::identity::revocations::normal_serial;
 use crate::identity::slot::{Warned, half_life, longest_retry, retry_after};
-use crate::identity::{NodeName, SpiffeId, Svid, SvidStatus};
+use crate::identity::{KeyType, NodeName, SpiffeId, Svid, SvidStatus};
 use crate::tls::svid::issuer;
+
+/// How often a node without an SVID tries to reach its CA. A token that reached it is sent again ever more
+/// seldom: the CA counts, and writes down each time.
+const REACH: Duration = Duration::from_secs(5);
 
 pub(super) struct NodeSvid {
     id: SpiffeId,
     join_token: Option<PathBuf>,
+    join_keys: Arc<JoinKeys>,
+    key_type: KeyType,
     file: PathBuf,
     client: Arc<Client>,
     trust: Arc<Trust>,
@@ -37,9 +44,7 @@ pub(super) struct NodeSvid {
 struct State {
     held: Option<Held>,
     failures: u32,
-    /// While there is a valid one, the CA is not asked before this time, unless its roots are others
-    /// than these.
-    rest: Option<(Instant, Vec<CertificateDer<'static>>)>,
+    rest: Option<Rest>,
     /// Of the latest attempt, if that failed.
     last_error: Option<String>,
     /// It is not on disk yet.
@@ -47,6 +52,14 @@ struct State {
     /// Why it could not be written.
     unkept: Option<String>,
     warned: Warned,
+}
+
+/// After a failure the CA is not asked before this time, unless something else is there by then.
+struct Rest {
+    until: Instant,
+    roots: Vec<CertificateDer<'static>>,
+    /// Where there was no SVID: with what it was tried, and what those hear who want it meanwhile.
+    joining: Option<(Option<String>, Denial)>,
 }
 
 struct Held {
@@ -84,9 +97,11 @@ impl NodeSvid {
         let id = name.id(&settings.trust_domain);
         let id = id.map_err(|error| SourceError::Other(error.to_string()))?;
         let file = settings.state_dir.join("node-svid.pem");
+        let join_keys = Arc::new(JoinKeys::new(&settings.state_dir));
+        let key_type = settings.key_type;
         let (state, turn) = (Mutex::default(), Arc::default());
         let writing = Arc::default();
-        Ok(Self { id, join_token, file, client, trust, state, turn, writing })
+        Ok(Self { id, join_token, join_keys, key_type, file, client, trust, state, turn, writing })
     }
 
     /// One that is valid; renewed after half of its life, when the CA's roots changed, and by each run.
@@ -130,13 +145,25 @@ impl NodeSvid {
             state.held = svid.map(|svid| Held { svid: Arc::new(svid), fresh: None });
         }
         let held = state.held.as_ref().filter(|held| held.svid.not_after > now);
-        let Some(Held { svid, fresh }) = held else { return Ok(Own::Missing) };
+        let rest = state.rest.as_ref();
+        let rest = rest.filter(|it| Instant::now() < it.until && it.roots == anchors);
+        let Some(Held { svid, fresh }) = held else {
+            let joining = rest.and_then(|rest| rest.joining.as_ref());
+            return match joining {
+                Some((token, why)) if *token == self.token() => Err(why.clone()),
+                _ => Ok(Own::Missing),
+            };
+        };
         // One that begins later is from when both clocks were ahead.
         let good = |it: &Fresh| (svid.not_before..it.half_life).contains(&now);
         let young = fresh.as_ref().is_some_and(|it| it.roots == anchors && good(it));
-        let rest = state.rest.as_ref();
-        let rests = rest.is_some_and(|(until, roots)| Instant::now() < *until && *roots == anchors);
-        Ok(if young || rests { Own::Good(svid.clone()) } else { Own::Due(svid.clone()) })
+        Ok(if young || rest.is_some() { Own::Good(svid.clone()) } else { Own::Due(svid.clone()) })
+    }
+
+    /// Which join token there is now.
+    fn token(&self) -> Option<String> {
+        let token = self.join_token.as_ref().and_then(|file| read_token(file).ok());
+        token.map(|token| join_key::digest(&token))
     }
 
     async fn renew(self: Arc<Self>, _turn: OwnedMutexGuard<()>) -> Result<Arc<Svid>, Denial> {
@@ -146,16 +173,18 @@ impl NodeSvid {
             Own::Due(svid) => Some(svid),
             Own::Missing => None,
         };
+        // Before it is asked with: another one is tried at once.
+        let (token, mut sent) = (self.token(), false);
         let asked = tokio::time::timeout(ANSWER, async {
             match &old {
-                Some(svid) => match self.ask(Some(svid)).await {
+                Some(svid) => match self.ask(Some(svid), &mut sent).await {
                     // A CA that does not know our SVID any more may know a new token.
                     Err(error) if self.join_token.as_ref().is_some_and(|token| token.exists()) => {
-                        self.ask(None).await.map_err(|_| error)
+                        self.ask(None, &mut sent).await.map_err(|_| error)
                     }
                     asked => asked,
                 },
-                None => self.ask(None).await,
+                None => self.ask(None, &mut sent).await,
             }
         });
         let asked = asked.await.unwrap_or_else(|_| {
@@ -178,32 +207,48 @@ impl NodeSvid {
                 self.keep().await;
                 Ok(svid)
             }
-            Err(denial) => self.failed(denial, old),
+            Err(denial) => match old {
+                Some(old) => self.not_renewed(denial, old),
+                None => Err(self.not_joined(denial, token, sent)),
+            },
         }
     }
 
-    fn failed(&self, denial: Denial, old: Option<Arc<Svid>>) -> Result<Arc<Svid>, Denial> {
+    fn not_joined(&self, denial: Denial, token: Option<String>, sent: bool) -> Denial {
+        let Denial { reason, text: error } = denial;
+        let way_out = match &self.join_token {
+            // Spent, most likely: it was good for the SVID that has ended.
+            Some(file) if reason == Reason::Refused => format!(
+                "; a new token in {} lets it join again (`mtls-daemon ca token create`)",
+                file.display()
+            ),
+            _ => String::new(),
+        };
+        let text = format!("no SVID for the node itself: {error}{way_out}");
+        let denial = Denial { reason, text };
+        let roots = match self.trust.anchors() {
+            Ok(roots) => roots,
+            Err(error) => return error.into(),
+        };
+        let mut state = self.state();
+        state.last_error = Some(error);
+        let most = if sent { longest_retry(None) } else { REACH };
+        let retry = retry_after(state.failures, most);
+        let (until, joining) = (Instant::now() + retry.wait, Some((token, denial.clone())));
+        state.rest = Some(Rest { until, roots, joining });
+        state.failures = retry.failures;
+        denial
+    }
+
+    fn not_renewed(&self, denial: Denial, old: Arc<Svid>) -> Result<Arc<Svid>, Denial> {
         let anchors = self.trust.anchors()?;
         let mut state = self.state();
-        let Denial { reason, text: error } = denial;
+        let Denial { text: error, .. } = denial;
         state.last_error = Some(error.clone());
-        let Some(old) = old else {
-            let way_out = match &self.join_token {
-                // Spent, most likely: it was good for the SVID that has ended.
-                Some(file) if reason == Reason::Refused => format!(
-                    "; a new token in {} lets it join again (`mtls-daemon ca token create`)",
-                    file.display()
-                ),
-                _ => String::new(),
-            };
-            return Err(Denial {
-                reason,
-                text: format!("no SVID for the node itself: {error}{way_out}"),
-            });
-        };
         let left = old.not_after.duration_since(SystemTime::now()).ok();
         let retry = retry_after(state.failures, longest_retry(left));
-        state.rest = Some((Instant::now() + retry.wait, anchors));
+        let until = Instant::now() + retry.wait;
+        state.rest = Some(Rest { until, roots: anchors, joining: None });
         // Once for each outage, not every time.
         if state.failures == 0 {
             tracing::warn!(%error, "the node's own SVID is not renewed yet");
@@ -224,11 +269,13 @@ impl NodeSvid {
             state.held.as_ref().map(|held| held.svid.clone())
         };
         let Some(svid) = svid else { return };
-        let (file, new) = (self.file.clone(), svid.clone());
+        let (file, new, keys) = (self.file.clone(), svid.clone(), self.join_keys.clone());
         let written = tokio::task::spawn_blocking(move || {
             // Until it is done, also when nobody waits for that any more.
             let _writing = writing;
-            write(&file, &new)
+            write(&file, &new)?;
+            keys.forget();
+            Ok(())
         });
         let written = written.await;
         let error = written.unwrap_or_else(|error| Err(error.to_string())).err();
@@ -253,11 +300,17 @@ impl NodeSvid {
     async fn ask(
         &self,
         own: Option<&Svid>,
+        sent: &mut bool,
     ) -> Result<(Svid, Vec<CertificateDer<'static>>), Denial> {
         let credential = Denial::new(Reason::Credential);
-        let token = match (own, &self.join_token) {
-            (Some(_), _) => None,
-            (None, Some(path)) => Some(read_token(path).map_err(credential)?),
+        let (token, key) = match (own, &self.join_token) {
+            (Some(_), _) => (None, None),
+            (None, Some(path)) => {
+                let token = read_token(path).map_err(credential)?;
+                let (keys, text, key_type) = (self.join_keys.clone(), token.clone(), self.key_type);
+                let key = tokio::task::spawn_blocking(move || keys.of(&text, key_type)).await;
+                (Some(token), Some(key.map_err(|error| error.to_string())??))
+            }
             (None, None) => {
                 return Err(credential(
                     "there is none from before, and no join token: make one with \
@@ -267,7 +320,8 @@ impl NodeSvid {
             }
         };
         let channel = self.client.connect(&self.trust, own).await?;
-        let answer = self.client.certificate(channel, &self.id, None, token).await?;
+        *sent = true;
+        let answer = self.client.certificate(channel, &self.id, None, token, key).await?;
         let roots = certificates(&answer.roots)?;
         let (trust, said) = (self.trust.clone(), answer.roots);
         // Whatever becomes of them: a join is not repeated.
@@ -282,13 +336,15 @@ impl NodeSvid {
     pub(super) fn status(&self) -> SvidStatus {
         let state = self.state();
         let svid = state.held.as_ref().map(|held| &held.svid);
+        let rest = state
+            .rest
+            .as_ref()
+            .map(|rest| SystemTime::now() + rest.until.saturating_duration_since(Instant::now()));
         let due = state.held.as_ref().map(|held| {
             let due = held.fresh.as_ref().map_or(SystemTime::now(), |fresh| fresh.half_life);
-            let rest = state.rest.as_ref().map(|(until, _)| {
-                SystemTime::now() + until.saturating_duration_since(Instant::now())
-            });
             rest.map_or(due, |rest| rest.max(due))
         });
+        let due = due.or(rest);
         SvidStatus {
             id: self.id.clone(),
             serial: svid.map(|svid| svid.serial.clone()),

@@ -122,7 +122,6 @@ impl Ca {
             let Settings { trust_domain, key_type, sealing, .. } = &settings;
             roots::make(&directory, trust_domain, *key_type, sealing.as_ref(), now)?;
         }
-        issued::compact(&directory, now)?;
         let signing = load(&settings, &source, &directory, now)?;
         show_anchors(&source, &directory, &signing)?;
         let authenticators: Vec<Box<dyn Authenticator>> = vec![

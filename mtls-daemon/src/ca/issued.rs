@@ -48,31 +48,45 @@ pub fn valid(
     now: SystemTime,
     wanted: impl Fn(&Issued) -> bool,
 ) -> Result<Vec<Issued>, CaError> {
-    let path = directory.path(FILE);
-    let Some(file) = files::open_private(&path)? else { return Ok(Vec::new()) };
-    let (mut lines, mut line, mut found) = (BufReader::new(file), Vec::new(), Vec::new());
-    while lines.read_until(b'\n', &mut line).map_err(files::io_error("read", &path))? > 0 {
-        if let Ok(issued) = serde_json::from_slice::<Issued>(&line)
-            && issued.until() > seconds(now)
-            && wanted(&issued)
-        {
+    let mut found = Vec::new();
+    each_valid(directory, now, |issued, _| {
+        if wanted(&issued) {
             found.push(issued);
         }
-        line.clear();
-    }
+        Ok(())
+    })?;
     Ok(found)
 }
 
-/// Forgets what has expired.
+/// With the line that it stands in.
+fn each_valid(
+    directory: &StateDir,
+    now: SystemTime,
+    mut take: impl FnMut(Issued, &[u8]) -> Result<(), CaError>,
+) -> Result<(), CaError> {
+    let path = directory.path(FILE);
+    let Some(file) = files::open_private(&path)? else { return Ok(()) };
+    let (mut lines, mut line) = (BufReader::new(file), Vec::new());
+    while lines.read_until(b'\n', &mut line).map_err(files::io_error("read", &path))? > 0 {
+        if let Ok(issued) = serde_json::from_slice::<Issued>(&line)
+            && issued.until() > seconds(now)
+        {
+            take(issued, line.trim_ascii_end())?;
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+/// Forgets what has expired. However long the file is.
 pub fn compact(directory: &StateDir, now: SystemTime) -> Result<(), CaError> {
     let turn = directory.turn()?;
-    let mut text = String::new();
-    for issued in valid(directory, now, |_| true)? {
-        let line = serde_json::to_string(&issued);
-        text += &line.map_err(|error| CaError::Sign(error.to_string()))?;
-        text.push('\n');
-    }
-    turn.write_text(FILE, &text)
+    turn.stream(FILE, |put| {
+        each_valid(directory, now, |_, line| {
+            put(line)?;
+            put(b"\n")
+        })
+    })
 }
 
 #[cfg(test)]
@@ -104,6 +118,27 @@ mod tests {
         let serials: Vec<_> =
             valid(&directory, now, |_| true).unwrap().into_iter().map(|it| it.serial).collect();
         assert_eq!(serials, ["1", "3"]);
+    }
+
+    #[test]
+    fn a_record_longer_than_any_other_file_is_compacted() {
+        let (_place, directory) = directory();
+        let now = SystemTime::now();
+        for number in 0..200 {
+            let not_after = if number % 2 == 0 { seconds(now) + 100 } else { seconds(now) - 601 };
+            add(&directory.turn().unwrap(), &issued(&number.to_string(), not_after)).unwrap();
+        }
+        let length = || std::fs::metadata(directory.path(FILE)).unwrap().len();
+        let before = length();
+        files::LOWERED.set(Some(4096));
+        let compacted = compact(&directory, now);
+        files::LOWERED.set(None);
+        compacted.unwrap();
+        assert!(length() > 4096 && length() < before * 2 / 3, "{}", length());
+        let kept = valid(&directory, SystemTime::UNIX_EPOCH, |_| true).unwrap();
+        let kept: Vec<_> = kept.into_iter().map(|it| it.serial).collect();
+        let wanted: Vec<_> = (0..100).map(|number| (2 * number).to_string()).collect();
+        assert_eq!(kept, wanted);
     }
 
     #[test]

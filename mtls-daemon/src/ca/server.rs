@@ -85,7 +85,10 @@ async fn refresh(ca: &Arc<Ca>) {
             let now = SystemTime::now();
             if hourly {
                 say_endings(&ca, now);
-                issued::compact(ca.directory(), now)?;
+                if let Err(error) = issued::compact(ca.directory(), now) {
+                    // It grows until then, and nothing else.
+                    tracing::error!(%error, "what has expired is not forgotten; it is tried again in an hour");
+                }
             }
             ca.refresh(now)
         };

@@ -74,6 +74,15 @@ impl Turn<'_> {
         files::write_private(&self.directory.path(name), text.as_bytes())
     }
 
+    /// The file whole, piece by piece.
+    pub fn stream(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), CaError>) -> Result<(), CaError>,
+    ) -> Result<(), CaError> {
+        files::stream_private(&self.directory.path(name), write)
+    }
+
     /// It may not be there.
     pub fn remove(&self, name: &str) -> Result<(), CaError> {
         let path = self.directory.path(name);

@@ -1,7 +1,7 @@
 //! Private files: written whole or not at all, read only if nobody else could have.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,6 +19,20 @@ const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// More than any list of a large mesh. What is longer is an error, never cut.
 const LONGEST: u64 = 256 << 20;
+
+fn longest() -> u64 {
+    #[cfg(test)]
+    if let Some(lowered) = LOWERED.get() {
+        return lowered;
+    }
+    LONGEST
+}
+
+#[cfg(test)]
+thread_local! {
+    /// In this thread alone.
+    pub(crate) static LOWERED: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
 
 pub(crate) fn make_directory(directory: &Path) -> Result<(), CaError> {
     let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
@@ -55,7 +69,7 @@ pub(crate) fn lock(path: &Path) -> Result<File, CaError> {
 /// None if it is not there.
 pub(crate) fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
     let Some(file) = open_private(path)? else { return Ok(None) };
-    Ok(Some(text(path, &file, LONGEST)?))
+    Ok(Some(text(path, &file, longest())?))
 }
 
 /// For what is read piece by piece. None if it is not there.
@@ -93,13 +107,13 @@ fn bytes(path: &Path, file: &File, most: u64) -> Result<Zeroizing<Vec<u8>>, CaEr
 pub(crate) fn read_private_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, CaError> {
     let file = File::open(path).map_err(io_error("open", path))?;
     check_private(path, &file, FILE_MODE)?;
-    bytes(path, &file, LONGEST)
+    bytes(path, &file, longest())
 }
 
 /// A file that something else looks after (a mounted secret), which must be there.
 pub(crate) fn read_mounted(path: &Path) -> Result<Zeroizing<String>, CaError> {
     let file = File::open(path).map_err(io_error("open", path))?;
-    text(path, &file, LONGEST)
+    text(path, &file, longest())
 }
 
 /// Asks the open file, not the path: nobody can exchange it in between.
@@ -118,9 +132,29 @@ fn check_private(path: &Path, file: &File, mode: u32) -> Result<(), CaError> {
 
 /// Writes what is to be `path`, under its temporary name: all of it is on disk when this returns.
 pub(crate) fn write_beside(path: &Path, content: &[u8]) -> Result<(), CaError> {
-    if content.len() as u64 > LONGEST {
-        return Err(CaError::TooLong { path: path.to_owned(), most: LONGEST });
+    if content.len() as u64 > longest() {
+        return Err(CaError::TooLong { path: path.to_owned(), most: longest() });
     }
+    let mut file = make_beside(path)?;
+    let beside = temporary(path);
+    file.write_all(content).map_err(io_error("write", &beside))?;
+    file.sync_all().map_err(io_error("sync", &beside))
+}
+
+/// Writes `path` whole, piece by piece: what is read in the same way may be of any length.
+pub(crate) fn stream_private(
+    path: &Path,
+    write: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), CaError>) -> Result<(), CaError>,
+) -> Result<(), CaError> {
+    let beside = temporary(path);
+    let mut out = BufWriter::new(make_beside(path)?);
+    write(&mut |piece| out.write_all(piece).map_err(io_error("write", &beside)))?;
+    let file = out.into_inner().map_err(|error| io_error("write", &beside)(error.into_error()))?;
+    file.sync_all().map_err(io_error("sync", &beside))?;
+    put_in_place(path)
+}
+
+fn make_beside(path: &Path) -> Result<File, CaError> {
     let beside = temporary(path);
     // Left over from a crash; we hold the lock, so nobody is writing it now.
     match fs::remove_file(&beside) {
@@ -129,14 +163,12 @@ pub(crate) fn write_beside(path: &Path, content: &[u8]) -> Result<(), CaError> {
         }
         _ => {}
     }
-    let mut file = OpenOptions::new()
+    OpenOptions::new()
         .create_new(true)
         .write(true)
         .mode(FILE_MODE)
         .open(&beside)
-        .map_err(io_error("make", &beside))?;
-    file.write_all(content).map_err(io_error("write", &beside))?;
-    file.sync_all().map_err(io_error("sync", &beside))
+        .map_err(io_error("make", &beside))
 }
 
 /// Writes `path` whole: a reader sees what was there before or all of `content`.

@@ -78,7 +78,8 @@ fn each_valid(
     Ok(())
 }
 
-/// Forgets what has expired. However long the file is.
+/// Forgets what has expired, for good: only to be called with a clock that is right. However long the
+/// file is.
 pub fn compact(directory: &StateDir, now: SystemTime) -> Result<(), CaError> {
     let turn = directory.turn()?;
     turn.stream(FILE, |put| {

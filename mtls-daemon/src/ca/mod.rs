@@ -24,6 +24,7 @@ pub mod server;
 pub mod service;
 pub mod signing;
 pub mod state;
+pub mod steady;
 pub mod token;
 
 pub use issue::{Ca, Settings};

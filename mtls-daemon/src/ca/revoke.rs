@@ -14,6 +14,9 @@ use crate::identity::{NodeName, TrustDomain};
 
 pub const FILE: &str = "revocations.json";
 
+/// What ended is kept for so long, in seconds: a clock that was ahead for a while takes nothing away.
+const KEPT: u64 = 7 * 24 * 3600;
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Held {
@@ -121,7 +124,7 @@ pub fn add(
     if entries > 0 {
         held.number += 1;
         let now = seconds(now);
-        held.entries.retain(|it| it.until.is_none_or(|until| until > now));
+        held.entries.retain(|it| it.until.is_none_or(|until| until.saturating_add(KEPT) > now));
         turn.write(FILE, &held)?;
     }
     Ok(Added { entries, known })
@@ -207,6 +210,23 @@ mod tests {
         };
         assert_eq!((after(0), after(200)), (2, 2), "somebody's clock is behind");
         assert_eq!(after(701), 1, "it expired by itself");
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_for_a_while_takes_no_entry_away() {
+        let (_place, directory) = directory();
+        let (now, day) = (SystemTime::now(), std::time::Duration::from_secs(24 * 3600));
+        issue(&directory, "1", None, seconds(now) + 100);
+        let serial = |serial: &str| Target::Serial(serial.to_owned());
+        add(&directory, &serial("1"), "", now).unwrap();
+        let listed = |now| {
+            let held: Held = directory.read(FILE).unwrap();
+            held.list(&TrustDomain::parse("cluster.local").unwrap(), now).entries.len()
+        };
+        add(&directory, &serial("2"), "", now + 2 * day).unwrap();
+        assert_eq!((listed(now + 2 * day), listed(now)), (1, 2));
+        add(&directory, &serial("3"), "", now + 9 * day).unwrap();
+        assert_eq!(listed(now), 2, "it ended a week ago");
     }
 
     #[test]

@@ -10,13 +10,11 @@ use tokio::task::JoinSet;
 use super::connection::{self, Times};
 use super::issue::Ca;
 use super::issued;
+use super::steady::{HOUR, Steady};
 
 const CONNECTIONS: usize = 4096;
 /// How soon a change in the CA's files takes effect.
 const REFRESH: Duration = Duration::from_secs(1);
-
-/// How often what has expired is forgotten, and the end of the CA's own certificates is looked for.
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// How long the end waits for what is under way.
 const FINISH: Duration = Duration::from_secs(10);
@@ -75,20 +73,21 @@ pub async fn serve(
 async fn refresh(ca: &Arc<Ca>) {
     let mut failed = None;
     let mut looked: Option<Instant> = None;
+    let mut steady = Steady::new(Instant::now(), SystemTime::now());
     loop {
         let hourly = looked.is_none_or(|at| at.elapsed() > HOUR);
         if hourly {
             looked = Some(Instant::now());
         }
-        let ca = ca.clone();
+        let (ca, now) = (ca.clone(), SystemTime::now());
+        let forget = steady.for_an_hour(Instant::now(), now);
         let refresh = move || {
-            let now = SystemTime::now();
             if hourly {
                 say_endings(&ca, now);
-                if let Err(error) = issued::compact(ca.directory(), now) {
-                    // It grows until then, and nothing else.
-                    tracing::error!(%error, "what has expired is not forgotten; it is tried again in an hour");
-                }
+            }
+            if forget && let Err(error) = issued::compact(ca.directory(), now) {
+                // It grows until then, and nothing else.
+                tracing::error!(%error, "what has expired is not forgotten; it is tried again in an hour");
             }
             ca.refresh(now)
         };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,11 @@ pub enum NotBelieved {
         humantime::format_duration(*most)
     )]
     TooOld { age: Duration, most: Duration },
+    #[error(
+        "the revocation list was signed at {}, which is yet to come here: is one of the two clocks wrong?",
+        humantime::format_rfc3339_seconds(*issued)
+    )]
+    FromTheFuture { issued: SystemTime },
 }
 
 /// Why a list does not take the place of the one in force.
@@ -143,7 +148,10 @@ impl NotBelieved {
             | Self::Identity { .. }
             | Self::Signer { .. }
             | Self::OnCrl { .. } => true,
-            Self::CrlExpired { .. } | Self::NoList(_) | Self::TooOld { .. } => false,
+            Self::CrlExpired { .. }
+            | Self::NoList(_)
+            | Self::TooOld { .. }
+            | Self::FromTheFuture { .. } => false,
         }
     }
 }
@@ -161,6 +169,8 @@ pub struct Compiled {
     trust_domain: Box<str>,
     number: u64,
     issued: SystemTime,
+    /// When it was put in force, by a clock that nobody sets, and its age then.
+    confirmed: Option<(Instant, Duration)>,
     /// By a digest of what they name: until when.
     entries: HashMap<[u8; 32], Option<u64>>,
     /// By serial number: usually one issuer each.
@@ -197,7 +207,8 @@ impl Compiled {
         let entries = list.entries.iter().map(|it| (it.what.digest(), it.until)).collect();
         let number = list.number;
         let trust_domain = trust_domain.as_str().into();
-        Self { trust_domain, number, issued, entries, certificates, identities }
+        let confirmed = None;
+        Self { trust_domain, number, issued, confirmed, entries, certificates, identities }
     }
 
     /// # Errors
@@ -244,8 +255,9 @@ impl Compiled {
     /// # Errors
     /// It would be a step back.
     pub fn check_next(&self, next: &Self, now: SystemTime) -> Result<(), StepBack> {
-        // A signature from the future, from before the CA's clock was put right, counts as of now.
-        let issued = self.issued.min(now);
+        // A signature from the future is from before a clock was put right: the CA's, which may now be
+        // behind ours by as much as it may be ahead.
+        let issued = self.issued.min(now - AHEAD);
         if (next.number, next.issued) < (self.number, issued) {
             return Err(StepBack::Older { number: next.number, ours: self.number });
         }
@@ -275,9 +287,11 @@ impl Compiled {
         self.issued
     }
 
-    /// Since it was last signed.
+    /// Since it was last signed. Whoever puts the clock back makes it no younger.
     pub fn age(&self, now: SystemTime) -> Duration {
-        now.duration_since(self.issued).unwrap_or_default()
+        let wall = now.duration_since(self.issued).unwrap_or_default();
+        let counted = self.confirmed.map(|(at, age)| age.saturating_add(at.elapsed()));
+        wall.max(counted.unwrap_or_default())
     }
 }
 
@@ -378,12 +392,20 @@ impl Revocations {
 
     fn check_age(&self, list: &Compiled, now: SystemTime) -> Result<(), NotBelieved> {
         let Some(most) = self.rules.max_age else { return Ok(()) };
+        if list.is_from_the_future(now) {
+            return Err(NotBelieved::FromTheFuture { issued: list.issued });
+        }
         let age = Duration::from_secs(list.age(now).as_secs());
         if age > most { Err(NotBelieved::TooOld { age, most }) } else { Ok(()) }
     }
 
     /// The caller has verified the list and seen that it is no older one.
     pub fn replace(&self, list: Compiled) {
+        self.replace_at(list, SystemTime::now(), Instant::now());
+    }
+
+    fn replace_at(&self, mut list: Compiled, now: SystemTime, steady: Instant) {
+        list.confirmed = Some((steady, now.duration_since(list.issued).unwrap_or_default()));
         let number = list.number();
         let before = self.current.swap(Some(Arc::new(list)));
         // Only a change of content is a reason to judge open connections again.

@@ -69,13 +69,37 @@ fn a_list_covers_its_trust_domain_until_it_is_too_old() {
     let error = strict.covers(of(&web), at(1000)).unwrap_err();
     assert!(matches!(error, NotBelieved::NoList(_)), "also where lists in files speak: {error}");
     assert!(strict.is_required());
-    strict.replace(list(1, 1000, Vec::new()));
+    strict.replace_at(list(1, 1000, Vec::new()), at(1000), Instant::now());
     assert_eq!(strict.covers(of(&web), at(1060)), Ok(true));
     assert_eq!(strict.covers(of(&foreign), at(1060)), Ok(false), "it is another CA's");
     let error = strict.covers(of(&web), at(1061)).unwrap_err();
     assert!(error.to_string().contains("1m 1s old") && !error.is_revoked(), "{error}");
     lenient.replace(list(1, 1000, Vec::new()));
     assert_eq!(lenient.covers(of(&web), at(1_000_000)), Ok(true), "an absent CA breaks nothing");
+}
+
+#[test]
+fn whoever_puts_the_clock_back_makes_no_list_younger() {
+    let web = id("spiffe://cluster.local/ns/foo/sa/web");
+    let web = Certificate { serial: "1", issuer: None, id: &web };
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let max_age = Some(Duration::from_secs(60));
+    let held = Revocations::new(Rules { max_age, ..Rules::default() });
+    let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+    let issued = 100_000;
+    let put = |ago| held.replace_at(list(1, issued, Vec::new()), at(issued + 10), ago);
+    put(ago(40));
+    assert_eq!(held.covers(web, at(issued)), Ok(true), "a little");
+    put(ago(52));
+    let error = held.covers(web, at(issued)).unwrap_err();
+    assert!(matches!(error, NotBelieved::TooOld { .. }), "{error}");
+    assert!(
+        held.current().unwrap().age(at(issued)) >= Duration::from_secs(62),
+        "as status says it"
+    );
+    put(ago(0));
+    let error = held.covers(web, at(issued - 3600)).unwrap_err();
+    assert!(error.to_string().contains("clocks") && !error.is_revoked(), "{error}");
 }
 
 #[test]
@@ -125,6 +149,8 @@ fn a_list_is_followed_by_itself_and_by_later_ones() {
     // A signature from the future gives way to one of now.
     let ahead = list(5, 5000, same());
     assert_eq!(ahead.check_next(&list(5, 1001, same()), now), Ok(()));
+    assert_eq!(ahead.check_next(&list(5, 999, same()), now), Ok(()), "clocks differ");
+    assert_eq!(ahead.check_next(&list(5, 699, same()), now), older(5));
     assert!(ahead.is_from_the_future(now) && !list(5, 1200, same()).is_from_the_future(now));
 }
 

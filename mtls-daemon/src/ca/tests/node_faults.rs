@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use tower_service::Service;
 
-use super::nodes::{WEB, agent, agent_at, join_token};
+use super::nodes::{WEB, agent, agent_at, agent_with, join_token};
 use super::revoke::Target;
 use super::service::{Connection, Services};
 use super::*;
@@ -17,7 +17,7 @@ use crate::grpc::istio_v1_auth::istio_certificate_service_server::IstioCertifica
 use crate::grpc::mtls_ca_v1::node_service_server::{NodeService, NodeServiceServer};
 use crate::grpc::mtls_ca_v1::{PollRequest, PollResponse};
 use crate::identity::Revocations;
-use crate::identity::revocations::{Certificate, RevocationList, Revoked, What};
+use crate::identity::revocations::{Certificate, RevocationList, Revoked, Rules, What};
 use crate::identity::source::SvidSource;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -116,6 +116,7 @@ pub(super) struct Odd {
     /// So many of the next ones.
     pub(super) lost: Arc<AtomicUsize>,
     list: Arc<Mutex<Option<RevocationList>>>,
+    signs: Lists,
     task: JoinHandle<()>,
 }
 
@@ -140,13 +141,19 @@ impl NodeService for Lists {
     ) -> Result<tonic::Response<PollResponse>, Status> {
         let list = self.list.lock().unwrap().clone();
         let list = list.ok_or_else(|| Status::unimplemented("no such service"))?;
-        let (signing, list) = (self.ca.signing(), serde_json::to_vec(&list).unwrap());
-        Ok(tonic::Response::new(PollResponse {
+        Ok(tonic::Response::new(self.sign(&list)))
+    }
+}
+
+impl Lists {
+    fn sign(&self, list: &RevocationList) -> PollResponse {
+        let (signing, list) = (self.ca.signing(), serde_json::to_vec(list).unwrap());
+        PollResponse {
             signature: signing.sign_list(&list).unwrap(),
             revocations: list,
             signer: signing.statement_chain.iter().map(|it| it.to_vec()).collect(),
             roots: signing.anchors_pem.clone(),
-        }))
+        }
     }
 }
 
@@ -156,6 +163,7 @@ impl Odd {
         let address = listener.local_addr().unwrap();
         let list = Arc::new(Mutex::new(None));
         let lists = Lists { ca: running.ca.clone(), list: list.clone() };
+        let signs = lists.clone();
         let lost = Arc::new(AtomicUsize::new(0));
         let losing = lost.clone();
         let task = tokio::spawn(async move {
@@ -191,7 +199,7 @@ impl Odd {
                 });
             }
         });
-        Self { address, lost, list, task }
+        Self { address, lost, list, signs, task }
     }
 
     fn has(&self, number: u64, issued: SystemTime, serials: &[&str]) {
@@ -206,6 +214,13 @@ impl Odd {
         let trust_domain = domain().to_string();
         let list = RevocationList { trust_domain, number, issued, entries };
         *self.list.lock().unwrap() = Some(list);
+    }
+
+    /// The list as a node keeps it, signed at another time.
+    fn signed(&self, at: SystemTime) -> Vec<u8> {
+        let mut list = self.list.lock().unwrap().clone().unwrap();
+        list.issued = at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        prost::Message::encode_to_vec(&self.signs.sign(&list))
     }
 }
 
@@ -346,6 +361,34 @@ async fn a_list_from_the_future_is_refused() {
     odd.has(1, SystemTime::now() + Duration::from_secs(200), &["aa"]);
     node.source.poll().await.unwrap();
     assert!(is_revoked(&node.revocations, "aa"), "clocks differ");
+}
+
+#[tokio::test]
+async fn a_kept_list_from_the_future_is_of_no_known_age_until_the_next_poll() {
+    let running = Running::start().await;
+    let odd = Odd::beside(&running).await;
+    let node = || {
+        let max_age = Some(Duration::from_secs(60));
+        let rules = Rules { max_age, ..Rules::default() };
+        agent_with(&running, odd.address, Some(running.place.path().join("token")), rules)
+    };
+    join_token(&running);
+    let first = node();
+    odd.has(1, SystemTime::now(), &["aa"]);
+    first.source.poll().await.unwrap();
+    assert!(!is_revoked(&first.revocations, "bb"));
+    // As this node kept it when both clocks were ahead.
+    let file = running.place.path().join("node/revocations.signed");
+    std::fs::write(&file, odd.signed(SystemTime::now() + Duration::from_secs(3600))).unwrap();
+    let restarted = node();
+    for serial in ["aa", "bb"] {
+        assert!(is_revoked(&restarted.revocations, serial), "{serial}");
+    }
+    let said = restarted.revocations.troubles().remove(0);
+    assert!(said.contains("revocations.signed") && said.contains("clocks"), "{said}");
+    restarted.source.poll().await.unwrap();
+    assert_eq!(restarted.revocations.troubles(), Vec::<String>::new());
+    assert!(is_revoked(&restarted.revocations, "aa") && !is_revoked(&restarted.revocations, "bb"));
 }
 
 #[tokio::test]

@@ -60,9 +60,24 @@ pub(super) fn agent_at(
     lifetime: u64,
 ) -> Agent {
     let credential = Credential::Node { name: node_name(), join_token };
-    let revocations = Revocations::new(Rules::default());
     let settings = node_settings(running, credential, lifetime);
-    let settings = NodeSettings { address: address.to_string(), ..settings };
+    made(NodeSettings { address: address.to_string(), ..settings }, Rules::default())
+}
+
+/// One that asks more of lists than others.
+pub(super) fn agent_with(
+    running: &Running,
+    address: SocketAddr,
+    join_token: Option<PathBuf>,
+    rules: Rules,
+) -> Agent {
+    let credential = Credential::Node { name: node_name(), join_token };
+    let settings = node_settings(running, credential, 3600);
+    made(NodeSettings { address: address.to_string(), ..settings }, rules)
+}
+
+fn made(settings: NodeSettings, rules: Rules) -> Agent {
+    let revocations = Revocations::new(rules);
     let source = Arc::new(IstioCa::new(settings, revocations.clone()).unwrap());
     Agent { source, revocations }
 }

@@ -60,18 +60,33 @@ pub(super) fn restore(source: &IstioCa) {
     };
     match restored() {
         Ok(Some(list)) => {
-            source.revocations.replace(Compiled::new(&list, &source.settings.trust_domain));
+            let compiled = Compiled::new(&list, &source.settings.trust_domain);
+            if let Some(why) = wrong_clock(&compiled, SystemTime::now()) {
+                // What it names is refused all the same; its age cannot be told.
+                not_restored(source, &format!("is in force, and {why}"));
+            }
+            source.revocations.replace(compiled);
         }
         Ok(None) => {}
-        Err(error) => {
-            let text = format!(
-                "the revocation list of an earlier run, {}, cannot be used: {error}",
-                file(source).display()
-            );
-            tracing::error!("{text}");
-            source.revocations.trouble(Trouble::Restored, Some(text));
-        }
+        Err(error) => not_restored(source, &format!("cannot be used: {error}")),
     }
+}
+
+fn not_restored(source: &IstioCa, why: &str) {
+    let file = file(source);
+    let text = format!("the revocation list of an earlier run, {}, {why}", file.display());
+    tracing::error!("{text}");
+    source.revocations.trouble(Trouble::Restored, Some(text));
+}
+
+fn wrong_clock(list: &Compiled, now: SystemTime) -> Option<String> {
+    list.is_from_the_future(now).then(|| {
+        format!(
+            "it was signed at {}, and it is {} here: one of the two clocks is wrong",
+            humantime::format_rfc3339_seconds(list.issued()),
+            humantime::format_rfc3339_seconds(now)
+        )
+    })
 }
 
 /// Puts the list of an answer in force, and keeps it. True: its content is another than before.
@@ -99,12 +114,8 @@ fn check(source: &IstioCa, response: &PollResponse) -> Result<Compiled, String> 
     let (trust_domain, now) = (&source.settings.trust_domain, SystemTime::now());
     let list = verify(response, source.trust.anchors()?, trust_domain, now)?;
     let compiled = Compiled::new(&list, trust_domain);
-    if compiled.is_from_the_future(now) {
-        return Err(format!(
-            "it was signed at {}, and it is {} here: one of the two clocks is wrong",
-            humantime::format_rfc3339_seconds(compiled.issued()),
-            humantime::format_rfc3339_seconds(now)
-        ));
+    if let Some(why) = wrong_clock(&compiled, now) {
+        return Err(why);
     }
     if let Some(before) = source.revocations.current() {
         before.check_next(&compiled, now).map_err(|why| {

@@ -18,6 +18,7 @@ use super::revoke::{self, Held};
 use super::signing::{Signing, Source, pem_of};
 use super::state::Watched;
 use super::token::UsedUp;
+use super::unexpired::Unexpired;
 use super::{Refusal, StateDir, csr, domain, issued, roots, seconds, token};
 use crate::identity::KeyType;
 use crate::identity::ca::sealed::SealingKey;
@@ -68,6 +69,7 @@ pub struct Ca {
     revoked: Watched<Held>,
     list: Mutex<Option<SignedList>>,
     pub(super) rates: Rates,
+    pub(super) unexpired: Unexpired,
     processors: Semaphore,
     pub(super) waiting: Semaphore,
     pub(super) strangers: Semaphore,
@@ -122,6 +124,7 @@ impl Ca {
             let Settings { trust_domain, key_type, sealing, .. } = &settings;
             roots::make(&directory, trust_domain, *key_type, sealing.as_ref(), now)?;
         }
+        let unexpired = Unexpired::read(&directory, now)?;
         let signing = load(&settings, &source, &directory, now)?;
         show_anchors(&source, &directory, &signing)?;
         let authenticators: Vec<Box<dyn Authenticator>> = vec![
@@ -141,6 +144,7 @@ impl Ca {
             list: Mutex::new(None),
             processors: Semaphore::new(processors),
             rates: Rates::default(),
+            unexpired,
             waiting: Semaphore::new(WAITING as usize),
             strangers: Semaphore::new(STRANGERS as usize),
             looked_at: Semaphore::new(LOOKED_AT),
@@ -370,6 +374,7 @@ impl Ca {
         {
             return Err(Refusal::TooMany { caller });
         }
+        self.refuse_too_many(&grant, entry, now)?;
         let signing = self.signing.load_full();
         let subject = Subject { id: &grant.id, dns_names: &[] };
         let signed = signing.authority.sign(&key, subject, lifetime, now)?;
@@ -420,6 +425,7 @@ impl Ca {
             not_after: seconds(signed.not_after),
         };
         issued::add(&turn, &issued)?;
+        self.unexpired.add(&issued);
         if matches!(self.source, Source::Own) {
             let lives = signed.not_after.duration_since(now).unwrap_or_default();
             roots::note_lifetime(&turn, lives)?;
@@ -444,6 +450,20 @@ impl Ca {
             return refuse(format!("the caller's certificate {serial}"));
         }
         Ok(())
+    }
+
+    fn refuse_too_many(
+        &self,
+        grant: &Grant,
+        entry: &Entry,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
+        let Some(node) = &grant.node else { return Ok(()) };
+        let known = self.nodes.get(&self.directory)?;
+        let identities = known.0.get(node).map_or(0, |node| node.identities.len());
+        let caller = || entry.caller.clone().unwrap_or_default();
+        let room = self.unexpired.room(node, identities, now);
+        room.map_err(|most| Refusal::TooManyHeld { caller: caller(), most })
     }
 
     /// A key whose certificate was taken back gets no other one.

@@ -59,7 +59,7 @@ pub fn valid(
 }
 
 /// With the line that it stands in.
-fn each_valid(
+pub fn each_valid(
     directory: &StateDir,
     now: SystemTime,
     mut take: impl FnMut(Issued, &[u8]) -> Result<(), CaError>,

@@ -26,6 +26,7 @@ pub mod signing;
 pub mod state;
 pub mod steady;
 pub mod token;
+pub mod unexpired;
 
 pub use issue::{Ca, Settings};
 pub use refusal::Refusal;

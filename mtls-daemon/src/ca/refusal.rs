@@ -28,6 +28,12 @@ pub enum Refusal {
         rate::PER_SECOND
     )]
     TooMany { caller: String },
+    /// One node, and what it obtained has not expired.
+    #[error(
+        "{caller} has {most} certificates that have not expired, and gets no more; if it is not itself, \
+         `mtls-daemon ca revoke --node` takes back all of them"
+    )]
+    TooManyHeld { caller: String, most: usize },
     /// The CA's own trouble.
     #[error("the CA failed: {0}")]
     Internal(String),
@@ -44,6 +50,12 @@ impl Refusal {
             Self::TooMany { .. } => Status::new(
                 Code::ResourceExhausted,
                 "too many certificates were asked for: ask again later",
+            ),
+            Self::TooManyHeld { most, .. } => Status::new(
+                Code::ResourceExhausted,
+                format!(
+                    "this node has {most} certificates that have not expired, and gets no more"
+                ),
             ),
             Self::Internal(_) => Status::new(Code::Internal, "the CA failed: see its log"),
         }

@@ -123,6 +123,8 @@ pub enum Trouble {
     Unkept,
     /// The CA has no lists any more.
     Unserved,
+    /// The CA does not answer.
+    Unasked,
 }
 
 impl What {

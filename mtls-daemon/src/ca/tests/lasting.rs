@@ -199,3 +199,45 @@ fn a_directory_of_another_trust_domain_is_refused() {
     let error = open("cluster.local").err().expect("refused").to_string();
     assert!(error.contains("prod.example") && error.contains("cluster.local"), "{error}");
 }
+
+#[tokio::test]
+async fn a_node_gets_no_more_than_revoking_it_can_list() {
+    let running = Running::start().await;
+    let own = joined(&running);
+    let channel = running.channel(Some(&own)).await;
+    ask(channel.clone(), None, Asked::own()).await.unwrap();
+    let now = SystemTime::now();
+    let until = |ago: u64| seconds(now) + 3600 - ago;
+    let vm_1 = NodeName::parse("vm-1").unwrap();
+    // (over the wire, each would take a signature) One identity; one certificate is there already, and
+    // ten of these have expired.
+    let lines: String = (0..4096 + 4 - 1 + 10)
+        .map(|number: usize| {
+            let not_after = if number < 10 { until(3600 + 601) } else { until(0) };
+            format!(
+                "{{\"serial\":\"{number:x}\",\"issuer\":\"aa\",\"id\":\"x\",\"node\":\"vm-1\",\
+                 \"not_after\":{not_after}}}\n"
+            )
+        })
+        .collect();
+    let file = running.ca.directory().path(issued::FILE);
+    let one = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{one}{lines}")).unwrap();
+    let Running { place, ca, .. } = &running;
+    let restarted = Ca::open(settings(place.path()), Audit::to(Lines::default()), now).unwrap();
+    assert_eq!(restarted.unexpired.room(&vm_1, 1, now), Err(4100));
+    assert_eq!(restarted.unexpired.room(&vm_1, 2, now), Ok(()));
+    let later = now + Duration::from_secs(3600 + 601);
+    assert_eq!(restarted.unexpired.room(&vm_1, 1, later), Ok(()), "they have expired");
+
+    for issued in issued::valid(ca.directory(), now, |it| it.id == "x").unwrap() {
+        ca.unexpired.add(&issued);
+    }
+    let status = ask(channel, None, Asked::own()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("4100 certificates"), "{status}");
+    let reason = running.audit.last()["reason"].to_string();
+    assert!(reason.contains("node vm-1 has 4100") && reason.contains("ca revoke"), "{reason}");
+    let added = revoke::add(ca.directory(), &Target::Node(vm_1), "stolen", now).unwrap();
+    assert_eq!(added.entries, 4101);
+}

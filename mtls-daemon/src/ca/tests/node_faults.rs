@@ -460,8 +460,12 @@ async fn a_ca_that_is_back_is_told_of() {
     let before = wire.connections.load(Ordering::SeqCst);
     until("attempts", || wire.connections.load(Ordering::SeqCst) > before + 1).await;
     assert_eq!(back.load(Ordering::SeqCst), 0);
+    until("a word in status", || !node.revocations.troubles().is_empty()).await;
+    let said = node.revocations.troubles().remove(0);
+    assert!(said.contains("tells nothing of revocations"), "{said}");
     wire.is(Weather::Fair);
     until("a word", || back.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(node.revocations.troubles(), Vec::<String>::new());
     following.abort();
 }
 

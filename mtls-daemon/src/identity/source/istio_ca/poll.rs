@@ -51,6 +51,7 @@ impl IstioCa {
                 Err(error) => Err(error),
             };
             if asked.is_ok() && std::mem::take(&mut failures) > 0 {
+                self.revocations.trouble(Trouble::Unasked, None);
                 tracing::info!("the CA answers again");
                 on_back();
             }
@@ -72,6 +73,14 @@ impl IstioCa {
                     // Once for each outage, not every time.
                     if failures == 0 {
                         tracing::warn!(%error, "the CA tells nothing of revocations and new roots");
+                    }
+                    // One may be a connection that broke.
+                    if failures > 0 {
+                        let why = format!(
+                            "the CA tells nothing of revocations and new roots: {error}; what it said \
+                             last stays in force"
+                        );
+                        self.revocations.trouble(Trouble::Unasked, Some(why));
                     }
                     failures = failures.saturating_add(1);
                 }

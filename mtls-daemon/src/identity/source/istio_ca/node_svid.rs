@@ -21,9 +21,9 @@ use crate::identity::slot::{Warned, half_life, longest_retry, retry_after};
 use crate::identity::{KeyType, NodeName, SpiffeId, Svid, SvidStatus};
 use crate::tls::svid::issuer;
 
-/// How often a node without an SVID tries to reach its CA. A token that reached it is sent again ever more
-/// seldom: the CA counts, and writes down each time.
-const REACH: Duration = Duration::from_secs(5);
+/// How soon a node without an SVID tries again to reach its CA, for whoever wants one. A token that reached
+/// it is sent again ever more seldom: the CA counts, and writes down each time.
+const REACH: Duration = Duration::from_secs(1);
 
 pub(super) struct NodeSvid {
     id: SpiffeId,

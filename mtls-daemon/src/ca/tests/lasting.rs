@@ -211,7 +211,7 @@ async fn a_node_gets_no_more_than_revoking_it_can_list() {
     let vm_1 = NodeName::parse("vm-1").unwrap();
     // (over the wire, each would take a signature) One identity; one certificate is there already, and
     // ten of these have expired.
-    let lines: String = (0..4096 + 4 - 1 + 10)
+    let lines: String = (0..16_384 + 16 - 1 + 10)
         .map(|number: usize| {
             let not_after = if number < 10 { until(3600 + 601) } else { until(0) };
             format!(
@@ -225,7 +225,7 @@ async fn a_node_gets_no_more_than_revoking_it_can_list() {
     std::fs::write(&file, format!("{one}{lines}")).unwrap();
     let Running { place, ca, .. } = &running;
     let restarted = Ca::open(settings(place.path()), Audit::to(Lines::default()), now).unwrap();
-    assert_eq!(restarted.unexpired.room(&vm_1, 1, now), Err(4100));
+    assert_eq!(restarted.unexpired.room(&vm_1, 1, now), Err(16_400));
     assert_eq!(restarted.unexpired.room(&vm_1, 2, now), Ok(()));
     let later = now + Duration::from_secs(3600 + 601);
     assert_eq!(restarted.unexpired.room(&vm_1, 1, later), Ok(()), "they have expired");
@@ -235,9 +235,9 @@ async fn a_node_gets_no_more_than_revoking_it_can_list() {
     }
     let status = ask(channel, None, Asked::own()).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
-    assert!(status.message().contains("4100 certificates"), "{status}");
+    assert!(status.message().contains("16400 certificates"), "{status}");
     let reason = running.audit.last()["reason"].to_string();
-    assert!(reason.contains("node vm-1 has 4100") && reason.contains("ca revoke"), "{reason}");
+    assert!(reason.contains("node vm-1 has 16400") && reason.contains("ca revoke"), "{reason}");
     let added = revoke::add(ca.directory(), &Target::Node(vm_1), "stolen", now).unwrap();
     assert_eq!(added.entries, 4101);
 }

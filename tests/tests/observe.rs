@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::World;
-use mtls_tests::client::{Conversation, converse};
+use mtls_tests::client::{Conversation, connect, converse, download, ping};
 use mtls_tests::demo::SLEEP;
 use mtls_tests::process::{output, sibling};
 use mtls_tests::wait::until;
@@ -14,6 +14,10 @@ use serde_json::{Value, json};
 
 const PORT: u16 = 9000;
 const HTTPBIN: &str = "spiffe://cluster.local/ns/full/sa/httpbin";
+
+/// What a client of the `source` server says, and how many bytes it gets for it.
+const ASKED: u64 = 2000;
+const ASKING: u64 = "2000\n".len() as u64;
 
 /// A world in which `sleep-full` has said eleven bytes to the echo server of `full`.
 fn stand() -> Result<World> {
@@ -82,7 +86,10 @@ fn the_access_log_has_both_sides_of_a_connection() -> Result<()> {
 
 #[test]
 fn metrics_have_istios_names_and_labels() -> Result<()> {
-    let world = stand()?;
+    let mut world = World::new()?;
+    world.serve("httpbin-full", "source", PORT)?;
+    let got = world.pod("sleep-full").inside(|| download(To::Full.v4(PORT), ASKED))?;
+    ensure!(got["bytes"] == ASKED, "{got}");
     let labels = [
         "source_workload=\"sleep-full\"",
         "source_workload_namespace=\"full\"",
@@ -102,8 +109,8 @@ fn metrics_have_istios_names_and_labels() -> Result<()> {
         for (name, value) in [
             ("istio_tcp_connections_opened_total", 1.0),
             ("istio_tcp_connections_closed_total", 1.0),
-            ("istio_tcp_sent_bytes_total", 11.0),
-            ("istio_tcp_received_bytes_total", 11.0),
+            ("istio_tcp_sent_bytes_total", ASKED as f64),
+            ("istio_tcp_received_bytes_total", ASKING as f64),
         ] {
             until(mtls_tests::daemon::LOG, name, || match daemon.metric(name, &labels) {
                 Ok(now) if now == value => Ok(()),
@@ -133,6 +140,23 @@ fn metrics_have_istios_names_and_labels() -> Result<()> {
     }
     let expiry = world.b().metric("mtls_svid_expiry_seconds", &[HTTPBIN])?;
     ensure!(expiry > 43_000.0 && expiry <= 87_000.0, "a day's certificate: {expiry} s left");
+    Ok(())
+}
+
+#[test]
+fn a_handshake_is_counted_while_its_connection_is_open() -> Result<()> {
+    let mut world = World::new()?;
+    world.serve("httpbin-full", "echo", PORT)?;
+    let _open = world.pod("sleep-full").inside(|| {
+        let mut stream = connect(To::Full.v4(PORT))?;
+        ping(&mut stream, "eleven byte")?;
+        Ok(stream)
+    })?;
+    for (daemon, direction) in [(world.a(), "outbound"), (world.b(), "inbound")] {
+        let label = format!("direction=\"{direction}\"");
+        ensure!(daemon.metric("mtls_open_connections", &[&label])? == 1.0, "{direction}");
+        ensure!(daemon.metric("mtls_handshake_seconds_count", &[&label])? == 1.0, "{direction}");
+    }
     Ok(())
 }
 

@@ -79,10 +79,11 @@ pub struct FlowRecord {
     pub verdict: Option<Verdict>,
     pub tls: Option<TlsSummary>,
     pub started: Instant,
-    /// Towards the server.
+    /// Towards the server. (Istio's metrics have the other point of view: there it is `received`.)
     pub sent: u64,
     /// Back to the client.
     pub received: u64,
+    /// How long it took, of one that succeeded.
     pub handshake: Option<std::time::Duration>,
     pub failure: Option<Failure>,
     /// Where it is counted, from `Telemetry::opened` on: what is learned later changes no label.

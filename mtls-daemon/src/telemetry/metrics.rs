@@ -83,6 +83,14 @@ struct Connections {
     handshake: Histogram,
 }
 
+impl Connections {
+    fn shaken(&self, flow: &FlowRecord) {
+        if let Some(handshake) = flow.handshake {
+            self.handshake.observe(handshake.as_secs_f64());
+        }
+    }
+}
+
 /// Every metric of the daemon. Shared by all threads; a connection costs one lookup at its open, its
 /// orderly close and a byte cost none.
 pub struct Metrics {
@@ -192,7 +200,9 @@ impl Metrics {
         let counters = self.tcp.counters(flow);
         counters.opened();
         flow.counters = Some(counters);
-        self.connections(flow.direction).open.inc();
+        let connections = self.connections(flow.direction);
+        connections.open.inc();
+        connections.shaken(flow);
     }
 
     pub(super) fn closed(&self, flow: &FlowRecord) {
@@ -200,9 +210,9 @@ impl Metrics {
         if let Some(counters) = &flow.counters {
             counters.closed(flow);
             connections.open.dec();
-        }
-        if let Some(handshake) = flow.handshake {
-            connections.handshake.observe(handshake.as_secs_f64());
+        } else {
+            // Refused for something else.
+            connections.shaken(flow);
         }
         if let Some(failure) = &flow.failure {
             self.failed(flow.direction, failure);

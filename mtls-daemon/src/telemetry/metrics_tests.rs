@@ -27,8 +27,8 @@ fn settled(direction: Direction) -> FlowRecord {
 }
 
 fn live(telemetry: &Telemetry, mut flow: FlowRecord, sent: u64, received: u64) {
-    telemetry.opened(&mut flow);
     flow.handshake = Some(Duration::from_micros(700));
+    telemetry.opened(&mut flow);
     (flow.sent, flow.received) = (sent, received);
     telemetry.closed(&flow);
 }
@@ -60,8 +60,9 @@ fn a_flow_is_counted_by_both_reporters_with_istios_labels() {
     for labels in [source, destination] {
         has(&text, &format!("istio_tcp_connections_opened_total{labels} 1"));
         has(&text, &format!("istio_tcp_connections_closed_total{labels} 1"));
-        has(&text, &format!("istio_tcp_sent_bytes_total{labels} 100"));
-        has(&text, &format!("istio_tcp_received_bytes_total{labels} 2000"));
+        // A hundred bytes asked for two thousand.
+        has(&text, &format!("istio_tcp_sent_bytes_total{labels} 2000"));
+        has(&text, &format!("istio_tcp_received_bytes_total{labels} 100"));
     }
     for direction in ["inbound", "outbound"] {
         has(&text, &format!("mtls_handshake_seconds_count{{direction=\"{direction}\"}} 1"));
@@ -130,10 +131,30 @@ fn a_connection_closes_where_it_opened_under_the_flag_of_its_end() {
     assert_eq!(value("istio_tcp_connections_opened_total", "DC"), "none");
     assert_eq!(value("istio_tcp_connections_closed_total", "-"), "0");
     assert_eq!(value("istio_tcp_connections_closed_total", "DC"), "1");
-    assert_eq!(value("istio_tcp_sent_bytes_total", "DC"), "5");
-    assert_eq!(value("istio_tcp_received_bytes_total", "DC"), "7");
+    assert_eq!(value("istio_tcp_sent_bytes_total", "DC"), "7");
+    assert_eq!(value("istio_tcp_received_bytes_total", "DC"), "5");
     assert_eq!(value("istio_tcp_connections_closed_total", "UC"), "none");
     assert!(!text.contains("destination_workload=\"unknown\""), "{text}");
+}
+
+#[test]
+fn a_handshake_is_seen_once_and_while_its_connection_is_open() {
+    let telemetry = telemetry();
+    let count = |expected: u64| {
+        let line = format!("mtls_handshake_seconds_count{{direction=\"inbound\"}} {expected}");
+        has(&telemetry.metrics.encode(), &line);
+    };
+    let mut open = settled(Direction::Inbound);
+    open.handshake = Some(Duration::from_micros(700));
+    telemetry.opened(&mut open);
+    count(1);
+    telemetry.closed(&open);
+    count(1);
+    let mut refused = settled(Direction::Inbound);
+    refused.handshake = Some(Duration::from_micros(700));
+    refused.failure = Some(Failure::DetectTimeout);
+    telemetry.closed(&refused);
+    count(2);
 }
 
 #[test]

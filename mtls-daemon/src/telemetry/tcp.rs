@@ -175,8 +175,10 @@ pub(super) struct Counters {
 #[derive(Debug, Default)]
 struct Ended {
     closed: AtomicU64,
-    sent: AtomicU64,
-    received: AtomicU64,
+    /// Towards the server: what Istio calls received.
+    from_client: AtomicU64,
+    /// Back to the client: what Istio calls sent.
+    to_client: AtomicU64,
 }
 
 impl Counters {
@@ -186,8 +188,8 @@ impl Counters {
 
     pub(super) fn closed(&self, flow: &FlowRecord) {
         let ended = &self.ended[Flag::of(flow.failure.as_ref()) as usize];
-        ended.sent.fetch_add(flow.sent, Relaxed);
-        ended.received.fetch_add(flow.received, Relaxed);
+        ended.from_client.fetch_add(flow.sent, Relaxed);
+        ended.to_client.fetch_add(flow.received, Relaxed);
         ended.closed.fetch_add(1, Relaxed);
     }
 }
@@ -260,11 +262,12 @@ const COLUMNS: [Column; 4] = [
     ("istio_tcp_connections_closed", "TCP connections closed", |counters, flag| {
         Some(&ended(counters, flag)?.closed)
     }),
-    ("istio_tcp_sent_bytes", "Bytes sent towards the server", |counters, flag| {
-        Some(&ended(counters, flag)?.sent)
+    // As the answering side sees it, whoever reports.
+    ("istio_tcp_sent_bytes", "Bytes sent to clients, during response", |counters, flag| {
+        Some(&ended(counters, flag)?.to_client)
     }),
-    ("istio_tcp_received_bytes", "Bytes received back from the server", |counters, flag| {
-        Some(&ended(counters, flag)?.received)
+    ("istio_tcp_received_bytes", "Bytes received from clients, during request", |counters, flag| {
+        Some(&ended(counters, flag)?.from_client)
     }),
 ];
 

@@ -372,8 +372,8 @@ fn a_server_that_does_not_answer_is_unavailable() -> Result<()> {
     for (from, to, reason) in [
         ("client", town.server(DEAD), "upstream_connect_failed"),
         ("stranger", town.server(DEAD), "upstream_connect_failed"),
-        ("client", town.server(BROKEN), "broke off"),
-        ("stranger", town.server(BROKEN), "broke off"),
+        ("client", town.server(BROKEN), "upstream_reset"),
+        ("stranger", town.server(BROKEN), "upstream_reset"),
         // Where the server's side relays bytes, the client's answers.
         ("client", quiet, "upstream failure ("),
     ] {

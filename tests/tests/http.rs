@@ -432,13 +432,24 @@ fn upgrades_trailers_and_uploads_pass_and_a_silent_server_is_503() -> Result<()>
     ensure!(grown.0 < 32 << 10 && grown.1 < 32 << 10, "KiB grown by the upload: {grown:?}");
 
     // An application that is not there, or breaks off before its first byte.
-    for client in ["client", "stranger"] {
-        let got = town.curl(client, town.server(DEAD), "/", &[])?;
-        ensure!((got.exit, got.code) == (0, 503), "{client}: {got:?}");
-        ensure!(got.body.contains("upstream_connect_failed"), "{client}: {got:?}");
-        let got = town.curl(client, town.server(PORT), "/reset", &[])?;
-        ensure!((got.exit, got.code) == (0, 503), "{client}: {got:?}");
-        ensure!(got.body.contains("broke off"), "{client}: {got:?}");
+    for (count, client) in ["client", "stranger"].into_iter().enumerate() {
+        for (port, path, outcome) in
+            [(DEAD, "/", "upstream_connect_failed"), (PORT, "/reset", "upstream_reset")]
+        {
+            let daemon = town.world.b();
+            let mark = daemon.mark();
+            let got = town.curl(client, town.server(port), &format!("{path}?secret"), &[])?;
+            ensure!((got.exit, got.code) == (0, 503), "{client}: {got:?}");
+            ensure!(got.body.contains(outcome), "{client}: {got:?}");
+            let line = daemon.logged(mark, outcome, |line| line["event"] == "request_failed")?;
+            ensure!(line["outcome"] == outcome && line["fault"] == "server", "{line}");
+            ensure!(line["method"] == "GET" && line["path"] == path, "{line}");
+            let said = line["detail"].as_str().context("a detail")?;
+            ensure!(got.body.contains(said) && line["workload"] == "app/server", "{line}");
+            let reason = format!("reason=\"{outcome}\"");
+            let failed = daemon.metric("mtls_connections_failed_total", &[&reason])?;
+            ensure!(failed == (count + 1) as f64, "{client}: {outcome}: {failed}");
+        }
     }
     // And where bytes are relayed as they are, the client's side answers.
     let quiet = town.world.pod("quiet").v4(DEAD);

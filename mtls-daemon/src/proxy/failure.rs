@@ -90,6 +90,8 @@ pub enum Failure {
     UpstreamReset(std::io::Error),
     #[error("the server ended the connection before it answered")]
     NoAnswer,
+    #[error("the server's answer is not HTTP as it was asked for: {0}")]
+    BadAnswer(String),
     #[error("the server's TLS stream ended without close_notify: possibly truncated")]
     Truncated,
     #[error("the client's TLS stream ended without close_notify: possibly truncated")]
@@ -164,6 +166,7 @@ impl Failure {
             Self::ClientReset(_) => "client_reset",
             Self::UpstreamReset(_) => "upstream_reset",
             Self::NoAnswer => "no_answer",
+            Self::BadAnswer(_) => "bad_answer",
             // which side, the fault says
             Self::Truncated | Self::ClientTruncated => "truncated",
             Self::Drained => "drained",
@@ -218,6 +221,7 @@ impl Failure {
             | Self::NoSuchServicePort(..)
             | Self::UpstreamReset(_)
             | Self::NoAnswer
+            | Self::BadAnswer(_)
             | Self::Truncated => Fault::Server,
         }
     }

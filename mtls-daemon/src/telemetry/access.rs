@@ -99,7 +99,7 @@ impl AccessLog {
         queue.send(Line::of(&self.node, flow).to_json());
     }
 
-    /// As [`AccessLog::write`], for a request that policy denied or noted; `line` is given the node's name.
+    /// As [`AccessLog::write`], for a request; `line` is given the node's name.
     pub(super) fn write_request<'a>(&'a self, line: impl FnOnce(&'a str) -> RequestLine<'a>) {
         let Some(queue) = &self.queue else { return };
         let mut text = Vec::with_capacity(512);

@@ -75,9 +75,10 @@ impl Flag {
             | Failure::NoIdentity { .. }
             | Failure::SourceBind(_) => Self::UpstreamFailure,
             Failure::ClientReset(_) | Failure::ClientTruncated => Self::DownstreamConnectionEnd,
-            Failure::UpstreamReset(_) | Failure::NoAnswer | Failure::Truncated => {
-                Self::UpstreamConnectionEnd
-            }
+            Failure::UpstreamReset(_)
+            | Failure::NoAnswer
+            | Failure::BadAnswer(_)
+            | Failure::Truncated => Self::UpstreamConnectionEnd,
             Failure::AuthorizationDenied { .. }
             | Failure::PolicyChanged { .. }
             | Failure::Drained
@@ -111,7 +112,7 @@ mod tests {
                 ("upstream_identity_refused" | "upstream_tls_failed", _)
                 | ("upstream_connect_failed" | "no_identity" | "source_bind_failed", _) => "UF",
                 ("client_reset", _) | ("truncated", "client") => "DC",
-                ("upstream_reset" | "no_answer", _) | ("truncated", _) => "UC",
+                ("upstream_reset" | "no_answer" | "bad_answer", _) | ("truncated", _) => "UC",
                 ("authorization_denied" | "policy_changed" | "drained" | "internal", _)
                 | ("own_certificate_revoked" | "revocation_unknown", _)
                 | ("max_connection_age", _) => "LR",

@@ -148,7 +148,10 @@ impl Metrics {
         let metrics = Self {
             inbound: connections(Direction::Inbound),
             outbound: connections(Direction::Outbound),
-            failed: add.add("mtls_connections_failed", "Connections without an orderly end"),
+            failed: add.add(
+                "mtls_connections_failed",
+                "Connections without an orderly end, and requests without an application's answer",
+            ),
             workloads_enrolled: add.add("mtls_workloads_enrolled", "Workloads intercepted now"),
             config_refused_objects: add.add(
                 "mtls_config_refused_objects",

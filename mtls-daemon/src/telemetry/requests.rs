@@ -1,5 +1,5 @@
 //! Requests of inbound connections, as they are counted and, where policy denied them or took a note of
-//! them, logged.
+//! them, or the application did not answer, logged.
 //!
 //! Istio's standard HTTP metrics: a connection looks its labels up once, a request only its outcome.
 
@@ -20,11 +20,12 @@ use serde::Serialize;
 
 use super::access::AccessLog;
 use super::line::Authorization;
+use super::metrics::Metrics;
 use super::tcp::{Labels, MAX_LABEL_SETS};
-use super::{FlowRecord, line};
+use super::{Direction, FlowRecord, line};
 use crate::identity::SpiffeId;
 use crate::mesh::Workload;
-use crate::proxy::http::{Finished, Judged, Report};
+use crate::proxy::http::{Failed, Finished, Judged, Report};
 
 /// Milliseconds; Envoy's own, which dashboards for Istio expect.
 const BUCKETS: [f64; 20] = [
@@ -56,6 +57,7 @@ pub struct Requests {
     source: SocketAddr,
     client: Option<SpiffeId>,
     outcomes: Arc<Outcomes>,
+    metrics: Arc<Metrics>,
     access: AccessLog,
 }
 
@@ -67,6 +69,7 @@ impl super::Telemetry {
             source: flow.source,
             client: flow.source_id.clone(),
             outcomes: self.metrics.requests.outcomes(flow),
+            metrics: self.metrics.clone(),
             access: self.access.clone(),
         }
     }
@@ -77,19 +80,38 @@ impl Report for Requests {
         self.outcomes.count(finished);
     }
 
+    fn failed(&self, failed: &Failed<'_>) {
+        // Requests are handled on the server's side alone.
+        self.metrics.failed(Direction::Inbound, failed.failure);
+        let Failed { method, host, path, failure } = *failed;
+        let about = Unanswered {
+            outcome: failure.code(),
+            fault: failure.fault().as_str(),
+            detail: failure.to_string(),
+        };
+        self.line("request_failed", [method, host, path], About::Unanswered(about));
+    }
+
     fn judged(&self, judged: &Judged<'_>) {
-        let verdict = judged.verdict;
+        let Judged { method, host, path, verdict } = *judged;
+        let event = if verdict.allowed { "request_noted" } else { "request_denied" };
+        self.line(event, [method, host, path], About::Policy(Authorization::of(verdict)));
+    }
+}
+
+impl Requests {
+    fn line(&self, event: &'static str, [method, host, path]: [&str; 3], about: About<'_>) {
         self.access.write_request(|node| RequestLine {
             time: SystemTime::now(),
-            event: if verdict.allowed { "request_noted" } else { "request_denied" },
+            event,
             node,
             workload: &self.workload,
             source: self.source,
             identity: self.client.as_ref().map(SpiffeId::as_str),
-            method: judged.method,
-            host: judged.host,
-            path: judged.path,
-            authorization: Authorization::of(verdict),
+            method,
+            host,
+            path,
+            about,
         });
     }
 }
@@ -109,7 +131,23 @@ pub(super) struct RequestLine<'a> {
     host: &'a str,
     path: &'a str,
     #[serde(flatten)]
-    authorization: Authorization<'a>,
+    about: About<'a>,
+}
+
+/// Why it has a line.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum About<'a> {
+    Policy(Authorization<'a>),
+    Unanswered(Unanswered),
+}
+
+/// What went wrong, as a connection's line says it.
+#[derive(Serialize)]
+struct Unanswered {
+    outcome: &'static str,
+    fault: &'static str,
+    detail: String,
 }
 
 /// How a request ended.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::policy::authz::{Reason, Verdict};
+use crate::proxy::failure::Failure;
 use crate::telemetry::access::Sink;
 use crate::telemetry::testing::{flow, id};
 use crate::telemetry::{Direction, Security, Telemetry};
@@ -70,4 +71,39 @@ fn a_denied_request_is_one_line_that_names_policy_and_rule() {
     assert_eq!(line["policy"], "AuthorizationPolicy full/deny");
     assert_eq!(line["rule"], 2);
     assert_eq!(line["reason"], "a rule of a DENY policy matches");
+}
+
+#[test]
+fn a_request_that_the_application_did_not_answer_is_a_line_and_a_failure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("access.log");
+    let telemetry = Telemetry::new("node", &Sink::File(file.clone())).expect("telemetry");
+    let mut flow = flow(Direction::Inbound);
+    flow.source_id = Some(id("full", "client"));
+    let failure = Failure::BadAnswer("no version".into());
+    let failed = Failed { method: "PUT", path: "/a", host: "svc", failure: &failure };
+    telemetry.requests(&flow).failed(&failed);
+    assert!(telemetry.access.flush(Duration::from_secs(5)));
+    let text = std::fs::read_to_string(&file).expect("the log");
+    let line: serde_json::Value = serde_json::from_str(text.trim()).expect("one JSON line");
+    for (field, expected) in [
+        ("event", "request_failed"),
+        ("node", "node"),
+        ("workload", "full/server"),
+        ("source", "10.0.0.1:40000"),
+        ("identity", "spiffe://cluster.local/ns/full/sa/client"),
+        ("method", "PUT"),
+        ("host", "svc"),
+        ("path", "/a"),
+        ("outcome", "bad_answer"),
+        ("fault", "server"),
+        ("detail", &*failure.to_string()),
+    ] {
+        assert_eq!(line[field], expected, "{field} of {line}");
+    }
+    assert_eq!(line.get("policy"), None, "{line}");
+    let counted = "mtls_connections_failed_total{direction=\"inbound\",reason=\"bad_answer\",\
+                   fault=\"server\"} 1";
+    let metrics = telemetry.metrics.encode();
+    assert!(metrics.lines().any(|line| line == counted), "{metrics}");
 }

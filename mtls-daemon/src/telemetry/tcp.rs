@@ -266,9 +266,11 @@ const COLUMNS: [Column; 4] = [
     ("istio_tcp_sent_bytes", "Bytes sent to clients, during response", |counters, flag| {
         Some(&ended(counters, flag)?.to_client)
     }),
-    ("istio_tcp_received_bytes", "Bytes received from clients, during request", |counters, flag| {
-        Some(&ended(counters, flag)?.from_client)
-    }),
+    (
+        "istio_tcp_received_bytes",
+        "Bytes received from clients, during request",
+        |counters, flag| Some(&ended(counters, flag)?.from_client),
+    ),
 ];
 
 /// [`TcpMetrics`] as the registry reads them.

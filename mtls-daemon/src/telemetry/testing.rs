@@ -223,6 +223,7 @@ pub(crate) fn failures() -> Vec<(Failure, &'static str, &'static str)> {
         (Failure::ClientReset(io()), "client_reset", "client"),
         (Failure::UpstreamReset(io()), "upstream_reset", "server"),
         (Failure::NoAnswer, "no_answer", "server"),
+        (Failure::BadAnswer("a".into()), "bad_answer", "server"),
         (Failure::Truncated, "truncated", "server"),
         (Failure::ClientTruncated, "truncated", "client"),
         (Failure::SourceBind(io()), "source_bind_failed", "us"),

@@ -37,9 +37,21 @@ pub struct Judged<'a> {
     pub verdict: &'a Verdict,
 }
 
+/// A request that policy let pass and the application did not answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed<'a> {
+    pub method: &'a str,
+    /// As [`Judged`] has it.
+    pub path: &'a str,
+    pub host: &'a str,
+    pub failure: &'a Failure,
+}
+
 /// Hears of requests. Never blocks.
 pub trait Report {
     fn finished(&self, finished: &Finished);
+    /// Before the client is answered in the application's place.
+    fn failed(&self, failed: &Failed<'_>);
     /// Whatever the access log has a line for: a denial, or a match of AUDIT or of a dry run.
     fn judged(&self, judged: &Judged<'_>);
 }
@@ -61,6 +73,13 @@ impl Record {
     /// Policy let it pass; it is in flight until this record ends.
     pub fn lasts(&mut self, ticket: Rc<Ticket>) {
         self.ticket = Some(ticket);
+    }
+
+    fn failed(&self, failure: &Failure) {
+        let Some(ticket) = &self.ticket else { return };
+        ticket.show(|method, path, host| {
+            self.report.failed(&Failed { method, path, host, failure });
+        });
     }
 
     fn answered(&mut self, code: StatusCode, flag: &'static str) {
@@ -142,15 +161,17 @@ pub fn denied(record: Record) -> Response<Payload> {
     own(StatusCode::FORBIDDEN, "7", DENIED.to_owned(), "-", record)
 }
 
-/// 503, or gRPC's Unavailable: the application cannot be reached.
-pub fn unavailable(failure: &Failure, record: Record) -> Response<Payload> {
+/// 503, 502 or gRPC's Unavailable: the application was not reached, broke off, or answered what is no
+/// answer.
+pub fn failed(failure: &Failure, record: Record) -> Response<Payload> {
+    record.failed(failure);
+    let (status, flag) = match failure {
+        Failure::BadAnswer(_) => (StatusCode::BAD_GATEWAY, "UC"),
+        Failure::UpstreamReset(_) | Failure::NoAnswer => (StatusCode::SERVICE_UNAVAILABLE, "UC"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "UF"),
+    };
     let text = format!("upstream failure ({}): {failure}\n", failure.code());
-    own(StatusCode::SERVICE_UNAVAILABLE, "14", text, "UF", record)
-}
-
-/// 503 or 502: it was reached, and broke off or answered what is no answer.
-pub fn broken(status: StatusCode, reason: &str, record: Record) -> Response<Payload> {
-    own(status, "14", format!("upstream failure: {reason}\n"), "UC", record)
+    own(status, "14", text, flag, record)
 }
 
 /// Nothing of the request is passed on, and nothing more is read from the connection.

@@ -133,8 +133,7 @@ impl<'a> Exchange<'a> {
                 answer::refused(refusal, !self.http2, record)
             }
             Err(Stop::Denied) => answer::denied(record),
-            Err(Stop::Unreachable(failure)) => answer::unavailable(&failure, record),
-            Err(Stop::Broken(status, reason)) => answer::broken(status, &reason, record),
+            Err(Stop::Failed(failure)) => answer::failed(&failure, record),
         };
         if !self.http2 && turn == Turn::Http && self.context.leaving.is_due() {
             // The client asks its next request of somebody else, or of the next daemon.
@@ -198,19 +197,21 @@ impl<'a> Exchange<'a> {
 
     fn no_answer(&self, error: NoAnswer) -> Stop {
         match error {
-            NoAnswer::Unreachable(failure) => Stop::Unreachable(failure),
+            NoAnswer::Unreachable(failure) => Stop::Failed(failure),
+            NoAnswer::Broken(error) if error.is_incomplete_message() => {
+                Stop::Failed(Failure::NoAnswer)
+            }
             NoAnswer::Broken(error) if error.is_parse() => {
-                Stop::Broken(StatusCode::BAD_GATEWAY, format!("not an HTTP answer: {error}"))
+                Stop::Failed(Failure::BadAnswer(error.to_string()))
             }
             // Its body comes from the client's side: it broke off, or two readers could have read
             // it differently.
             NoAnswer::Broken(error) if error.is_user() => {
                 Stop::Refused(self.link.refusal().unwrap_or(Refusal::bad(CUT)))
             }
-            NoAnswer::Broken(error) => Stop::Broken(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("the application broke off before it answered: {error}"),
-            ),
+            NoAnswer::Broken(error) => {
+                Stop::Failed(Failure::UpstreamReset(io::Error::other(error)))
+            }
         }
     }
 
@@ -238,7 +239,7 @@ impl<'a> Exchange<'a> {
                 });
             if !asked {
                 let reason = "it switched to a protocol that was not asked for".to_owned();
-                return Err(Stop::Broken(StatusCode::BAD_GATEWAY, reason));
+                return Err(Stop::Failed(Failure::BadAnswer(reason)));
             }
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
         } else if !(is.connect && status.is_success()) {
@@ -261,6 +262,5 @@ impl<'a> Exchange<'a> {
 enum Stop {
     Refused(Refusal),
     Denied,
-    Unreachable(Failure),
-    Broken(StatusCode, String),
+    Failed(Failure),
 }

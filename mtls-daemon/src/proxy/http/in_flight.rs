@@ -67,6 +67,15 @@ impl InFlight {
     }
 }
 
+impl Ticket {
+    /// The request's method, path without query, and host.
+    pub(super) fn show(&self, to: impl FnOnce(&str, &str, &str)) {
+        if let Some(asked) = self.of.open.borrow().get(&self.number) {
+            to(asked.method.as_str(), asked.uri.path(), &asked.host);
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.of.open.borrow_mut().remove(&self.number);
@@ -119,6 +128,9 @@ mod tests {
         });
         assert_eq!((denied.map(|verdict| verdict.allowed), asked), (Some(false), 1));
         assert!(open.denied(connection, |_, _| verdict(true)).is_none());
+        let mut shown = String::new();
+        ticket.show(|method, path, host| shown = format!("{method} {path} {host}"));
+        assert_eq!(shown, "GET /watch web.test");
         drop(ticket);
         assert!(open.denied(connection, |_, _| verdict(false)).is_none());
     }

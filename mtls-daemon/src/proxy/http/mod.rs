@@ -57,7 +57,7 @@ use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-pub use answer::{Finished, Judged, Report};
+pub use answer::{Failed, Finished, Judged, Report};
 pub use in_flight::InFlight;
 pub use link::Traffic;
 pub use refusal::Refusal;

@@ -12,7 +12,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::super::{
-    Authorize, Connecting, Context, Finished, InFlight, Judged, Report, Traffic, serve,
+    Authorize, Connecting, Context, Failed, Finished, InFlight, Judged, Report, Traffic, serve,
 };
 use crate::drain;
 use crate::policy::Normalisation;
@@ -68,12 +68,19 @@ pub struct Heard {
     pub asked: RefCell<Vec<String>>,
     pub finished: RefCell<Vec<Finished>>,
     pub denied: RefCell<Vec<String>>,
+    /// `METHOD path host code` of every request that the application did not answer.
+    pub failed: RefCell<Vec<String>>,
     pub ended: RefCell<Vec<Result<(), Failure>>>,
 }
 
 impl Report for Heard {
     fn finished(&self, finished: &Finished) {
         self.finished.borrow_mut().push(*finished);
+    }
+
+    fn failed(&self, failed: &Failed<'_>) {
+        let Failed { method, path, host, failure } = failed;
+        self.failed.borrow_mut().push(format!("{method} {path} {host} {}", failure.code()));
     }
 
     fn judged(&self, judged: &Judged<'_>) {

@@ -196,6 +196,7 @@ fn an_application_that_cannot_be_reached_is_503() {
         assert!(answer.contains("upstream_connect_failed"), "{answer}");
         let finished = setup.heard.finished.borrow()[0];
         assert_eq!((finished.code, finished.flag), (503, "UF"));
+        assert_eq!(*setup.heard.failed.borrow(), ["GET / a upstream_connect_failed"]);
     });
 }
 

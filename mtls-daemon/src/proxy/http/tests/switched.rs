@@ -173,6 +173,8 @@ fn a_switch_that_was_not_asked_for_is_no_answer() {
             let answer = raw(front, format!("{request}smuggled bytes").as_bytes()).await;
             assert!(answer.starts_with("HTTP/1.1 502 "), "{request}: {answer}");
             assert!(!application.text().contains("smuggled"), "{}", application.text());
+            let failed = setup.heard.failed.borrow();
+            assert!(failed.len() == 1 && failed[0].ends_with(" bad_answer"), "{failed:?}");
         }
     });
 }

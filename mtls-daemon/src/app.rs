@@ -19,7 +19,7 @@ use crate::identity::source::SourceError;
 use crate::identity::{Federation, Revocations, SvidStore};
 use crate::mesh::Accepted;
 use crate::node::{self, Busy, Node, NodeLock, SockDestroy};
-use crate::policy::error::Code;
+use crate::policy::error::refused_objects;
 use crate::proxy::{MaxAge, Shared, Timeouts, Workers};
 use crate::source::files::{self, LoadError, Loaded};
 use crate::source::names::Names;
@@ -271,6 +271,7 @@ impl App {
         for error in &errors {
             tracing::error!("{error}");
         }
+        self.shared.telemetry.metrics.set_config_refused_objects(refused_objects(&errors));
         let last_error = (!errors.is_empty()).then(|| LoadError(errors.clone()).to_string());
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         for warning in &warnings {
@@ -289,8 +290,7 @@ impl App {
         let refused = report::refused(&errors);
         let loaded_at = SystemTime::now();
         *lock(&self.state) = ConfigState { generation, loaded_at, last_error, refused, warnings };
-        let refused = errors.iter().filter(|error| error.code == Code::Refused).count();
-        self.shared.telemetry.metrics.config_in_force(generation, refused, errors.is_empty());
+        self.shared.telemetry.metrics.config_in_force(generation, errors.is_empty());
         tracing::info!(generation, "configuration in force");
         Ok(())
     }
@@ -334,7 +334,9 @@ impl App {
                         let mut state = lock(&self.state);
                         state.last_error = Some(error.to_string());
                         state.refused = report::all_refused(&error.0);
-                        self.shared.telemetry.metrics.config_refused();
+                        let metrics = &self.shared.telemetry.metrics;
+                        metrics.set_config_refused_objects(refused_objects(&error.0));
+                        metrics.config_refused();
                     }
                 }
             }

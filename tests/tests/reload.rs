@@ -100,6 +100,29 @@ fn a_bad_object_is_refused_with_its_place_and_closes_only_what_it_selects() -> R
 }
 
 #[test]
+fn a_new_file_that_nobody_can_read_is_counted_until_it_is_gone() -> Result<()> {
+    let world = World::new()?;
+    let refused = |expected: f64| {
+        let what = format!("{expected} to be refused");
+        eventually(Duration::from_secs(10), &what, || {
+            let count = world.b().metric("mtls_config_refused_objects", &[]);
+            count.is_ok_and(|count| count == expected)
+        })
+    };
+    refused(0.0)?;
+    world.mesh.write_file("new.yaml", "kind: X\nspec: [\n")?;
+    refused(1.0)?;
+    world.mesh.remove_file("new.yaml")?;
+    refused(0.0)?;
+    // Nor can anybody say what a directory holds that is not there.
+    let (place, aside) = (world.mesh.directory(), world.mesh.directory().with_extension("aside"));
+    std::fs::rename(place, &aside)?;
+    refused(1.0)?;
+    std::fs::rename(&aside, place)?;
+    refused(0.0)
+}
+
+#[test]
 fn a_workload_added_while_running_is_enrolled_and_one_removed_is_left_alone() -> Result<()> {
     let mut world =
         World::with(&[mtls_tests::PodSpec::new(0, "late", 40)], |_, _| {}, |spec| spec)?;

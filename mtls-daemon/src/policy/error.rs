@@ -1,5 +1,6 @@
 //! What is wrong in a configuration file, where, and under which stable code.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -45,6 +46,14 @@ pub enum Code {
 }
 
 impl Code {
+    /// It is about a file as a whole: which objects it holds is not known.
+    fn is_of_file(self) -> bool {
+        matches!(
+            self,
+            Self::FileRead | Self::FileSize | Self::FileEmpty | Self::YamlSyntax | Self::YamlLimit
+        )
+    }
+
     /// Warnings refuse nothing.
     pub fn is_warning(self) -> bool {
         self.as_str().starts_with('W')
@@ -109,6 +118,19 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// How many objects `errors` refuse. A file of which nobody can say what it holds is one, unless objects
+/// that were in it before are refused with it.
+pub fn refused_objects(errors: &[ConfigError]) -> usize {
+    let refused = || errors.iter().filter(|error| error.code == Code::Refused);
+    let named: BTreeSet<&str> = refused().map(|error| &*error.file).collect();
+    let unclear: BTreeSet<&str> = errors
+        .iter()
+        .filter(|error| error.code.is_of_file() && !named.contains(&*error.file))
+        .map(|error| &*error.file)
+        .collect();
+    refused().count() + unclear.len()
+}
+
 /// Where an object was read from, and what it is called in messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
@@ -170,5 +192,29 @@ impl Report {
             reason,
             code,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_understood_is_an_object_unless_its_own_are_known() {
+        let error = |file: &str, object: &str, code: Code| {
+            Origin { file: file.into(), line: 1, object: object.into() }.error("", code, "why")
+        };
+        let errors = [
+            error("a.yaml", "PeerAuthentication full/a", Code::FieldValue),
+            error("a.yaml", "PeerAuthentication full/a", Code::Refused),
+            error("new.yaml", "", Code::YamlSyntax),
+            error("new.yaml", "", Code::YamlLimit),
+            error("old.yaml", "", Code::FileRead),
+            error("old.yaml", "PeerAuthentication full/b", Code::Refused),
+            error("old.yaml", "PeerAuthentication full/c", Code::Refused),
+        ];
+        assert_eq!(refused_objects(&errors), 4);
+        assert_eq!(refused_objects(&errors[2..3]), 1);
+        assert_eq!(refused_objects(&[]), 0);
     }
 }

@@ -155,7 +155,7 @@ impl Metrics {
             workloads_enrolled: add.add("mtls_workloads_enrolled", "Workloads intercepted now"),
             config_refused_objects: add.add(
                 "mtls_config_refused_objects",
-                "Objects that were refused in the newest configuration",
+                "Objects that were refused in the newest configuration, and files nobody could read",
             ),
             config_generation: add.add("mtls_config_generation", "Configuration in force"),
             reloads: add.add("mtls_config_reloads", "Configurations read, by what became of them"),
@@ -247,15 +247,19 @@ impl Metrics {
         self.workloads_enrolled.set(i64::try_from(workloads).unwrap_or(i64::MAX));
     }
 
-    /// A configuration was read and is in force, apart from `refused` objects of it.
-    pub fn config_in_force(&self, generation: u64, refused: usize, whole: bool) {
-        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    /// How many objects of the newest configuration are not in force as they were written.
+    pub fn set_config_refused_objects(&self, refused: usize) {
         self.config_refused_objects.set(i64::try_from(refused).unwrap_or(i64::MAX));
+    }
+
+    /// A configuration was read and is in force; not `whole`: apart from what was refused of it.
+    pub fn config_in_force(&self, generation: u64, whole: bool) {
+        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         let result = if whole { "accepted" } else { "refused" };
         self.reloads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// A configuration could not be read at all: the one before it stays in force.
+    /// A configuration could not be read at all, or not be applied: the one before it stays in force.
     pub fn config_refused(&self) {
         self.reloads.get_or_create(&ResultLabel { result: "refused" }).inc();
     }

@@ -187,7 +187,8 @@ fn the_state_of_configuration_and_svids_is_shown() {
     let metrics = Metrics::new("node-1");
     let text = metrics.encode();
     has(&text, "mtls_config_reloads_total{result=\"refused\"} 0");
-    metrics.config_in_force(3, 2, true);
+    metrics.config_in_force(3, true);
+    metrics.set_config_refused_objects(2);
     metrics.config_refused();
     metrics.set_workloads_enrolled(2);
     metrics.set_svids_issued(1, 1);

@@ -249,7 +249,9 @@ fn a_policy_that_is_wrong_allows_nothing() -> Result<()> {
     let place = directory(&[("cart.yaml", wrong.as_str())])?;
     let run = eval(place.path(), &[], &lines(&[to_cart("the web", Some(WEB), 8080)]))?;
     let refused = "the policy was refused, so what it selects is denied";
-    assert_eq!(answers(&run, 0)?, [line("the web", "deny", BY_CART, None, refused)]);
+    assert_eq!(answers(&run, 64)?, [line("the web", "deny", BY_CART, None, refused)]);
+    let instead = "1 objects refused; the answers are those of what is in force instead";
+    says(&run, 64, &["cart.yaml:6: ", "[E_FIELD_VALUE]", "[E_REFUSED]", instead])?;
 
     // `check` says what is in force in its place, `lint` only what is wrong.
     let mut lint = policy(&["lint"])?;
@@ -339,7 +341,12 @@ fn what_cannot_be_read_is_64_with_its_place_and_what_is_missing_is_usage() -> Re
         says(&output(command)?, 64, &[file, word])?;
     }
     says(&cases("eval", &json!({"cases": []}), &[])?, 64, &["no rows in cases"])?;
-    says(&cases("eval", &json!({"cases": []}), &["--config", "."])?, 2, &["--config"])?;
+    for (flag, value) in
+        [("--config", "."), ("--root-namespace", "a"), ("--trust-domain", "a"), ("--alias", "a")]
+    {
+        // The file says them itself.
+        says(&cases("eval", &json!({"cases": []}), &[flag, value])?, 2, &[flag])?;
+    }
     says(&output(policy(&["eval"])?)?, 2, &["--config"])?;
     says(&output(policy(&["eval", "--check"])?)?, 2, &["--cases"])?;
     says(&output(policy(&["status"])?)?, 1, &["--cases FILE is missing"])

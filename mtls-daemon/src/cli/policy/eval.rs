@@ -13,6 +13,7 @@ use crate::cli::cases::{self, Answer, CaseFile, CasesArgs, Table};
 use crate::cli::{Exit, Failed, print};
 use crate::identity::TrustDomain;
 use crate::mesh::MeshSettings;
+use crate::policy::error::refused_objects;
 use crate::policy::path::Normalisation;
 use crate::source::files;
 
@@ -28,13 +29,13 @@ pub(in crate::cli) struct EvalArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "cases", required_unless_present = "cases")]
     config: Option<PathBuf>,
     /// Namespace whose policies hold for the whole mesh
-    #[arg(long, value_name = "NS", default_value = "istio-system")]
+    #[arg(long, value_name = "NS", default_value = "istio-system", conflicts_with = "cases")]
     root_namespace: String,
     /// Trust domain of the mesh
-    #[arg(long, value_name = "TD", default_value = "cluster.local")]
+    #[arg(long, value_name = "TD", default_value = "cluster.local", conflicts_with = "cases")]
     trust_domain: String,
     /// Another name of the trust domain (repeatable)
-    #[arg(long, value_name = "TD")]
+    #[arg(long, value_name = "TD", conflicts_with = "cases")]
     alias: Vec<String>,
 }
 
@@ -62,6 +63,9 @@ fn stdin(args: &EvalArgs, directory: &Path) -> Result<(), Failed> {
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
+    for error in &loaded.errors {
+        eprintln!("error: {error}");
+    }
     let mut failed = 0_usize;
     for (number, line) in (1..).zip(std::io::stdin().lock().lines()) {
         let line = line.context("cannot read stdin")?;
@@ -74,10 +78,18 @@ fn stdin(args: &EvalArgs, directory: &Path) -> Result<(), Failed> {
         let name = name.unwrap_or_else(|| json!(format!("line {number}")));
         print(&cases::line_of(name, &answered))?;
     }
-    if failed > 0 {
-        return Err(anyhow::anyhow!("{failed} lines of stdin are no connections").into());
+    let not_asked = anyhow::anyhow!("{failed} lines of stdin are no connections");
+    if !loaded.errors.is_empty() {
+        if failed > 0 {
+            eprintln!("{not_asked}");
+        }
+        let refused = refused_objects(&loaded.errors);
+        let reason = anyhow::anyhow!(
+            "{refused} objects refused; the answers are those of what is in force instead"
+        );
+        return Err(Failed::new(Exit::Config, reason));
     }
-    Ok(())
+    if failed > 0 { Err(not_asked.into()) } else { Ok(()) }
 }
 
 fn one(line: &str, loaded: &files::Loaded) -> (Option<Value>, Result<Answer>) {

@@ -178,13 +178,20 @@ pub fn revocation_lists(status: &RevocationStatus) -> Vec<ListMetrics> {
         entries: list.entries,
         left: None,
     });
-    let files = status.files.iter().map(|crl| ListMetrics {
-        list: crl.file.clone(),
-        age: crl.age_seconds,
-        entries: crl.entries,
-        left: Some(crl.seconds_left),
-    });
-    ca.into_iter().chain(files).collect()
+    // A file has one series and may have several lists: the oldest, and the first that ends.
+    let mut files: BTreeMap<&str, ListMetrics> = BTreeMap::new();
+    for crl in &status.files {
+        let file = files.entry(&crl.file).or_insert_with(|| ListMetrics {
+            list: crl.file.clone(),
+            age: crl.age_seconds,
+            entries: 0,
+            left: Some(crl.seconds_left),
+        });
+        file.age = file.age.max(crl.age_seconds);
+        file.entries += crl.entries;
+        file.left = file.left.min(Some(crl.seconds_left));
+    }
+    ca.into_iter().chain(files.into_values()).collect()
 }
 
 /// Negative: `to` is earlier.
@@ -229,6 +236,31 @@ mod tests {
 
     fn origin(file: &str, line: u32, object: &str) -> Origin {
         Origin { file: file.into(), line, object: object.into() }
+    }
+
+    #[test]
+    fn a_file_of_several_lists_is_as_old_as_its_oldest_and_ends_with_its_first() {
+        let crl = |age_seconds, seconds_left, entries| CrlStatus {
+            file: "/etc/crls.pem".to_owned(),
+            issuer: "CN=a".to_owned(),
+            entries,
+            this_update: String::new(),
+            next_update: String::new(),
+            age_seconds,
+            seconds_left,
+        };
+        let lists = [crl(5, 60, 2), crl(7, 4000, 1)];
+        let [first, second] = lists.clone();
+        for files in [vec![first, second], lists.into_iter().rev().collect()] {
+            let status = RevocationStatus { files, ..RevocationStatus::default() };
+            let folded = ListMetrics {
+                list: "/etc/crls.pem".to_owned(),
+                age: 7,
+                entries: 3,
+                left: Some(60),
+            };
+            assert_eq!(revocation_lists(&status), [folded]);
+        }
     }
 
     #[test]

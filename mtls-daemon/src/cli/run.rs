@@ -21,7 +21,11 @@ pub(super) fn run(args: RunArgs) -> Result<(), Failed> {
         .enable_all()
         .build()
         .context("cannot start the main thread's runtime")?;
-    runtime.block_on(crate::app::run(config)).map_err(|error| Failed::new(error.exit(), error))
+    let result = runtime.block_on(crate::app::run(config));
+    // What has to be written is. A name that is being looked up cannot be interrupted, and dropping
+    // the runtime would wait for it.
+    runtime.shutdown_background();
+    result.map_err(|error| Failed::new(error.exit(), error))
 }
 
 /// The kernel then writes no core file of this process, and lets no other user trace it.

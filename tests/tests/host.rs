@@ -6,10 +6,11 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
+use mtls_tests::daemon::LOG;
 use mtls_tests::host::{self, Unit, stranger};
 use mtls_tests::hosts::{CANARY, Hosts, OTHER, UNDECLARED, WEB, get, open};
 use mtls_tests::world::{event, serve};
-use mtls_tests::{Capture, World, curl};
+use mtls_tests::{Capture, World, client, curl, wait};
 use serde_json::json;
 
 /// STRICT on both sides, over both families: the wire has TLS only, and each daemon knows who talks.
@@ -273,5 +274,38 @@ fn pods_and_units_talk_to_each_other() -> Result<()> {
     let legacy = world.pod("sleep-legacy");
     ensure!(get(legacy, web.v4(WEB))?.code == 0, "plaintext to a STRICT unit");
     ensure!(get(legacy, web.v4(UNDECLARED))?.exit == 7, "nobody listens there");
+    Ok(())
+}
+
+/// Who is not redirected gets nothing, and fills no log however often they try.
+#[test]
+fn a_stranger_at_the_daemons_listener_is_counted_and_not_logged_each_time() -> Result<()> {
+    const TRIES: u32 = 1000;
+    let hosts = Hosts::stand("STRICT")?;
+    let daemon = hosts.world.a();
+    let status = daemon.status()?;
+    let workloads = status["workloads"].as_array().context("workloads")?;
+    let port = workloads[0]["ports"]["outbound"].as_u64().context("an outbound port")?;
+    let listener = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?));
+    let mark = daemon.process.stderr.len();
+    stranger(hosts.bed(), 0)?.inside(|| {
+        for _ in 0..TRIES {
+            let mut stream = client::connect(listener)?;
+            let (said, end) = client::read_to_end(&mut stream)?;
+            ensure!(said.is_empty() && end == client::End::Broken, "{end:?}: {said:?}");
+        }
+        Ok(())
+    })?;
+    let counted = || {
+        let reason = "reason=\"no_original_destination\"";
+        daemon.metric("mtls_connections_failed_total", &[reason]).unwrap_or_default()
+    };
+    wait::eventually(LOG, "each to be counted", || counted() == f64::from(TRIES))?;
+    let is = |line: &str| line.contains("connection refused");
+    daemon.said(mark, "that they are refused", is)?;
+    // One a worker, of which there are at most 16, in a while.
+    let lines = daemon.process.stderr.all();
+    let lines = lines.iter().skip(mark).filter(|line| is(line)).count();
+    ensure!(lines <= 64, "{lines} lines");
     Ok(())
 }

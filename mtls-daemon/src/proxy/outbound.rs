@@ -34,7 +34,11 @@ pub async fn serve(
         Ok(destination) => destination,
         Err(failure) => {
             // Dropping the client resets it. There is no flow: nobody asked for anything.
-            tracing::warn!(workload = current.workload.key(), %source, %failure, "connection refused");
+            // On a host anybody can connect here, as often as they like: each is counted.
+            if worker.refusals.passes() {
+                let workload = current.workload.key();
+                tracing::warn!(workload, %source, %failure, "connection refused; others are counted");
+            }
             worker.shared.telemetry.refused(Direction::Outbound, &failure);
             return;
         }

@@ -1,6 +1,6 @@
 //! Runtime threads, and the accept loops on them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -28,14 +28,30 @@ struct Job {
     listeners: Vec<TcpListener>,
 }
 
-/// Between two warnings of one listener.
+/// Between two warnings about one thing.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// Lets a warning pass, and then none for [`QUIET`].
+#[derive(Default)]
+pub struct Quiet(Cell<Option<Instant>>);
+
+impl Quiet {
+    pub fn passes(&self) -> bool {
+        let passes = self.0.get().is_none_or(|last| last.elapsed() > QUIET);
+        if passes {
+            self.0.set(Some(Instant::now()));
+        }
+        passes
+    }
+}
 
 /// What the connections of one thread share. Never leaves the thread.
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub maps: RefCell<SocketMaps>,
     pub live: Live,
+    /// For what anybody can make happen as often as they like.
+    pub refusals: Quiet,
 }
 
 impl Workers {
@@ -48,7 +64,8 @@ impl Workers {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name(format!("mtls-worker-{index}")).spawn(move || {
                 let maps = RefCell::new(maps);
-                let worker = Rc::new(Worker { shared, maps, live: Live::default() });
+                let (live, refusals) = (Live::default(), Quiet::default());
+                let worker = Rc::new(Worker { shared, maps, live, refusals });
                 let local = LocalSet::new();
                 local.spawn_local(end_with_the_daemon(worker.clone()));
                 local.spawn_local(follow_policy(worker.clone()));
@@ -128,7 +145,7 @@ async fn accept(
         Listening::Inbound => format!("inbound {}", pod.current().workload.key()),
     };
     let drain = worker.shared.drain.named(&name);
-    let mut last_warning = None;
+    let warnings = Quiet::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -149,9 +166,8 @@ async fn accept(
             }
             Err(error) => {
                 // Out of descriptors, most likely: what is open may free some.
-                if last_warning.is_none_or(|last: Instant| last.elapsed() > QUIET) {
+                if warnings.passes() {
                     tracing::warn!(%error, listener = %name, "cannot accept; clients wait");
-                    last_warning = Some(Instant::now());
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -297,6 +297,21 @@ fn check_exits_with_1_and_names_what_disagrees() -> Result<()> {
     says(&run, 1, &[disagrees, "3 rows, 1 agree, 1 disagree, 1 skip"])?;
     // Every row is answered all the same.
     assert_eq!(answers(&run, 1)?.len(), 3);
+    // A row that expects nothing has to be answered; one alone is held to nothing.
+    let mut silent = to_cart("a question", Some(WEB), 8080);
+    let rows = |silent: &Value| json!([row("the web may", WEB, "allow"), silent]);
+    let run = cases("eval", &json!({"objects": objects, "cases": rows(&silent)}), &["--check"])?;
+    says(&run, 0, &["2 rows, 1 agree, 0 disagree", "1 expect nothing"])?;
+    silent["expect"] = "deny".into();
+    let run = cases("eval", &json!({"objects": objects, "cases": [silent]}), &["--check"])?;
+    says(&run, 64, &["no row of", "expects anything"])?;
+    assert_eq!(answers(&run, 64)?.len(), 1);
+    silent["connection"]["dst"]["port"] = Value::Null;
+    let run = cases("eval", &json!({"objects": objects, "cases": rows(&silent)}), &["--check"])?;
+    says(&run, 1, &["disagrees: a question: expected an answer, got an error", "1 disagree"])?;
+    silent["needs"] = "a port".into();
+    let run = cases("eval", &json!({"objects": objects, "cases": rows(&silent)}), &["--check"])?;
+    says(&run, 0, &["2 rows, 1 agree, 0 disagree", "1 needs"])?;
     // Nobody asked whether that is what was expected.
     assert_eq!(answers(&cases("eval", &table, &[])?, 0)?.len(), 3);
     Ok(())

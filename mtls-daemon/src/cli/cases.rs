@@ -97,7 +97,8 @@ impl Default for Table<'_> {
 /// Answers every row of `args.cases`. The answer sees the list's name, the file and the row.
 ///
 /// # Errors
-/// Exit 64 for a file that cannot be read or has no rows, 1 if a row disagrees under `--check`.
+/// Exit 64 for a file that cannot be read or has no rows, and under `--check` one whose rows expect
+/// nothing; 1 if a row disagrees under `--check`.
 pub(super) fn run(
     args: &CasesArgs,
     table: &Table<'_>,
@@ -122,6 +123,13 @@ pub(super) fn run(
     }
     eprint!("{}", tally.disagreements);
     eprintln!("{}: {}", path.display(), tally.summary());
+    if tally.agree + tally.disagree == 0 && tally.unasserted > 0 {
+        let reason = anyhow!(
+            "no row of {} expects anything that this verb answers: is the expectation's name right?",
+            path.display()
+        );
+        return Err(Failed::new(Exit::Config, reason));
+    }
     if tally.disagree > 0 {
         let error = (|| bail!("{} rows of {} disagree", tally.disagree, path.display()))();
         return error.map_err(Failed::from);
@@ -168,20 +176,23 @@ impl Tally {
             self.apart[position] += 1;
             return;
         }
-        let Some(expected) = (table.expected)(row) else {
-            self.unasserted += 1;
-            return;
-        };
-        let got = match answered {
-            Ok(answer) if (table.agrees)(&expected, answer) => {
+        let why = match ((table.expected)(row), answered) {
+            (None, Ok(_)) => {
+                self.unasserted += 1;
+                return;
+            }
+            (None, Err(error)) => format!("expected an answer, got an error: {error:#}"),
+            (Some(expected), Ok(answer)) if (table.agrees)(&expected, answer) => {
                 self.agree += 1;
                 return;
             }
-            Ok(answer) => answer.result.to_string(),
-            Err(error) => format!("an error: {error:#}"),
+            (Some(expected), Ok(answer)) => format!("expected {expected}, got {}", answer.result),
+            (Some(expected), Err(error)) => {
+                format!("expected {expected}, got an error: {error:#}")
+            }
         };
         self.disagree += 1;
-        writeln!(self.disagreements, "disagrees: {}: expected {expected}, got {got}", name(row))
+        writeln!(self.disagreements, "disagrees: {}: {why}", name(row))
             .expect("writing to a String does not fail");
     }
 

@@ -55,6 +55,7 @@ impl CleanupError {
     }
 }
 
+/// What was done; the problems are apart.
 impl std::fmt::Display for CleanupReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.pins == 0 && self.namespaces == 0 {
@@ -64,8 +65,7 @@ impl std::fmt::Display for CleanupReport {
             f,
             "removed {} links and maps; took back rules and routes in {} network namespaces",
             self.pins, self.namespaces
-        )?;
-        self.problems.iter().try_for_each(|problem| write!(f, "\nproblem: {problem}"))
+        )
     }
 }
 

@@ -1,5 +1,6 @@
 //! The wiring: the only file that knows everyone.
 
+mod configured;
 mod identities;
 mod report;
 
@@ -8,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
+
+use configured::{ConfigState, Configured};
 
 use crate::admin::{self, Admin, AdminError, Readiness};
 use crate::bpf::{BpfError, Kernel};
@@ -103,20 +106,11 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> RunError {
     move |error| RunError::Io { what, error }
 }
 
-/// What the files say, and how reading them went.
-struct ConfigState {
-    generation: u64,
-    loaded_at: SystemTime,
-    last_error: Option<String>,
-    refused: Vec<admin::status::RefusedStatus>,
-    warnings: Vec<String>,
-}
-
 /// The node and its configuration, shared by the main task and the admin server.
 struct App {
     config: Config,
     node: Mutex<Node>,
-    state: Mutex<ConfigState>,
+    state: Mutex<Configured>,
     store: Arc<SvidStore>,
     federation: Arc<Federation>,
     shared: Arc<Shared>,
@@ -179,13 +173,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let node = Node::new(kernel, store.clone(), shared.clone(), workers);
     let app = Arc::new(App {
         node: Mutex::new(node),
-        state: Mutex::new(ConfigState {
-            generation: 0,
-            loaded_at: SystemTime::now(),
-            last_error: None,
-            refused: Vec::new(),
-            warnings: Vec::new(),
-        }),
+        state: Mutex::new(Configured::nothing()),
         store: store.clone(),
         federation: federation.clone(),
         shared,
@@ -272,12 +260,12 @@ impl App {
             tracing::error!("{error}");
         }
         self.shared.telemetry.metrics.set_config_refused_objects(refused_objects(&errors));
-        let last_error = (!errors.is_empty()).then(|| LoadError(errors.clone()).to_string());
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
         let generation = snapshot.generation;
+        lock(&self.state).begin(ConfigState::read(generation, &errors, warnings));
         let app = self.clone();
         let apply = move || {
             // Before the rules are in force, so that their first connection finds the files read.
@@ -287,9 +275,7 @@ impl App {
         tokio::task::spawn_blocking(apply)
             .await
             .map_err(|error| RunError::Io { what: "apply".into(), error: error.into() })??;
-        let refused = report::refused(&errors);
-        let loaded_at = SystemTime::now();
-        *lock(&self.state) = ConfigState { generation, loaded_at, last_error, refused, warnings };
+        lock(&self.state).succeeded();
         self.shared.telemetry.metrics.config_in_force(generation, errors.is_empty());
         tracing::info!(generation, "configuration in force");
         Ok(())
@@ -323,7 +309,7 @@ impl App {
                     Ok(loaded) => {
                         if let Err(error) = self.clone().accept(loaded).await {
                             tracing::error!(%error, "a good configuration is not whole in force yet");
-                            lock(&self.state).last_error = Some(error.to_string());
+                            lock(&self.state).failed(error.to_string());
                             self.shared.telemetry.metrics.config_refused();
                         }
                     }
@@ -331,9 +317,7 @@ impl App {
                         tracing::error!(
                             "configuration refused, the last good one stays in force:\n{error}"
                         );
-                        let mut state = lock(&self.state);
-                        state.last_error = Some(error.to_string());
-                        state.refused = report::all_refused(&error.0);
+                        lock(&self.state).refused(&error);
                         let metrics = &self.shared.telemetry.metrics;
                         metrics.set_config_refused_objects(refused_objects(&error.0));
                         metrics.config_refused();
@@ -355,6 +339,10 @@ impl App {
                 app.shared.checks.tick(SystemTime::now());
                 let mut node = lock(&app.node);
                 node.tick()?;
+                if let Some(generation) = lock(&app.state).succeeded_late() {
+                    app.shared.telemetry.metrics.set_config_generation(generation);
+                    tracing::info!(generation, "configuration in force");
+                }
                 node.sweep_flows(FLOW_LIFETIME)
             });
             match ticked.await {
@@ -397,10 +385,15 @@ impl App {
         let app = Arc::downgrade(&self);
         readiness.check(Box::new(move || {
             let Some(app) = app.upgrade() else { return Vec::new() };
-            let refused = lock(&app.node).refused();
+            let (refused, pending) = {
+                let node = lock(&app.node);
+                (node.refused(), node.is_pending())
+            };
+            let pending =
+                pending.then(|| "the newest configuration: it is not whole in force".to_owned());
             let missing = app.store.missing().into_iter().map(|id| format!("an SVID for {id}"));
             let list = app.shared.checks.awaited();
-            refused.into_iter().chain(missing).chain(list).collect()
+            refused.into_iter().chain(pending).chain(missing).chain(list).collect()
         }));
     }
 
@@ -408,7 +401,8 @@ impl App {
         // Before the lock that its checks take.
         let awaited = self.readiness.awaited();
         let node = lock(&self.node);
-        let state = lock(&self.state);
+        let configured = lock(&self.state);
+        let state = configured.state();
         let metrics = &self.shared.telemetry.metrics;
         admin::Status {
             node: self.config.node.to_string(),

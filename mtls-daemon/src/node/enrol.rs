@@ -252,6 +252,11 @@ impl Node {
         self.kernel.tables.sweep_flows(older_than)
     }
 
+    /// A snapshot failed on its way in force: what it closes may be closed and what it opens is not.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
     }

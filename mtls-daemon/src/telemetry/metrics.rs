@@ -252,14 +252,19 @@ impl Metrics {
         self.config_refused_objects.set(i64::try_from(refused).unwrap_or(i64::MAX));
     }
 
+    pub fn set_config_generation(&self, generation: u64) {
+        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
     /// A configuration was read and is in force; not `whole`: apart from what was refused of it.
     pub fn config_in_force(&self, generation: u64, whole: bool) {
-        self.config_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.set_config_generation(generation);
         let result = if whole { "accepted" } else { "refused" };
         self.reloads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// A configuration could not be read at all, or not be applied: the one before it stays in force.
+    /// A configuration could not be read at all, and the one before it stays in force; or not be applied
+    /// whole yet.
     pub fn config_refused(&self) {
         self.reloads.get_or_create(&ResultLabel { result: "refused" }).inc();
     }

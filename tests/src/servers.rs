@@ -151,7 +151,8 @@ pub fn redis_cli(pod: &Pod, to: SocketAddr, arguments: &[&str]) -> Result<String
 }
 
 /// nginx on several ports, each with a certificate of its own; a client must show one that `clients`
-/// signed. Its page says whose certificate it saw, and which server was asked for.
+/// signed. HTTP/2 is for those who offer it in the handshake. Its page says whose certificate it saw, and
+/// which server was asked for.
 ///
 /// # Errors
 /// When it does not listen.
@@ -184,7 +185,7 @@ fn nginx_tls(
         .iter()
         .map(|(port, pair)| {
             format!(
-                "server {{ listen {port} ssl; ssl_certificate {}; ssl_certificate_key {};\n\
+                "server {{ listen {port} ssl http2; ssl_certificate {}; ssl_certificate_key {};\n\
                  {settings}\nlocation / {{ return 200 \"{page}\"; }} }}\n",
                 pair.certificate.display(),
                 pair.key.display(),

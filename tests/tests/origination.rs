@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mtls_tests::client::converse;
-use mtls_tests::curl::{Curl, curl};
+use mtls_tests::curl::{self, Curl, curl};
 use mtls_tests::process::Process;
 use mtls_tests::servers::{Authority, nginx, nginx_open, redis, redis_cli};
 use mtls_tests::world::To;
@@ -23,6 +23,9 @@ const VIRTUAL: Ipv4Addr = Ipv4Addr::new(10, 96, 9, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 30);
 const REDIS: u16 = 6379;
 const GOOD: u16 = 8443;
+/// Declared to speak it, and the same server as [`GOOD`].
+const HTTP2: u16 = 9443;
+const GRPC: u16 = 9444;
 const EXPIRED: u16 = 8444;
 const OTHER_NAME: u16 = 8445;
 const VERSION_1: u16 = 8446;
@@ -91,10 +94,16 @@ fn outside() -> Result<Outside> {
 
 /// A service outside the mesh: at a virtual address, or by its name alone.
 fn service(world: &mut World, host: &str, addresses: &[Ipv4Addr]) {
-    let ports: Vec<Value> = [REDIS, GOOD, EXPIRED, OTHER_NAME, VERSION_1, OPEN, OPEN_OTHER_NAME]
+    let mut ports: Vec<Value> = [REDIS, GOOD, EXPIRED, OTHER_NAME, VERSION_1, OPEN, OPEN_OTHER_NAME]
         .iter()
         .map(|port| json!({"number": port, "name": format!("port-{port}")}))
         .collect();
+    for (number, protocol) in [(HTTP2, "HTTP2"), (GRPC, "GRPC")] {
+        let name = format!("port-{number}");
+        ports.push(json!(
+            {"number": number, "name": name, "protocol": protocol, "targetPort": GOOD}
+        ));
+    }
     let mut spec = json!({"hosts": [host], "ports": ports, "location": "MESH_EXTERNAL"});
     if addresses.is_empty() {
         spec["resolution"] = json!("DNS");
@@ -478,5 +487,25 @@ fn a_headless_database_gets_the_clients_own_certificate() -> Result<()> {
     outside.rule(host, &tls)?;
     let said = redis_cli(outside.client(), to, &["PING"])?;
     ensure!(said.contains("PONG"), "{said} {}", outside.world.a().words());
+    Ok(())
+}
+
+/// A server that speaks HTTP/2 only to those who offer it in the handshake.
+#[test]
+fn http2_is_offered_to_servers_of_ports_that_are_declared_so() -> Result<()> {
+    let mut outside = outside()?;
+    outside.rule(HOST, &outside.mutual())?;
+    let ask = |port: u16, more: &[&str]| {
+        let to = SocketAddr::from((VIRTUAL, port));
+        let url = format!("http://{to}/");
+        curl::run(outside.client(), &[more, &[url.as_str()]].concat())
+    };
+    for port in [HTTP2, GRPC] {
+        let got = ask(port, &["--http2-prior-knowledge"])?;
+        ensure!(got.code == 200 && got.body.contains("CN=client"), "{port}: {got:?}");
+    }
+    let got = ask(GOOD, &["--http2-prior-knowledge"])?;
+    ensure!(got.code != 200, "nobody said that it speaks HTTP/2: {got:?}");
+    ensure!(ask(GOOD, &[])?.code == 200, "HTTP/1 as ever");
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::policy::effective::selects;
 use crate::policy::export::ExportTo;
 use crate::policy::{
     DestinationRules, EffectiveMode, Mode, PeerAuthentications, PortProtocol, ResolvedRule,
-    TlsMode, TlsSettings, WorkloadModes, auto,
+    TlsMode, TlsSettings, WorkloadModes, auto, speaks_http2,
 };
 
 /// What compilation reads.
@@ -155,13 +155,18 @@ pub(super) fn declared(port: &ServicePort) -> PortProtocol {
 }
 
 /// The rule's `sni`, else the service's host, decides which server is asked for (policy.md 2.3).
-fn originate(service: &Service, settings: &Arc<TlsSettings>) -> Arc<Origination> {
+fn originate(
+    service: &Service,
+    port: &ServicePort,
+    settings: &Arc<TlsSettings>,
+) -> Arc<Origination> {
     let ask_for = match (&settings.sni, service.hosts.as_slice()) {
         (Some(sni), _) => AskFor::Name(sni.clone()),
         (None, [only]) if !only.starts_with('*') => AskFor::Name(only.clone()),
         (None, hosts) => AskFor::HostOfRequest(hosts.into()),
     };
-    Arc::new(Origination { settings: settings.clone(), ask_for })
+    let http2 = speaks_http2(&port.protocol, &port.name);
+    Arc::new(Origination { settings: settings.clone(), ask_for, http2 })
 }
 
 impl Policy<'_> {
@@ -279,7 +284,7 @@ impl Policy<'_> {
                 because: format!("{}: ISTIO_MUTUAL", rule.because).into(),
             },
             TlsMode::Simple | TlsMode::Mutual => ClientTls::Originate {
-                origination: originate(service, settings),
+                origination: originate(service, port, settings),
                 because: format!("{}: {}", rule.because, settings.mode.as_str()).into(),
             },
         }

@@ -67,7 +67,8 @@ impl ClientTls {
     pub(super) fn agrees_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Originate { origination: a, .. }, Self::Originate { origination: b, .. }) => {
-                a == b
+                // What is spoken inside is no rule about TLS, and nobody is believed for it.
+                a.settings == b.settings && a.ask_for == b.ask_for
             }
             (Self::Refused { .. }, Self::Refused { .. }) => true,
             (Self::Originate { .. } | Self::Refused { .. }, _)
@@ -86,6 +87,8 @@ pub struct Origination {
     /// SIMPLE or MUTUAL.
     pub settings: Arc<TlsSettings>,
     pub ask_for: AskFor,
+    /// The port is declared to speak HTTP/2: some servers speak it only where it was offered (ALPN).
+    pub http2: bool,
 }
 
 /// Where the server's name comes from: sent as SNI and, without `subjectAltNames`, to be proved.

@@ -37,4 +37,4 @@ pub use metadata::ObjectMeta;
 pub use mode::{EffectiveMode, Mode};
 pub use path::{BadPath, Normalisation, normalise};
 pub use peer_authentication::PeerAuthentication;
-pub use protocol::PortProtocol;
+pub use protocol::{PortProtocol, speaks_http2};

@@ -20,9 +20,7 @@ impl PortProtocol {
     /// Of a service's port: the protocol decides; without one (`UNSPECIFIED` or empty) its name
     /// does, up to the first `-`; without a known one, its number.
     pub fn declared(protocol: &str, name: &str, number: u16) -> Self {
-        let unspecified = protocol.is_empty() || protocol.eq_ignore_ascii_case("UNSPECIFIED");
-        let word = if unspecified { name.split('-').next().unwrap_or_default() } else { protocol };
-        match word.to_ascii_lowercase().as_str() {
+        match word(protocol, name).as_str() {
             "http" | "http2" | "grpc" | "http_proxy" => Self::Http,
             // `grpc-web` is a name of its own as a protocol; as a port's name it begins with grpc.
             "grpc-web" | "grpcweb" => Self::Http,
@@ -43,9 +41,36 @@ impl PortProtocol {
     }
 }
 
+/// Whether a service's port speaks HTTP/2 and nothing else (Istio's `IsHTTP2`).
+pub fn speaks_http2(protocol: &str, name: &str) -> bool {
+    matches!(word(protocol, name).as_str(), "http2" | "grpc" | "grpc-web" | "grpcweb")
+}
+
+/// What a port is declared by, in lower case.
+fn word(protocol: &str, name: &str) -> String {
+    let unspecified = protocol.is_empty() || protocol.eq_ignore_ascii_case("UNSPECIFIED");
+    let word = if unspecified { name.split('-').next().unwrap_or_default() } else { protocol };
+    word.to_ascii_lowercase()
+}
+
 #[cfg(test)]
 mod tests {
     use super::PortProtocol::{self, *};
+    use super::speaks_http2;
+
+    #[test]
+    fn http2_is_what_is_declared_so() {
+        for (protocol, name) in
+            [("HTTP2", "tcp"), ("GRPC", ""), ("grpc-web", ""), ("", "grpc-api"), ("", "http2")]
+        {
+            assert!(speaks_http2(protocol, name), "{protocol} {name}");
+        }
+        for (protocol, name) in
+            [("HTTP", "grpc"), ("TCP", "http2"), ("HTTPS", ""), ("", "http"), ("", "")]
+        {
+            assert!(!speaks_http2(protocol, name), "{protocol} {name}");
+        }
+    }
 
     #[test]
     fn a_protocol_decides_then_the_name_then_the_number() {

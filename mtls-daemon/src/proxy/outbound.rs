@@ -292,7 +292,7 @@ async fn originate(
     let name = name.ok_or_else(|| failed(OriginationError::NoServerName))?;
     let server = reach(worker, pod, &current.workload, address, limit).await?;
     let begun = Instant::now();
-    let shake = originations.connect(server, settings, &name);
+    let shake = originations.connect(server, settings, &name, origination.http2);
     let (server, summary) = match timeout(timeouts.handshake, shake).await {
         Ok(result) => result.map_err(failed)?,
         Err(_) => {

@@ -42,6 +42,34 @@ fn rule_2_3_tls_is_originated_and_never_bypassed() {
 }
 
 #[test]
+fn http2_is_offered_where_a_port_is_declared_so() {
+    let at = "resolution: NONE, addresses: [198.51.100.7]";
+    for (port, expected) in [
+        ("name: tls", false),
+        ("name: x, protocol: TCP", false),
+        ("name: x, protocol: HTTP", false),
+        ("name: x, protocol: HTTP2", true),
+        ("name: x, protocol: GRPC", true),
+        ("name: grpc-api", true),
+    ] {
+        let entry = outside("db", at).replace("name: tls", port);
+        let snapshot = build(&[MESH, &entry, &simple("db", "{mode: SIMPLE}")]);
+        let client = snapshot.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+        let plan = snapshot.outbound(client, "198.51.100.7:443".parse().unwrap(), &mut |_| 0);
+        let OutboundPlan::Connect { tls: ClientTls::Originate { origination, .. }, .. } = plan
+        else {
+            panic!("{port}: {plan:?}");
+        };
+        assert_eq!(origination.http2, expected, "{port}");
+        // Two services with the same rule agree about it whatever they carry.
+        let (one, two) = (entry, outside("b", at));
+        let asked = "{mode: SIMPLE, sni: same.test}";
+        let snapshot = build(&[MESH, &one, &two, &simple("db", asked), &simple("b", asked)]);
+        assert!(answer(&snapshot, "198.51.100.7:443", 0).starts_with("tls "), "{port}");
+    }
+}
+
+#[test]
 fn services_at_one_address_whose_rules_disagree_are_refused() {
     let at = "resolution: NONE, addresses: [198.51.100.7]";
     let (one, two) = (outside("a", at), outside("b", at));

@@ -82,12 +82,14 @@ impl Originations {
         self.ready.store(Arc::new(ready));
     }
 
-    /// Shakes hands as `settings` say, asking for `name`. Not bounded in time: the caller does that.
+    /// Shakes hands as `settings` say, asking for `name`, and for HTTP/2 alone where `http2` is meant.
+    /// Not bounded in time: the caller does that.
     pub async fn connect(
         &self,
         stream: TcpStream,
         settings: &TlsSettings,
         name: &str,
+        http2: bool,
     ) -> Result<(ClientStream, TlsSummary), OriginationError> {
         let config = self.configuration(settings)?;
         let server = ServerName::try_from(name.to_owned())
@@ -98,8 +100,11 @@ impl Originations {
         };
         let expectation =
             Expectation { names, refusal: RefCell::new(None), asked: Cell::new(false) };
+        // Otherwise nothing: the application's bytes are passed on, and it has agreed on no protocol.
+        let alpn = if http2 { vec![b"h2".to_vec()] } else { Vec::new() };
         let shake = async {
-            let result = TlsConnector::from(config).connect(server, stream).await;
+            let connector = TlsConnector::from(config);
+            let result = connector.with_alpn(alpn).connect(server, stream).await;
             let learned = EXPECTATION.with(|it| (it.refusal.take(), it.asked.get()));
             (result, learned)
         };
@@ -166,7 +171,7 @@ fn configuration(sources: &Sources) -> Ready {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(OwnCertificate(material.client)));
-    // The application's bytes are passed on as they are: it has agreed on no protocol.
+    // It depends on the port.
     config.alpn_protocols = Vec::new();
     // A resumed session would outlive a change of the files.
     config.resumption = Resumption::disabled();

@@ -57,7 +57,7 @@ async fn an_originated_connection_refuses_a_server_with_another_uri() {
     let originations = Arc::new(Originations::default());
     originations.prepare(std::iter::once(&settings));
     let ask = async |leaf| {
-        meet(leaf, |stream| originations.connect(stream, &settings, "server.example")).await
+        meet(leaf, |stream| originations.connect(stream, &settings, "server.example", false)).await
     };
     ask(leaf(&ca, SERVER, &[])).await.unwrap();
     // The name that is asked for is not the one that is expected, once others are.

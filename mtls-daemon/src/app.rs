@@ -194,6 +194,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(serve_admin(admin, app.clone()));
     tokio::spawn(app.clone().tick());
     tokio::spawn(app.clone().follow_cgroups());
+    tokio::spawn(app.clone().follow_rules_files());
     tokio::spawn(names.clone().follow(RESOLVE));
     tokio::spawn(app.clone().follow_files(node_name, names, generation, fingerprint, accepted));
     app.clone().answer_readiness();
@@ -335,7 +336,6 @@ impl App {
             interval.tick().await;
             let app = self.clone();
             let ticked = tokio::task::spawn_blocking(move || {
-                app.shared.originations.refresh();
                 app.shared.checks.tick(SystemTime::now());
                 let mut node = lock(&app.node);
                 node.tick()?;
@@ -352,6 +352,20 @@ impl App {
                     tracing::error!(%error, "cannot keep up with the node's namespaces")
                 }
                 Err(error) => tracing::error!(%error, "looking after namespaces failed"),
+            }
+        }
+    }
+
+    /// Apart from all else: a rule may name a file on a mount that hangs.
+    async fn follow_rules_files(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let shared = self.shared.clone();
+            let refreshed = tokio::task::spawn_blocking(move || shared.originations.refresh());
+            if let Err(error) = refreshed.await {
+                tracing::error!(%error, "looking after the files of rules failed");
             }
         }
     }

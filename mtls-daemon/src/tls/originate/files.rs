@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -147,11 +147,17 @@ fn read(field: &'static str, path: &Arc<str>) -> Result<Vec<u8>, FileError> {
     let cannot = |error: std::io::Error| fail(format!("cannot be read on the node: {error}"));
     let meta = fs::metadata(&**path).map_err(cannot)?;
     // A FIFO would be waited on for ever.
+    let irregular = || fail("is no regular file".to_owned());
     if !meta.is_file() {
-        return Err(fail("is no regular file".to_owned()));
+        return Err(irregular());
+    }
+    // Nor is whoever holds a lease on it, or has put a FIFO in its place meanwhile.
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(&**path).map_err(cannot)?;
+    if !file.metadata().map_err(cannot)?.is_file() {
+        return Err(irregular());
     }
     let mut bytes = Vec::new();
-    let file = fs::File::open(&**path).map_err(cannot)?;
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > LARGEST {
         return Err(fail(format!("is larger than {LARGEST} bytes")));

@@ -8,7 +8,7 @@ mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::client::Resumption;
@@ -33,53 +33,80 @@ static VERSIONS: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS
 
 type Ready = Result<Arc<ClientConfig>, FileError>;
 
+/// What a rule's files were like when they were read.
+type Stamps = HashMap<Sources, Vec<Option<Stamp>>>;
+
 /// The configurations of all rules in force.
 #[derive(Default)]
 pub struct Originations {
     ready: ArcSwap<HashMap<Sources, Ready>>,
-    /// What the files were like when they were read. Held while they are read: one at a time.
-    stamps: Mutex<HashMap<Sources, Vec<Option<Stamp>>>>,
+    /// Never held while a file is read: on a mount that hangs that takes for ever.
+    stamps: Mutex<Stamps>,
 }
+
+/// Files that were looked at, and what they make.
+type Look = (Sources, Vec<Option<Stamp>>, Ready);
 
 impl Originations {
     /// Reads what `settings` name and is not read yet, and forgets everything else. Blocks; to be
-    /// called before rules are in force.
+    /// called before rules are in force, by one at a time.
     pub fn prepare<'s>(&self, settings: impl Iterator<Item = &'s TlsSettings>) {
         let wanted = settings.filter(|settings| settings.credential_name.is_none());
         let wanted: HashSet<Sources> = wanted.map(Sources::of).collect();
-        self.read(|stamps| {
+        let new: Vec<Sources> = {
+            let mut stamps = self.stamps();
             stamps.retain(|known, _| wanted.contains(known));
-            for sources in wanted {
-                // No stamp is like none of any file, so it is read.
-                stamps.entry(sources).or_insert_with(|| vec![None]);
-            }
-        });
+            wanted.into_iter().filter(|sources| !stamps.contains_key(sources)).collect()
+        };
+        let look = |sources: Sources| {
+            let (stamp, read) = (sources.stamp(), configuration(&sources));
+            (sources, stamp, read)
+        };
+        let looks = new.into_iter().map(look).collect();
+        self.put(&mut self.stamps(), looks);
     }
 
-    /// Reads again the files that changed since. Blocks.
+    /// Reads again the files that changed since, and those that could not be used. Blocks, on a mount
+    /// that hangs for as long as it does: nothing else may wait for it.
     pub fn refresh(&self) {
-        self.read(|_| {});
+        self.refresh_by(configuration);
     }
 
-    fn read(&self, change: impl FnOnce(&mut HashMap<Sources, Vec<Option<Stamp>>>)) {
-        // Stamps have no half-done state.
-        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut stamps);
-        let before = self.ready.load();
-        let mut ready: HashMap<Sources, Ready> = HashMap::new();
-        for (sources, stamp) in stamps.iter_mut() {
+    fn refresh_by(&self, configuration: impl Fn(&Sources) -> Ready) {
+        let (known, ready) = (self.stamps().clone(), self.ready.load_full());
+        let mut looks = Vec::new();
+        for (sources, before) in known {
             let now = sources.stamp();
-            let old = before.get(sources);
-            let same = now == *stamp && now.iter().all(Option::is_some);
-            let read = match old {
-                Some(old) if same => old.clone(),
-                _ => configuration(sources),
-            };
-            tell(old, &read);
-            ready.insert(sources.clone(), read);
-            *stamp = now;
+            let same = now == before && now.iter().all(Option::is_some);
+            if !same || ready.get(&sources).is_none_or(Result::is_err) {
+                let read = configuration(&sources);
+                looks.push((sources, now, read));
+            }
+        }
+        if looks.is_empty() {
+            return;
+        }
+        let mut stamps = self.stamps();
+        // Forgotten meanwhile: nobody wants to know.
+        looks.retain(|(sources, ..)| stamps.contains_key(sources));
+        self.put(&mut stamps, looks);
+    }
+
+    fn put(&self, stamps: &mut Stamps, looks: Vec<Look>) {
+        let before = self.ready.load();
+        let mut ready = HashMap::clone(&before);
+        ready.retain(|sources, _| stamps.contains_key(sources));
+        for (sources, stamp, read) in looks {
+            tell(before.get(&sources), &read);
+            stamps.insert(sources.clone(), stamp);
+            ready.insert(sources, read);
         }
         self.ready.store(Arc::new(ready));
+    }
+
+    fn stamps(&self) -> MutexGuard<'_, Stamps> {
+        // Stamps have no half-done state.
+        self.stamps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shakes hands as `settings` say, asking for `name`, and for HTTP/2 alone where `http2` is meant.
@@ -187,5 +214,39 @@ fn tell(old: Option<&Ready>, new: &Ready) {
         }
         (Some(Err(_)), Ok(_)) => tracing::info!("a rule's TLS files can be used again"),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::TlsMode;
+
+    fn simple(roots: &str) -> TlsSettings {
+        TlsSettings {
+            mode: TlsMode::Simple,
+            client_certificate: None,
+            private_key: None,
+            ca_certificates: Some(roots.into()),
+            ca_crl: None,
+            credential_name: None,
+            sni: None,
+            subject_alt_names: Vec::new(),
+            insecure_skip_verify: false,
+        }
+    }
+
+    #[test]
+    fn rules_change_while_a_file_is_being_read() {
+        let originations = Originations::default();
+        let (slow, other) = (simple("/no/such/slow.pem"), simple("/no/such/other.pem"));
+        originations.prepare([&slow].into_iter());
+        originations.refresh_by(|sources| {
+            assert!(originations.stamps.try_lock().is_ok(), "others wait for this file");
+            originations.prepare([&other].into_iter());
+            configuration(sources)
+        });
+        let known = |settings| originations.ready.load().contains_key(&Sources::of(settings));
+        assert!(known(&other) && !known(&slow), "it was forgotten meanwhile");
     }
 }

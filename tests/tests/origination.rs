@@ -94,10 +94,11 @@ fn outside() -> Result<Outside> {
 
 /// A service outside the mesh: at a virtual address, or by its name alone.
 fn service(world: &mut World, host: &str, addresses: &[Ipv4Addr]) {
-    let mut ports: Vec<Value> = [REDIS, GOOD, EXPIRED, OTHER_NAME, VERSION_1, OPEN, OPEN_OTHER_NAME]
-        .iter()
-        .map(|port| json!({"number": port, "name": format!("port-{port}")}))
-        .collect();
+    let mut ports: Vec<Value> =
+        [REDIS, GOOD, EXPIRED, OTHER_NAME, VERSION_1, OPEN, OPEN_OTHER_NAME]
+            .iter()
+            .map(|port| json!({"number": port, "name": format!("port-{port}")}))
+            .collect();
     for (number, protocol) in [(HTTP2, "HTTP2"), (GRPC, "GRPC")] {
         let name = format!("port-{number}");
         ports.push(json!(

@@ -301,7 +301,20 @@ fn calls_of_every_kind_pass_as_they_are() -> Result<()> {
     }
     let counted = town.world.b().metric("istio_requests_total", &["request_protocol=\"grpc\""])?;
     ensure!(counted >= 3.0 * 16.0, "{counted} calls are counted as gRPC");
-    Ok(())
+    // Each failed once in its headers alone and once behind an answer.
+    counts(&town, Code::FailedPrecondition, 6.0)
+}
+
+/// The outcome that is gRPC's own: its HTTP status is 200.
+fn counts(town: &Web, code: Code, calls: f64) -> Result<()> {
+    let status = format!("grpc_response_status=\"{}\"", i32::from(code));
+    let labels = ["response_code=\"200\"", &status];
+    wait::until(patience(SOON), "the calls to be counted", || {
+        match town.world.b().metric("istio_requests_total", &labels) {
+            Ok(counted) if counted == calls => Ok(()),
+            other => Err(format!("{status}: {other:?}")),
+        }
+    })
 }
 
 #[test]
@@ -328,6 +341,7 @@ fn calls_are_denied_in_their_own_words_and_end_when_policy_says_so() -> Result<(
         let line = town.world.b().logged(mark, "the denial", |l| l["event"] == "request_denied")?;
         ensure!(line["path"] == "/test.Chat/Sum" && line["method"] == "POST", "{line}");
     }
+    counts(&town, Code::PermissionDenied, 6.0)?;
 
     // Streams that are open when a policy comes: the denied one's ends, another goes on.
     let caller = |from| Caller::connect(&town, &runtime, from, town.server(HTTP2));

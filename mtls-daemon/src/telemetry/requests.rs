@@ -155,6 +155,7 @@ struct Unanswered {
 struct Outcome {
     code: u16,
     grpc: bool,
+    grpc_status: Option<u8>,
     flag: &'static str,
 }
 
@@ -179,25 +180,34 @@ impl Timed {
     }
 }
 
+/// Outcomes of one label set that are told apart. An application chooses its codes, and what is beyond
+/// is counted as the first of its hundred.
+const MAX_OUTCOMES: usize = 100;
+
 /// The requests of one label set. There are few outcomes, so that a list finds them.
 #[derive(Debug, Default)]
 struct Outcomes(RwLock<Vec<(Outcome, Arc<Timed>)>>);
 
 impl Outcomes {
     fn count(&self, finished: &Finished) {
-        let outcome = Outcome { code: finished.code, grpc: finished.grpc, flag: finished.flag };
-        self.timed(outcome).count(finished.elapsed);
+        let Finished { code, grpc, grpc_status, flag, elapsed } = *finished;
+        self.timed(Outcome { code, grpc, grpc_status, flag }).count(elapsed);
     }
 
     fn timed(&self, outcome: Outcome) -> Arc<Timed> {
-        let find = |list: &[(Outcome, Arc<Timed>)]| {
+        let find = |list: &[(Outcome, Arc<Timed>)], outcome: Outcome| {
             list.iter().find(|(other, _)| *other == outcome).map(|(_, timed)| timed.clone())
         };
-        if let Some(found) = find(&self.0.read().unwrap_or_else(PoisonError::into_inner)) {
+        let known = find(&self.0.read().unwrap_or_else(PoisonError::into_inner), outcome);
+        if let Some(found) = known {
             return found;
         }
         let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = find(&list) {
+        let outcome = match list.len() {
+            0..MAX_OUTCOMES => outcome,
+            _ => Outcome { code: outcome.code / 100 * 100, ..outcome },
+        };
+        if let Some(found) = find(&list, outcome) {
             return found;
         }
         let timed = Arc::<Timed>::default();
@@ -241,7 +251,9 @@ impl EncodeLabelSet for Series {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         self.0.encode(encoder)?;
         ("response_code", self.1.code.to_string()).encode(encoder.encode_label())?;
-        ("response_flags", self.1.flag).encode(encoder.encode_label())
+        ("response_flags", self.1.flag).encode(encoder.encode_label())?;
+        let grpc = self.1.grpc_status.map(|status| status.to_string()).unwrap_or_default();
+        ("grpc_response_status", grpc).encode(encoder.encode_label())
     }
 }
 

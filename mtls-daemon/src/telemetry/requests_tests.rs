@@ -6,7 +6,8 @@ use crate::telemetry::testing::{flow, id};
 use crate::telemetry::{Direction, Security, Telemetry};
 
 fn finished(code: u16, grpc: bool, milliseconds: u64) -> Finished {
-    Finished { code, grpc, flag: "-", elapsed: Duration::from_millis(milliseconds) }
+    let elapsed = Duration::from_millis(milliseconds);
+    Finished { code, grpc, grpc_status: grpc.then_some(7), flag: "-", elapsed }
 }
 
 #[test]
@@ -35,13 +36,33 @@ fn requests_are_counted_under_istios_names() {
     assert_eq!(series(total, &[http, ok, "response_flags=\"-\""]), "2");
     assert_eq!(series(total, &[http, denied, "reporter=\"destination\""]), "1");
     let identity = "source_principal=\"spiffe://cluster.local/ns/full/sa/client\"";
-    assert_eq!(series(total, &[grpc, ok, "mutual_tls", identity]), "1");
+    let refused = "grpc_response_status=\"7\"";
+    assert_eq!(series(total, &[grpc, ok, refused, "mutual_tls", identity]), "1");
+    assert_eq!(series(total, &[http, denied, "grpc_response_status=\"\""]), "1");
     let duration = "istio_request_duration_milliseconds";
     assert_eq!(series(&format!("{duration}_sum{{"), &[http, ok]), "73.0");
     assert_eq!(series(&format!("{duration}_bucket{{"), &[http, ok, "le=\"50.0\""]), "1");
     assert_eq!(series(&format!("{duration}_bucket{{"), &[http, ok, "le=\"100.0\""]), "2");
     assert_eq!(series(&format!("{duration}_bucket{{"), &[grpc, "le=\"3600000.0\""]), "0");
     assert_eq!(series(&format!("{duration}_bucket{{"), &[grpc, "le=\"+Inf\""]), "1");
+}
+
+#[test]
+fn an_application_that_makes_up_codes_makes_no_endless_series() {
+    let telemetry = Telemetry::new("node", &Sink::Off).expect("telemetry");
+    let requests = telemetry.requests(&flow(Direction::Inbound));
+    for _ in 0..2 {
+        for code in 100..=999 {
+            requests.finished(&finished(code, false, 1));
+        }
+    }
+    let text = telemetry.metrics.encode();
+    let total = text.lines().filter(|line| line.starts_with("istio_requests_total{"));
+    let counts: Vec<u64> = total
+        .map(|line| line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a number"))
+        .collect();
+    assert!(counts.len() <= MAX_OUTCOMES + 9, "{}", counts.len());
+    assert_eq!(counts.iter().sum::<u64>(), 1800, "each is counted");
 }
 
 #[test]

@@ -17,11 +17,15 @@ use crate::proxy::failure::Failure;
 /// What clients of Istio know a denial by (policy.md 4.10).
 const DENIED: &str = "RBAC: access denied";
 
+const GRPC_STATUS: &str = "grpc-status";
+
 /// A request that was answered.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished {
     pub code: u16,
     pub grpc: bool,
+    /// gRPC's own outcome, 0 to 16, whose HTTP status is 200 all the same. None: it said none.
+    pub grpc_status: Option<u8>,
     /// Envoy's response flag, `-` for none.
     pub flag: &'static str,
     pub elapsed: Duration,
@@ -66,7 +70,8 @@ pub struct Record {
 
 impl Record {
     pub fn new(report: Rc<dyn Report>, grpc: bool) -> Self {
-        let finished = Finished { code: 0, grpc, flag: "DC", elapsed: Duration::ZERO };
+        let elapsed = Duration::ZERO;
+        let finished = Finished { code: 0, grpc, grpc_status: None, flag: "DC", elapsed };
         Self { report, began: Instant::now(), finished, ticket: None }
     }
 
@@ -80,6 +85,17 @@ impl Record {
         ticket.show(|method, path, host| {
             self.report.failed(&Failed { method, path, host, failure });
         });
+    }
+
+    /// Of the headers where there is nothing else, or of the trailers.
+    fn note_grpc_status(&mut self, headers: &HeaderMap) {
+        if self.finished.grpc
+            && let Some(status) = headers.get(GRPC_STATUS)
+        {
+            let known = status.to_str().ok().and_then(|text| text.parse().ok());
+            // Any other is Unknown to its client.
+            self.finished.grpc_status = Some(known.filter(|known| *known <= 16).unwrap_or(2));
+        }
     }
 
     fn answered(&mut self, code: StatusCode, flag: &'static str) {
@@ -121,6 +137,11 @@ impl Body for Payload {
                 };
                 if let Some(mut record) = record.take() {
                     record.finished.flag = flag;
+                    if let Some(trailers) =
+                        frame.iter().flatten().find_map(|frame| frame.trailers_ref())
+                    {
+                        record.note_grpc_status(trailers);
+                    }
                 }
                 Poll::Ready(frame)
             }
@@ -148,6 +169,7 @@ impl Body for Payload {
 /// The application's own answer.
 pub fn application(response: Response<Incoming>, mut record: Record) -> Response<Payload> {
     let status = response.status();
+    record.note_grpc_status(response.headers());
     response.map(|body| {
         // An empty body may never be asked for.
         let flag = if body.is_end_stream() { "-" } else { "DC" };
@@ -194,7 +216,8 @@ fn own(
     let (status, text) = if record.finished.grpc {
         // A gRPC client reads trailers alone, which may be the only headers.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static(grpc_status));
+        headers.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status));
+        record.note_grpc_status(&headers);
         let message = HeaderValue::from_str(text.trim_end());
         headers.insert(
             "grpc-message",

@@ -91,8 +91,11 @@ struct User {
 /// Whom a TokenReview names. `audience`: the one that was asked for; an answer that names audiences
 /// must have it among them.
 pub fn account(review: &Value, audience: &str) -> Result<Account, ReviewError> {
-    if !review.is_object() {
-        return Err(ReviewError::Unreadable("it is no object".to_owned()));
+    // What is read into a structure may be a list as well, field by field.
+    for place in ["", "/status", "/status/user"] {
+        if review.pointer(place).is_some_and(|part| !part.is_object()) {
+            return Err(ReviewError::Unreadable(format!("it has no object at {place:?}")));
+        }
     }
     let Review { status } =
         Review::deserialize(review).map_err(|error| ReviewError::Unreadable(error.to_string()))?;

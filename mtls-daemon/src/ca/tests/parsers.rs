@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::*;
-use crate::ca::authenticate::token_review::{AUDIENCE, Account, PodReference, account};
+use crate::ca::authenticate::token_review::{
+    AUDIENCE, Account, PodReference, ReviewError, account,
+};
 use crate::ca::state::StateDir;
 use crate::ca::token::{self, PREFIX, TokenError};
 use crate::identity::NodeName;
@@ -103,6 +105,20 @@ fn made(directory: &StateDir) -> (String, String) {
 
 fn check(directory: &StateDir, text: &str) -> Result<String, TokenError> {
     token::check(directory, text, SystemTime::now()).unwrap().map(|(id, _)| id)
+}
+
+#[test]
+fn a_list_is_no_object_whatever_its_items_say() {
+    let good = good("shop", "web");
+    let user = json!([format!("{USER}shop:web"), [GROUP], {}]);
+    let status = json!(["", true, user, [AUDIENCE]]);
+    for (place, value) in [("/status/user", user.clone()), ("/status", status.clone())] {
+        let mut spoilt = good.clone();
+        *spoilt.pointer_mut(place).unwrap() = value;
+        let found = account(&spoilt, AUDIENCE);
+        assert!(matches!(found, Err(ReviewError::Unreadable(_))), "{place}: {found:?}");
+    }
+    assert!(account(&json!([status]), AUDIENCE).is_err());
 }
 
 proptest! {

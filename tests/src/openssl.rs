@@ -18,6 +18,12 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
+/// The mesh's own CA, which the first daemon made below `directory`.
+pub fn mesh_ca(directory: &Path) -> Pair {
+    let place = directory.join("ca");
+    Pair { certificate: place.join("ca-cert.pem"), key: place.join("ca-key.pem") }
+}
+
 /// A self-signed certificate for `name`, which may sign others.
 ///
 /// # Errors

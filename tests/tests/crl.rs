@@ -10,7 +10,7 @@ use mtls_tests::World;
 use mtls_tests::bed::PodSpec;
 use mtls_tests::client::{self, End, converse, ping, read_to_end};
 use mtls_tests::late::Late;
-use mtls_tests::openssl::{self, Pair};
+use mtls_tests::openssl;
 use mtls_tests::svids::svid;
 use mtls_tests::wait::until;
 use mtls_tests::world::To;
@@ -30,10 +30,7 @@ fn a_file_cuts_off_a_stolen_key_and_an_overdue_one_everybody() -> Result<()> {
     let mut world = World::with(&[PodSpec::new(0, "thief", 40)], |_, _| {}, |spec| spec)?;
     world.serve("httpbin-full", "echo", PORT)?;
     let directory = world.bed.directory.clone();
-    let ca = Pair {
-        certificate: directory.join("ca").join("ca-cert.pem"),
-        key: directory.join("ca").join("ca-key.pem"),
-    };
+    let ca = openssl::mesh_ca(&directory);
     let lists = directory.join("crl");
     fs::create_dir(&lists)?;
     let file = lists.join("ca.pem");
@@ -123,10 +120,7 @@ fn a_server_on_a_list_is_refused_by_its_clients() -> Result<()> {
     world.serve("httpbin-full", "echo", PORT)?;
     world.serve("httpbin-partial", "echo", PORT)?;
     let directory = world.bed.directory.clone();
-    let ca = Pair {
-        certificate: directory.join("ca").join("ca-cert.pem"),
-        key: directory.join("ca").join("ca-key.pem"),
-    };
+    let ca = openssl::mesh_ca(&directory);
     let lists = directory.join("crl");
     fs::create_dir(&lists)?;
     let file = lists.join("ca.pem");

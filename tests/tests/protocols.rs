@@ -272,10 +272,7 @@ fn a_local_greeting_never_beats_a_remote_peer_whose_hello_is_late() -> Result<()
         |spec| spec,
     )?;
     let directory = &world.bed.directory;
-    let ca = Pair {
-        certificate: directory.join("ca").join("ca-cert.pem"),
-        key: directory.join("ca").join("ca-key.pem"),
-    };
+    let ca = openssl::mesh_ca(directory);
     let svid = openssl::svid(directory, "slow", &ca, SLEEP)?;
     let (client, server) = (world.pod("slow"), world.pod("httpbin-full"));
     let pair = openssl::self_signed(directory, NAME)?;

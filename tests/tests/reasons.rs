@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use mtls_tests::client::{self, End, ping, read_some, read_to_end};
 use mtls_tests::curl::{self, curl};
 use mtls_tests::demo::SLEEP;
-use mtls_tests::openssl::{self, Pair};
+use mtls_tests::openssl;
 use mtls_tests::world::{TARGET_PORT, To, event, serve};
 use mtls_tests::{PodSpec, World};
 
@@ -59,10 +59,7 @@ fn a_client_that_ends_without_close_notify_may_be_truncated() -> Result<()> {
         |spec| spec,
     )?;
     let directory = &world.bed.directory;
-    let ca = Pair {
-        certificate: directory.join("ca").join("ca-cert.pem"),
-        key: directory.join("ca").join("ca-key.pem"),
-    };
+    let ca = openssl::mesh_ca(directory);
     let svid = openssl::svid(directory, "torn", &ca, SLEEP)?;
     let server = world.pod("httpbin-full");
     let echo = serve(server, "echo", PORT)?;
